@@ -1,0 +1,3 @@
+"""patterncc: a compiler for attention topologies."""
+
+from patterncc.primitives import *  # noqa: F403

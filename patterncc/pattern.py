@@ -1,0 +1,175 @@
+"""Pattern: what the user said about who reads whom; an expression tree, free of sizes.
+
+A pattern is a set of edges ``(i, j)``: *query i reads key j*, both absolute positions.  Nodes are
+frozen and hashable; ``|``, ``&``, ``-``, ``~`` and ``.T`` build larger patterns, and ``str`` gives
+back the expression in the language of pattern files.  Sizes come in at lowering (`patterncc.lower`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NoReturn
+
+from patterncc.errors import PatternError, PatternValueError
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A set of edges (i, j), query i reads key j, without a sequence length.
+
+    >>> from patterncc import causal, window, sink
+    >>> causal() & (window(511) | sink(4))
+    causal() & (window(511) | sink(4))
+    """
+
+    def __or__(self, other: Pattern) -> Pattern:
+        return Union(_parts(Union, self) + _parts(Union, _pattern(other, "|")))
+
+    def __and__(self, other: Pattern) -> Pattern:
+        return Intersection(
+            _parts(Intersection, self) + _parts(Intersection, _pattern(other, "&"))
+        )
+
+    def __sub__(self, other: Pattern) -> Pattern:
+        return Difference(self, _pattern(other, "-"))
+
+    def __invert__(self) -> Pattern:
+        return self.of if isinstance(self, Complement) else Complement(self)
+
+    @property
+    def T(self) -> Pattern:  # noqa: N802 - the name that matrices have
+        """The transpose: (i, j) where this has (j, i)."""
+        return self.of if isinstance(self, Transpose) else Transpose(self)
+
+    def __bool__(self) -> NoReturn:
+        raise PatternError(
+            "a Pattern has no truth value; write 'a & b', 'a | b' and '~a' "
+            "instead of 'a and b', 'a or b' and 'not a'"
+        )
+
+    def __str__(self) -> str:
+        return _text(self, 0)
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, repr=False)
+class Union(Pattern):
+    """Edges of any part."""
+
+    parts: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Intersection(Pattern):
+    """Edges of every part."""
+
+    parts: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Difference(Pattern):
+    """Edges of `left` that `right` does not have."""
+
+    left: Pattern
+    right: Pattern
+
+
+@dataclass(frozen=True, repr=False)
+class Complement(Pattern):
+    """Every pair of the frame that `of` does not have."""
+
+    of: Pattern
+
+
+@dataclass(frozen=True, repr=False)
+class Transpose(Pattern):
+    """(i, j) where `of` has (j, i)."""
+
+    of: Pattern
+
+
+class Primitive(Pattern):
+    """A leaf of the tree; its dataclass fields are its arguments in pattern files."""
+
+    def __str__(self) -> str:
+        shown, keyword = [], False
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.default is not None and value == f.default and type(value) is type(f.default):
+                keyword = True  # a default left out: what follows is named
+                continue
+            shown.append(f"{f.name}={_value(value)}" if keyword else _value(value))
+        return f"{name_of(type(self))}({', '.join(shown)})"
+
+    __repr__ = __str__
+
+
+def name_of(kind: type[Primitive]) -> str:
+    """The language's name of a primitive class: RandomBlocks is 'random_blocks'.
+
+    >>> from patterncc.primitives import RandomBlocks
+    >>> name_of(RandomBlocks)
+    'random_blocks'
+    """
+    special = {"LogSparse": "logsparse", "LongNet": "longnet"}
+    if kind.__name__ in special:
+        return special[kind.__name__]
+    name = kind.__name__
+    return "".join("_" + c.lower() if c.isupper() and k else c.lower() for k, c in enumerate(name))
+
+
+def check_int(owner: str, name: str, value: object, least: int, most: int = 2**40) -> int:
+    """`value` as an int within [least, most], or a PatternValueError that names the argument.
+
+    >>> check_int("window", "left", 3, 0)
+    3
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise PatternValueError(f"{owner}: {name} must be an integer, not {value!r}")
+    number = int(value.__index__())
+    if not least <= number <= most:
+        bound = f"at least {least}" if number < least else f"at most {most}"
+        raise PatternValueError(f"{owner}: {name} must be {bound}, not {number}")
+    return number
+
+
+
+def _text(p: Pattern, level: int) -> str:
+    """The expression with as few parentheses as Python's precedence allows."""
+    match p:
+        case Union(parts):
+            mine, text = 1, " | ".join(_text(x, 2) for x in parts)
+        case Intersection(parts):
+            mine, text = 2, " & ".join(_text(x, 3) for x in parts)
+        case Difference(left, right):
+            mine, text = 3, f"{_text(left, 3)} - {_text(right, 4)}"
+        case Complement(of):
+            mine, text = 4, f"~{_text(of, 4)}"
+        case Transpose(of):
+            mine, text = 5, f"{_text(of, 5)}.T"
+        case _:
+            return str(p)
+    return f"({text})" if mine < level else text
+
+
+def _value(value: object) -> str:
+    if isinstance(value, range):
+        start = f"{value.start}, " if value.start or value.step != 1 else ""
+        step = f", {value.step}" if value.step != 1 else ""
+        return f"range({start}{value.stop}{step})"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value)
+
+
+def _pattern(other: object, symbol: str) -> Pattern:
+    if not isinstance(other, Pattern):
+        raise PatternError(f"'{symbol}' joins two patterns; the right side is {other!r}")
+    return other
+
+
+def _parts(kind: type[Union] | type[Intersection], p: Pattern) -> tuple[Pattern, ...]:
+    return p.parts if isinstance(p, kind) else (p,)

@@ -1,0 +1,398 @@
+"""The leaves of the pattern language: windows, global tokens, documents, random blocks, graphs.
+
+A primitive's dataclass fields are its arguments, in files and in Python alike; the lower-case names
+at the end of this module are what people write.  Every class states its edges: "i reads j".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from patterncc.errors import PatternValueError
+from patterncc.pattern import Primitive, check_int, name_of
+
+_SMALL = 2**31 - 1  # what is counted in degrees, steps and seeds
+
+
+@dataclass(frozen=True, repr=False)
+class Full(Primitive):
+    """Every pair."""
+
+
+@dataclass(frozen=True, repr=False)
+class Causal(Primitive):
+    """j <= i."""
+
+
+@dataclass(frozen=True, repr=False)
+class Window(Primitive):
+    """i - left <= j <= i + right; with block > 1 the same on i // block and j // block.
+
+    Sizes count keys on each side, the token itself not counted; -1 is unlimited.  Hugging Face's
+    ``sliding_window = W`` (the token itself counted) is ``window(W - 1)``.
+    """
+
+    left: int
+    right: int = 0
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        _ints(self, left=-1, right=-1, block=1)
+
+
+@dataclass(frozen=True, repr=False)
+class Dilated(Primitive):
+    """A window whose keys lie a multiple of `step` away: (j - i) % step == 0."""
+
+    left: int
+    right: int = 0
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        _ints(self, left=0, right=0, step=1)
+
+
+@dataclass(frozen=True, repr=False)
+class Strided(Primitive):
+    """(i - j) % stride == 0: one residue class a token."""
+
+    stride: int
+
+    def __post_init__(self) -> None:
+        _ints(self, stride=1)
+
+
+@dataclass(frozen=True, repr=False)
+class Summary(Primitive):
+    """j % stride >= stride - width: the last `width` tokens of every segment (Sparse Transformer's "fixed")."""
+
+    stride: int
+    width: int = 1
+
+    def __post_init__(self) -> None:
+        _ints(self, stride=1, width=1)
+        if self.width > self.stride:
+            raise PatternValueError(
+                f"summary: width {self.width} is larger than stride {self.stride}; use full()"
+            )
+
+
+@dataclass(frozen=True, repr=False)
+class Chunked(Primitive):
+    """i // size == j // size: attention inside chunks."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        _ints(self, size=1)
+
+
+@dataclass(frozen=True, repr=False)
+class GlobalTokens(Primitive):
+    """i in tokens or j in tokens: tokens that read everything and are read by everything."""
+
+    tokens: tuple[int, ...] | range
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", _tokens("global_tokens", self.tokens))
+
+
+@dataclass(frozen=True, repr=False)
+class Sink(Primitive):
+    """j < count: the first tokens, read by everyone (StreamingLLM)."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        _ints(self, count=0)
+
+
+@dataclass(frozen=True, repr=False)
+class Prefix(Primitive):
+    """i < count and j < count; `causal() | prefix(count)` is a prefix language model."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        _ints(self, count=0)
+
+
+@dataclass(frozen=True, repr=False)
+class RandomBlocks(Primitive):
+    """Each block row of `block` queries reads `per_row` distinct key blocks, drawn by a keyed hash.
+
+    With ``past=True`` a row draws from the key blocks up to its own, whatever the length; a row with
+    fewer candidates than `per_row` reads them all.
+    """
+
+    per_row: int
+    block: int = 64
+    seed: int = 0
+    past: bool = False
+
+    def __post_init__(self) -> None:
+        _ints(self, per_row=0, block=1, seed=0)
+        _flag(self, "past")
+
+
+@dataclass(frozen=True, repr=False)
+class RandomEdges(Primitive):
+    """Each query reads `per_row` distinct keys, drawn by a keyed hash; `past` as in random_blocks."""
+
+    per_row: int
+    seed: int = 0
+    past: bool = False
+
+    def __post_init__(self) -> None:
+        _ints(self, per_row=0, seed=0)
+        _flag(self, "past")
+
+
+@dataclass(frozen=True, repr=False)
+class Documents(Primitive):
+    """i and j lie in the same document: `lengths` in order from position 0, or a name bound at lowering.
+
+    Positions past the last document belong to none.
+    """
+
+    lengths: tuple[int, ...] | str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", _listed("documents", "lengths", self.lengths, 0))
+
+
+@dataclass(frozen=True, repr=False)
+class Clusters(Primitive):
+    """labels[i] == labels[j]: a label for every position, or a name bound at lowering; -1 is in no cluster."""
+
+    labels: tuple[int, ...] | str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", _listed("clusters", "labels", self.labels, -1))
+
+
+@dataclass(frozen=True, repr=False)
+class Routing(Primitive):
+    """Same cluster, labels found while the model runs; lowering needs them bound as ``routing=labels``."""
+
+    clusters: int
+
+    def __post_init__(self) -> None:
+        _ints(self, clusters=1)
+
+
+@dataclass(frozen=True, repr=False)
+class Butterfly(Primitive):
+    """The key block is the query's or differs from it in one bit of its index (bit `level` only, if given)."""
+
+    block: int = 64
+    level: int | None = None
+
+    def __post_init__(self) -> None:
+        _ints(self, block=1)
+        if self.level is not None:
+            object.__setattr__(self, "level", check_int("butterfly", "level", self.level, 0, 40))
+
+
+@dataclass(frozen=True, repr=False)
+class LogSparse(Primitive):
+    """i - j in {0, 1, 2, 4, 8, ...}."""
+
+
+@dataclass(frozen=True, repr=False)
+class LongNet(Primitive):
+    """Dilated segments: for each (segment, rate), i and j in the same segment and both in residue class
+    ``head % rate`` of it."""
+
+    segments: tuple[int, ...]
+    rates: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("segments", "rates"):
+            object.__setattr__(self, name, _listed("longnet", name, getattr(self, name), 1))
+        if len(self.segments) != len(self.rates) or not self.segments:
+            raise PatternValueError(
+                f"longnet: {len(self.segments)} segments and {len(self.rates)} rates; "
+                "give one rate for each segment"
+            )
+
+
+@dataclass(frozen=True, repr=False)
+class Expander(Primitive):
+    """A random regular graph of `degree` on blocks of `block` tokens, both ways, and each block itself."""
+
+    degree: int
+    block: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _ints(self, degree=1, block=1, seed=0)
+
+
+@dataclass(frozen=True, repr=False)
+class Grid(Primitive):
+    """N-D neighbourhood of a grid flattened in row-major order: within `window[a]` steps on every axis a.
+
+    ``edges="cut"`` leaves out neighbours past a border; ``"shift"`` moves the window inside, as
+    neighborhood attention (NATTEN) does.
+    """
+
+    shape: tuple[int, ...]
+    window: tuple[int, ...]
+    edges: str = "cut"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _listed("grid", "shape", self.shape, 1))
+        if isinstance(self.window, int):
+            object.__setattr__(self, "window", (self.window,) * len(self.shape))
+        object.__setattr__(self, "window", _listed("grid", "window", self.window, 0))
+        if len(self.shape) != len(self.window) or not self.shape:
+            raise PatternValueError(
+                f"grid: shape has {len(self.shape)} axes and window {len(self.window)}; "
+                "give one window size for each axis"
+            )
+        if self.edges not in ("cut", "shift"):
+            raise PatternValueError(f'grid: edges is "cut" or "shift", not {self.edges!r}')
+
+
+@dataclass(frozen=True, repr=False)
+class Axial(Primitive):
+    """Same line of a grid along any axis: coordinates differ in at most one axis."""
+
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _listed("axial", "shape", self.shape, 1))
+        if not self.shape:
+            raise PatternValueError("axial: shape is empty; give at least one axis")
+
+
+@dataclass(frozen=True, repr=False)
+class Tree(Primitive):
+    """Ancestors and the node itself: parents[i] < i, and -1 for a root (speculative decoding)."""
+
+    parents: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        parents = _listed("tree", "parents", self.parents, -1)
+        object.__setattr__(self, "parents", parents)
+        for i, parent in enumerate(parents):
+            assert isinstance(parent, int)
+            if parent >= i:
+                raise PatternValueError(
+                    f"tree: parents[{i}] is {parent}; a parent stands before its child (-1 is a root)"
+                )
+
+
+@dataclass(frozen=True, repr=False)
+class Edges(Primitive):
+    """An explicit graph: a file (.npz, GraphML, edge list), or in Python a networkx graph, a scipy.sparse
+    matrix, a bool [n, n] array or an int [E, 2] array of (query, key) pairs."""
+
+    source: Any = field(hash=False)
+
+    def __str__(self) -> str:
+        if isinstance(self.source, str):
+            return f'edges("{self.source}")'
+        return f"edges(<{type(self.source).__name__}>)"
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, repr=False)
+class Recurrent(Primitive):
+    """A recurrent layer (Mamba, RG-LRU): every earlier token can reach; for analysis only."""
+
+
+@dataclass(frozen=True, repr=False)
+class Convolution(Primitive):
+    """A causal convolution of `width` taps, the token itself counted; for analysis only."""
+
+    width: int
+
+    def __post_init__(self) -> None:
+        _ints(self, width=1)
+
+
+full = Full
+causal = Causal
+window = Window
+dilated = Dilated
+strided = Strided
+summary = Summary
+chunked = Chunked
+global_tokens = GlobalTokens
+sink = Sink
+prefix = Prefix
+random_blocks = RandomBlocks
+random_edges = RandomEdges
+documents = Documents
+clusters = Clusters
+routing = Routing
+butterfly = Butterfly
+logsparse = LogSparse
+longnet = LongNet
+expander = Expander
+grid = Grid
+axial = Axial
+tree = Tree
+edges = Edges
+recurrent = Recurrent
+convolution = Convolution
+
+PRIMITIVES: dict[str, type[Primitive]] = {
+    name_of(kind): kind
+    for kind in (
+        *(Full, Causal, Window, Dilated, Strided, Summary, Chunked, GlobalTokens, Sink, Prefix),
+        *(RandomBlocks, RandomEdges, Documents, Clusters, Routing, Butterfly, LogSparse, LongNet),
+        *(Expander, Grid, Axial, Tree, Edges, Recurrent, Convolution),
+    )
+}
+
+
+def _ints(node: Primitive, **least: int) -> None:
+    """Check the named fields of a frozen node as integers; -1 as a bound allows "unlimited"."""
+    for name, low in least.items():
+        most = _SMALL if name in ("per_row", "degree", "seed") else 2**40
+        value = check_int(name_of(type(node)), name, getattr(node, name), low, most)
+        object.__setattr__(node, name, value)
+
+
+def _flag(node: Primitive, name: str) -> None:
+    if not isinstance(getattr(node, name), bool):
+        raise PatternValueError(
+            f"{name_of(type(node))}: {name} must be True or False, not {getattr(node, name)!r}"
+        )
+
+
+def _tokens(owner: str, value: object) -> tuple[int, ...] | range:
+    """Positions as a range (kept, so that a billion cost nothing) or a sorted tuple without repeats."""
+    if isinstance(value, range):
+        ordered = value if value.step > 0 else value[::-1]
+        if len(ordered):
+            check_int(owner, "tokens", ordered[0], 0)
+            check_int(owner, "tokens", ordered[-1], 0)
+        return ordered
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise PatternValueError(
+            f"{owner}: tokens is a list of positions, not {value!r}; "
+            f"write {owner}([{value}]) for one token or {owner}(range({value})) for the first ones"
+        )
+    return tuple(sorted({check_int(owner, "tokens", v, 0) for v in value}))
+
+
+def _listed(owner: str, name: str, value: object, least: int) -> Any:
+    """A tuple of ints, or a binding's name left as it is."""
+    if isinstance(value, str) and owner in ("documents", "clusters"):
+        if not value.isidentifier():
+            raise PatternValueError(f"{owner}: {value!r} is not a name to bind; use a plain word")
+        return value
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise PatternValueError(f"{owner}: {name} is a list of integers, not {value!r}")
+    numbers = tuple(check_int(owner, name, v, least) for v in value)
+    if sum(numbers) > 2**40 or (owner in ("grid", "axial") and math.prod(numbers) > 2**40):
+        raise PatternValueError(f"{owner}: {name} adds up to more than 2**40 positions")
+    return numbers

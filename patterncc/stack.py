@@ -1,0 +1,94 @@
+"""Stack: the topology of a whole model, layers x heads of patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from patterncc.errors import PatternError, PatternValueError
+from patterncc.pattern import Pattern, check_int
+
+
+@dataclass(frozen=True)
+class Heads:
+    """One layer whose heads read different patterns: one pattern a head, in head order."""
+
+    patterns: tuple[Pattern, ...]
+
+    def __str__(self) -> str:
+        runs = [(len(list(group)), text) for text, group in groupby(map(str, self.patterns))]
+        return "heads([" + ", ".join(f"{count} x {text}" for count, text in runs) + "])"
+
+    __repr__ = __str__
+
+
+Layer = Pattern | Heads
+
+
+def heads(patterns: Iterable[Pattern]) -> Heads:
+    """A layer with one pattern for each head, in head order.
+
+    >>> from patterncc import window
+    >>> heads([window(3), window(3), window(63)])
+    heads([2 x window(3), 1 x window(63)])
+    """
+    listed = tuple(patterns)
+    if not listed:
+        raise PatternValueError("heads: no pattern given; a layer has at least one head")
+    for p in listed:
+        if not isinstance(p, Pattern):
+            raise PatternError(f"heads: {p!r} is not a pattern")
+    return Heads(listed)
+
+
+@dataclass(frozen=True, init=False)
+class Stack:
+    """Layers in order, the first next to the input; more layers than there are repeat cyclically.
+
+    `memory` counts prepended positions (a Transformer-XL memory, retrieved keys): they are read but read
+    nothing themselves, so queries start at position `memory`.
+
+    >>> from patterncc import causal, window
+    >>> s = Stack([causal() & window(1023)] * 5 + [causal()])
+    >>> len(s), str(s.layer(11))
+    (6, 'causal()')
+    """
+
+    layers: tuple[Layer, ...]
+    memory: int = 0
+
+    def __init__(self, layers: Sequence[Layer] | Pattern | Heads, memory: int = 0) -> None:
+        listed = (layers,) if isinstance(layers, Pattern | Heads) else tuple(layers)
+        if not listed:
+            raise PatternValueError("Stack: no layers given")
+        for layer in listed:
+            if not isinstance(layer, Pattern | Heads):
+                raise PatternError(f"Stack: a layer is a Pattern or pc.heads([...]), not {layer!r}")
+        object.__setattr__(self, "layers", listed)
+        object.__setattr__(self, "memory", check_int("Stack", "memory", memory, 0))
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def layer(self, index: int) -> Layer:
+        """The layer at `index`, counted cyclically."""
+        return self.layers[index % len(self.layers)]
+
+    def heads(self, index: int) -> tuple[Pattern, ...]:
+        """The distinct head slots of a layer: one pattern a head, or a single one that all heads share."""
+        layer = self.layer(index)
+        return layer.patterns if isinstance(layer, Heads) else (layer,)
+
+    def __str__(self) -> str:
+        lines = [f"Stack of {len(self)} layers" + (f", memory {self.memory}" if self.memory else "")]
+        start = 0
+        for text, group in groupby(map(str, self.layers)):
+            count = len(list(group))
+            place = f"{start}" if count == 1 else f"{start}..{start + count - 1}"
+            lines.append(f"  {place}: {text}")
+            start += count
+        return "\n".join(lines)
