@@ -1,0 +1,203 @@
+"""Plans: every compile-time choice of a generated kernel, and the text that the torch op carries.
+
+Two small values meet here.  A `Plan` fixes one kernel's source: it holds typed numbers and names only,
+is hashable, and its digest names the source file.  A `Spec` describes one layout to the op: lengths,
+tile sizes and mask classes, as one line of JSON.  Lengths and window sizes are never part of a Plan,
+so new lengths and new documents compile nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, get_args
+
+from patterncc.errors import PatternValueError
+
+if TYPE_CHECKING:
+    from patterncc.layout.layout import Layout
+
+Kind = Literal["forward", "delta", "dq", "dkdv", "decode"]
+DType = Literal["float16", "bfloat16", "float32"]
+Target = Literal["sm_80", "sm_90", "sm_100", "interpreter"]
+Backend = Literal["triton", "cpu", "reference"]
+
+HEAD_DIMS = (16, 256)  # smallest and largest head dim
+BLOCKS = (16, 32, 64, 128, 256)  # sides that a layout's tile may have
+SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # bytes a program may use
+VERSION = 1  # of the emitted sources; part of every digest
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the op must know of a layout beside its tensors; carried as one line of JSON.
+
+    n, n_k, q_offset, k_offset: the layout's frame (queries, keys, positions of the first of each).
+    block: queries x keys of a tile.  patterns: distinct patterns (1: every head reads the same).
+    full, zones, bits: the mask classes in use; zones is the largest number of zones of one mask, 0, 1, 2
+    or 4.  layout_hash: 16 hexadecimal digits over the arrays.
+
+    >>> s = Spec(100, 100, 0, 0, (64, 64), 1, True, 1, False, "0" * 16, "cpu")
+    >>> s.q_lines, Spec.parse(s.text()) == s
+    (2, True)
+    """
+
+    n: int
+    n_k: int
+    q_offset: int
+    k_offset: int
+    block: tuple[int, int]
+    patterns: int
+    full: bool
+    zones: int
+    bits: bool
+    layout_hash: str
+    backend: Backend
+
+    @property
+    def q_lines(self) -> int:
+        """Tile rows of one pattern: ceil(n / block[0])."""
+        return -(-self.n // self.block[0])
+
+    @property
+    def k_lines(self) -> int:
+        """Tile columns of one pattern: ceil(n_k / block[1])."""
+        return -(-self.n_k // self.block[1])
+
+    def text(self) -> str:
+        """One line of JSON with sorted keys; equal specs have equal texts."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def parse(text: str) -> Spec:
+        """The spec that `text` was made from."""
+        values = json.loads(text)
+        values["block"] = tuple(values["block"])
+        return Spec(**values)
+
+    @staticmethod
+    def of(layout: Layout, backend: Backend) -> Spec:
+        """Read a layout's mask classes and hash its arrays (linear in their size; cache the result)."""
+        words = layout.rows.run[:, 2]
+        zone_count = len(layout.zones)
+        used = layout.zones.reshape(zone_count, 4, 6).any(axis=(0, 2)).nonzero()[0]
+        slots = int(used[-1]) + 1 if len(used) else 0
+        masked = bool(((words > 0) & (words <= zone_count)).any())
+        return Spec(
+            n=layout.n,
+            n_k=layout.n_k,
+            q_offset=layout.q_offset,
+            k_offset=layout.k_offset,
+            block=(int(layout.block[0]), int(layout.block[1])),
+            patterns=int(layout.head_pattern.max()) + 1 if len(layout.head_pattern) > 1 else 1,
+            full=bool((words == 0).any()),
+            zones=(0, 1, 2, 4, 4)[slots] or int(masked),
+            bits=bool((words > zone_count).any()),
+            layout_hash=digest_of(layout),
+            backend=backend,
+        )
+
+
+def digest_of(layout: Layout) -> str:
+    """16 hexadecimal digits over a layout's frame, tile size and arrays."""
+    h = hashlib.sha256()
+    frame = (layout.n, layout.n_k, layout.q_offset, layout.k_offset, *layout.block)
+    h.update(repr(tuple(int(x) for x in frame)).encode())
+    rows, cols = layout.rows, layout.cols
+    for array in (layout.head_pattern, rows.ptr, rows.run, cols.ptr, cols.run, layout.zones, layout.bits):
+        h.update(repr(array.shape).encode())
+        h.update(array.tobytes())
+    return h.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every compile-time choice of one generated kernel.
+
+    kind: forward, delta (row sums that both gradients need), dq, dkdv, or decode.
+    head_dim, value_dim: columns of Q and K, and of V (padded to powers of two inside the kernel).
+    block: queries x keys of the layout's tile; bm, bn: queries x keys of one kernel step, divisors of it.
+    full, zones, bits: the mask classes that the source holds code for; zones is 0, 1, 2 or 4.
+    per_head: heads read different patterns.  heads: query heads that a decode program packs into one
+    tile (1: one head a program).  precision: of fp32 products, "ieee" or "tf32".
+    upcast: products in fp32 (for the interpreter, whose bf16 products are wrong).
+
+    >>> p = Plan("forward", "sm_90", "bfloat16", 128, 128, (128, 128), 128, 128, 8, 2, zones=1)
+    >>> Plan.parse(p.text()) == p, len(p.digest)
+    (True, 16)
+    """
+
+    kind: Kind
+    target: Target
+    dtype: DType
+    head_dim: int
+    value_dim: int
+    block: tuple[int, int]
+    bm: int
+    bn: int
+    warps: int
+    stages: int
+    full: bool = True
+    zones: int = 0
+    bits: bool = False
+    per_head: bool = False
+    heads: int = 1
+    precision: Literal["ieee", "tf32"] = "ieee"
+    upcast: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("kind", Kind), ("target", Target), ("dtype", DType)):
+            _one_of(name, getattr(self, name), get_args(known))
+        _one_of("precision", self.precision, ("ieee", "tf32"))
+        for name in ("head_dim", "value_dim"):
+            value = getattr(self, name)
+            if type(value) is not int or not HEAD_DIMS[0] <= value <= HEAD_DIMS[1]:
+                raise PatternValueError(f"plan: {name} must be 16 to 256, not {value!r}")
+        for side, step in zip(self.block, (self.bm, self.bn), strict=True):
+            _one_of("block", side, BLOCKS)
+            if type(step) is not int or step < 1 or side % step:
+                raise PatternValueError(
+                    f"plan: steps of {self.bm} x {self.bn} do not divide tiles of {self.block}; "
+                    "choose powers of two no larger than the tile"
+                )
+        _one_of("warps", self.warps, (1, 2, 4, 8))
+        _one_of("stages", self.stages, (1, 2, 3, 4, 5))
+        _one_of("zones", self.zones, (0, 1, 2, 4))
+        _one_of("heads", self.heads, tuple(range(1, 257)))
+        for name in ("full", "bits", "per_head", "upcast"):
+            _one_of(name, getattr(self, name), (False, True))
+        if not (self.full or self.zones or self.bits):
+            raise PatternValueError("plan: no mask class; set full, zones or bits")
+
+    def text(self) -> str:
+        """One line of JSON in field order."""
+        return json.dumps(asdict(self), separators=(", ", ": "))
+
+    @staticmethod
+    def parse(text: str) -> Plan:
+        """The plan that `text` was made from, checked again."""
+        values = json.loads(text)
+        unknown = set(values) - {f.name for f in fields(Plan)}
+        if unknown:
+            raise PatternValueError(f"plan: unknown field {sorted(unknown)[0]!r}")
+        values["block"] = tuple(values["block"])
+        return Plan(**values)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that name this plan."""
+        return hashlib.sha256(f"{VERSION} {self.text()}".encode()).hexdigest()[:16]
+
+    @property
+    def masked(self) -> bool:
+        """Some tile carries a mask (and so may reach past the last key)."""
+        return bool(self.zones or self.bits)
+
+
+def _one_of(name: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known or type(value) is not type(known[0]):
+        listed = ", ".join(map(str, known if len(known) < 9 else (known[0], "...", known[-1])))
+        raise PatternValueError(f"plan: {name} must be one of {listed}; it is {value!r}")
