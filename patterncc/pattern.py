@@ -2,7 +2,8 @@
 
 A pattern is a set of edges ``(i, j)``: *query i reads key j*, both absolute positions.  Nodes are
 frozen and hashable; ``|``, ``&``, ``-``, ``~`` and ``.T`` build larger patterns, and ``str`` gives
-back the expression in the language of pattern files.  Sizes come in at lowering (`patterncc.lower`).
+back the expression in the language of pattern files.  Sizes come in only when a pattern is lowered
+(`patterncc.lower`).
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ class Pattern:
         return Union(_parts(Union, self) + _parts(Union, _pattern(other, "|")))
 
     def __and__(self, other: Pattern) -> Pattern:
-        return Intersection(
-            _parts(Intersection, self) + _parts(Intersection, _pattern(other, "&"))
-        )
+        return Intersection(_parts(Intersection, self) + _parts(Intersection, _pattern(other, "&")))
 
     def __sub__(self, other: Pattern) -> Pattern:
         return Difference(self, _pattern(other, "-"))
@@ -132,7 +131,6 @@ def check_int(owner: str, name: str, value: object, least: int, most: int = 2**4
         bound = f"at least {least}" if number < least else f"at most {most}"
         raise PatternValueError(f"{owner}: {name} must be {bound}, not {number}")
     return number
-
 
 
 def _text(p: Pattern, level: int) -> str:

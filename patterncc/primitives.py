@@ -67,7 +67,10 @@ class Strided(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class Summary(Primitive):
-    """j % stride >= stride - width: the last `width` tokens of every segment (Sparse Transformer's "fixed")."""
+    """j % stride >= stride - width: the last `width` tokens of every segment are read by all.
+
+    The "fixed" pattern of the Sparse Transformer.
+    """
 
     stride: int
     width: int = 1
@@ -124,8 +127,8 @@ class Prefix(Primitive):
 class RandomBlocks(Primitive):
     """Each block row of `block` queries reads `per_row` distinct key blocks, drawn by a keyed hash.
 
-    With ``past=True`` a row draws from the key blocks up to its own, whatever the length; a row with
-    fewer candidates than `per_row` reads them all.
+    With ``past=True`` a row draws from the key blocks up to its own, whatever the length; a row
+    with fewer candidates than `per_row` reads them all.
     """
 
     per_row: int
@@ -140,7 +143,7 @@ class RandomBlocks(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class RandomEdges(Primitive):
-    """Each query reads `per_row` distinct keys, drawn by a keyed hash; `past` as in random_blocks."""
+    """Each query reads `per_row` distinct keys, drawn by a hash; `past` as in random_blocks."""
 
     per_row: int
     seed: int = 0
@@ -153,9 +156,10 @@ class RandomEdges(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class Documents(Primitive):
-    """i and j lie in the same document: `lengths` in order from position 0, or a name bound at lowering.
+    """i and j lie in the same document.
 
-    Positions past the last document belong to none.
+    `lengths` in order from position 0, or a name bound at lowering; positions past the last
+    document belong to none.
     """
 
     lengths: tuple[int, ...] | str
@@ -166,7 +170,10 @@ class Documents(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class Clusters(Primitive):
-    """labels[i] == labels[j]: a label for every position, or a name bound at lowering; -1 is in no cluster."""
+    """labels[i] == labels[j], and the label is not -1.
+
+    A label for every position, or a name bound at lowering.
+    """
 
     labels: tuple[int, ...] | str
 
@@ -176,7 +183,7 @@ class Clusters(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class Routing(Primitive):
-    """Same cluster, labels found while the model runs; lowering needs them bound as ``routing=labels``."""
+    """Same cluster, labels found while the model runs; lowering binds them: ``routing=labels``."""
 
     clusters: int
 
@@ -186,7 +193,10 @@ class Routing(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class Butterfly(Primitive):
-    """The key block is the query's or differs from it in one bit of its index (bit `level` only, if given)."""
+    """The key block is the query's own or differs from it in one bit of its index.
+
+    Given `level`, in that bit only.
+    """
 
     block: int = 64
     level: int | None = None
@@ -204,8 +214,10 @@ class LogSparse(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class LongNet(Primitive):
-    """Dilated segments: for each (segment, rate), i and j in the same segment and both in residue class
-    ``head % rate`` of it."""
+    """Dilated segments, shifted by head.
+
+    For each (segment, rate): i and j in one segment, both in its residue class ``head % rate``.
+    """
 
     segments: tuple[int, ...]
     rates: tuple[int, ...]
@@ -222,7 +234,7 @@ class LongNet(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class Expander(Primitive):
-    """A random regular graph of `degree` on blocks of `block` tokens, both ways, and each block itself."""
+    """A random regular graph of `degree` on blocks, both ways, and each block itself."""
 
     degree: int
     block: int = 64
@@ -234,24 +246,25 @@ class Expander(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class Grid(Primitive):
-    """N-D neighbourhood of a grid flattened in row-major order: within `window[a]` steps on every axis a.
+    """N-D neighbourhood of a grid flattened in row-major order: `window[a]` steps on every axis a.
 
     ``edges="cut"`` leaves out neighbours past a border; ``"shift"`` moves the window inside, as
     neighborhood attention (NATTEN) does.
     """
 
     shape: tuple[int, ...]
-    window: tuple[int, ...]
+    window: tuple[int, ...] | int
     edges: str = "cut"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _listed("grid", "shape", self.shape, 1))
         if isinstance(self.window, int):
             object.__setattr__(self, "window", (self.window,) * len(self.shape))
-        object.__setattr__(self, "window", _listed("grid", "window", self.window, 0))
-        if len(self.shape) != len(self.window) or not self.shape:
+        window = _listed("grid", "window", self.window, 0)
+        object.__setattr__(self, "window", window)
+        if len(self.shape) != len(window) or not self.shape:
             raise PatternValueError(
-                f"grid: shape has {len(self.shape)} axes and window {len(self.window)}; "
+                f"grid: shape has {len(self.shape)} axes and window {len(window)}; "
                 "give one window size for each axis"
             )
         if self.edges not in ("cut", "shift"):
@@ -283,14 +296,18 @@ class Tree(Primitive):
             assert isinstance(parent, int)
             if parent >= i:
                 raise PatternValueError(
-                    f"tree: parents[{i}] is {parent}; a parent stands before its child (-1 is a root)"
+                    f"tree: parents[{i}] is {parent}; a parent stands before its child "
+                    "(-1 is a root)"
                 )
 
 
 @dataclass(frozen=True, repr=False)
 class Edges(Primitive):
-    """An explicit graph: a file (.npz, GraphML, edge list), or in Python a networkx graph, a scipy.sparse
-    matrix, a bool [n, n] array or an int [E, 2] array of (query, key) pairs."""
+    """An explicit graph.
+
+    A file (.npz, GraphML, edge list), or in Python a networkx graph, a scipy.sparse matrix, a bool
+    [n, n] array or an int [E, 2] array of (query, key) pairs.
+    """
 
     source: Any = field(hash=False)
 
@@ -369,7 +386,7 @@ def _flag(node: Primitive, name: str) -> None:
 
 
 def _tokens(owner: str, value: object) -> tuple[int, ...] | range:
-    """Positions as a range (kept, so that a billion cost nothing) or a sorted tuple without repeats."""
+    """Positions as a range (kept: a billion cost nothing) or a sorted tuple without repeats."""
     if isinstance(value, range):
         ordered = value if value.step > 0 else value[::-1]
         if len(ordered):
@@ -393,6 +410,7 @@ def _listed(owner: str, name: str, value: object, least: int) -> Any:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise PatternValueError(f"{owner}: {name} is a list of integers, not {value!r}")
     numbers = tuple(check_int(owner, name, v, least) for v in value)
-    if sum(numbers) > 2**40 or (owner in ("grid", "axial") and math.prod(numbers) > 2**40):
-        raise PatternValueError(f"{owner}: {name} adds up to more than 2**40 positions")
+    positions = {"lengths": sum, "shape": math.prod}.get(name)
+    if positions and positions(numbers) > 2**40:
+        raise PatternValueError(f"{owner}: {name} makes more than 2**40 positions")
     return numbers

@@ -46,8 +46,8 @@ def heads(patterns: Iterable[Pattern]) -> Heads:
 class Stack:
     """Layers in order, the first next to the input; more layers than there are repeat cyclically.
 
-    `memory` counts prepended positions (a Transformer-XL memory, retrieved keys): they are read but read
-    nothing themselves, so queries start at position `memory`.
+    `memory` counts prepended positions (a Transformer-XL memory, retrieved keys): they are read but
+    read nothing themselves, so queries start at position `memory`.
 
     >>> from patterncc import causal, window
     >>> s = Stack([causal() & window(1023)] * 5 + [causal()])
@@ -79,12 +79,14 @@ class Stack:
         return self.layers[index % len(self.layers)]
 
     def heads(self, index: int) -> tuple[Pattern, ...]:
-        """The distinct head slots of a layer: one pattern a head, or a single one that all heads share."""
+        """A layer's patterns: one a head, or a single one that all heads share."""
         layer = self.layer(index)
         return layer.patterns if isinstance(layer, Heads) else (layer,)
 
     def __str__(self) -> str:
-        lines = [f"Stack of {len(self)} layers" + (f", memory {self.memory}" if self.memory else "")]
+        lines = [
+            f"Stack of {len(self)} layers" + (f", memory {self.memory}" if self.memory else "")
+        ]
         start = 0
         for text, group in groupby(map(str, self.layers)):
             count = len(list(group))

@@ -26,7 +26,7 @@ DENSE_LIMIT = 2**30  # entries of a bool matrix that `dense` will build
 
 @dataclass(frozen=True)
 class Frame:
-    """The pairs that exist: n queries at positions q_offset.., n_k keys at positions k_offset.. ."""
+    """The pairs that exist: n queries from position q_offset on, n_k keys from k_offset on."""
 
     n: int
     n_k: int
@@ -64,7 +64,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class ZoneSet:
-    """Exact edges within a frame: `table` is int64 [zones, 6], columns i0 i1 j0 j1 d0 d1, rows tight."""
+    """Exact edges within a frame: `table`, int64 [zones, 6], columns i0 i1 j0 j1 d0 d1."""
 
     frame: Frame
     table: NDArray[np.int64]
@@ -125,7 +125,8 @@ class ZoneSet:
     def count(self) -> int:
         """How many edges, exactly, as a Python integer.
 
-        >>> ZoneSet.make(Frame.of(2**40), [(0, 2**40, 0, 2**40, -(2**40), 1)]).count() == 2**39 * (2**40 + 1)
+        >>> n = 2**40
+        >>> ZoneSet.make(Frame.of(n), [(0, n, 0, n, -n, 1)]).count() == n * (n + 1) // 2
         True
         """
         return sum(algebra.areas(sweep.disjoint(self.table)).tolist())
@@ -139,11 +140,11 @@ class ZoneSet:
         return ZoneSet(frame, algebra.tighten(algebra.clip(self.table, frame.box)))
 
     def keys(self) -> NDArray[np.int64]:
-        """Projection on j: the keys that some query reads, as sorted disjoint intervals, int64 [m, 2]."""
+        """The keys that some query reads: sorted disjoint intervals, int64 [m, 2]."""
         return algebra.merge_intervals(self.table[:, 2:4])
 
     def queries(self) -> NDArray[np.int64]:
-        """Projection on i: the queries that read something, as sorted disjoint intervals, int64 [m, 2]."""
+        """The queries that read something: sorted disjoint intervals, int64 [m, 2]."""
         return algebra.merge_intervals(self.table[:, 0:2])
 
     def dense(self) -> NDArray[np.bool_]:
@@ -166,7 +167,8 @@ class ZoneSet:
         return not len(sweep.difference(other.table, self.table))
 
     def __str__(self) -> str:
-        head = f"ZoneSet n={self.frame.n} n_k={self.frame.n_k} at ({self.frame.q_offset}, {self.frame.k_offset})"
+        f = self.frame
+        head = f"ZoneSet n={f.n} n_k={f.n_k} at ({f.q_offset}, {f.k_offset})"
         rows = [
             f"  i [{i0}, {i1})  j [{j0}, {j1})  j-i [{d0}, {d1})"
             for i0, i1, j0, j1, d0, d1 in self.table[:20].tolist()

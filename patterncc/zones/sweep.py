@@ -1,0 +1,178 @@
+"""Set operations that need disjoint zones: difference, symmetric difference, exact counting.
+
+Zones are cut into *slabs* of rows in which no two of their edge lines cross.  Within a slab every
+row looks the same: the lines stand in one order, a running depth says which zones cover the gap
+between two neighbours, and each maximal stretch that the operation keeps is one zone again.
+Everything is a sort and a running sum; the number of pieces is known before they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patterncc.zones import algebra
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    I64 = NDArray[np.int64]
+    Rule = Callable[[NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.bool_]]
+
+
+def disjoint(table: I64) -> I64:
+    """The same edges with no edge in two zones."""
+    if len(table) <= 1:
+        return table
+    return _sweep(table, table[:0], np.logical_or)
+
+
+def difference(a: I64, b: I64) -> I64:
+    """Edges of `a` that are not in `b`, disjoint."""
+    if not len(a) or not len(b):
+        return a
+    return algebra.simplify(_sweep(a, b, lambda in_a, in_b: in_a & ~in_b))
+
+
+def symmetric_difference(a: I64, b: I64) -> I64:
+    """Edges of exactly one of the two, disjoint; empty when the tables hold the same edges."""
+    return _sweep(a, b, np.logical_xor)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Zones cut until both row ends are straight: c_low + s_low * i to c_high + s_high * i."""
+
+    first: I64
+    last: I64
+    s_low: I64
+    c_low: I64
+    s_high: I64
+    c_high: I64
+    in_b: NDArray[np.bool_]
+
+
+def _sweep(a: I64, b: I64, keep: Rule) -> I64:
+    if not len(a) and not len(b):
+        return a
+    pieces = _straighten(np.concatenate([a, b]), len(a))
+    rows = _sorted_distinct(np.concatenate([pieces.first, pieces.last]))
+    rows = _sorted_distinct(np.concatenate([rows, _crossings(pieces, rows)]))
+    owner, slab = _cut(pieces, rows)
+    return _coalesce(*_kept_stretches(pieces, rows, owner, slab, keep))
+
+
+def _straighten(table: I64, count_a: int) -> _Pieces:
+    """Cut every zone at the rows where a row end turns from a box side to a band side."""
+    i0, i1, j0, j1, d0, d1 = table.T
+    turn_low, turn_high = np.clip(j0 - d0, i0, i1), np.clip(j1 - d1, i0, i1)
+    cuts = np.stack([i0, np.minimum(turn_low, turn_high), np.maximum(turn_low, turn_high), i1])
+    zone = np.tile(np.arange(len(table)), 3)
+    first, last = cuts[:3].ravel(), cuts[1:].ravel()
+    alive = first < last
+    zone, first, last = zone[alive], first[alive], last[alive]
+    s_low = (first >= turn_low[zone]).astype(np.int64)
+    s_high = (first < turn_high[zone]).astype(np.int64)
+    return _Pieces(
+        first,
+        last,
+        s_low,
+        np.where(s_low, d0[zone], j0[zone]),
+        s_high,
+        np.where(s_high, d1[zone], j1[zone]),
+        zone >= count_a,
+    )
+
+
+def _cut(pieces: _Pieces, rows: I64) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(piece, slab) for every slab [rows[s], rows[s + 1]) that a piece spans."""
+    first, last = np.searchsorted(rows, pieces.first), np.searchsorted(rows, pieces.last)
+    algebra.refuse_above(int((last - first).sum()), "pieces of zones, cut where their edges cross")
+    return algebra.expand(first, last)
+
+
+def _crossings(pieces: _Pieces, rows: I64) -> I64:
+    """Rows inside a slab where a slanted line meets an upright one: row = upright - slant."""
+    owner, slab = _cut(pieces, rows)
+    c = np.concatenate([pieces.c_low[owner], pieces.c_high[owner]])
+    slanted = np.concatenate([pieces.s_low[owner], pieces.s_high[owner]]) == 1
+    place = np.concatenate([slab, slab])
+    upright, at = _distinct_pairs(place[~slanted], c[~slanted])
+    slab_d, d = _distinct_pairs(place[slanted], c[slanted])
+    if not len(upright) or not len(slab_d):
+        return rows[:0]
+    # uprights stand sorted by (slab, c); their rank makes (slab, c) one number that cannot overflow
+    values = _sorted_distinct(at)
+    scale = len(values) + 1
+    keys = upright * scale + np.searchsorted(values, at)
+    low = slab_d * scale + np.searchsorted(values, rows[slab_d] + d, side="right")
+    high = slab_d * scale + np.searchsorted(values, rows[slab_d + 1] + d, side="left")
+    first, last = np.searchsorted(keys, low), np.searchsorted(keys, high)
+    algebra.refuse_above(int(np.maximum(last - first, 0).sum()), "crossings of zone edges")
+    line, met = algebra.expand(first, last)
+    return _sorted_distinct(at[met] - d[line])
+
+
+def _kept_stretches(
+    pieces: _Pieces,
+    rows: I64,
+    owner: NDArray[np.intp],
+    slab: NDArray[np.intp],
+    keep: Rule,
+) -> tuple[I64, ...]:
+    """First and past-last row, and the two lines, of every stretch that the rule keeps."""
+    s = np.concatenate([pieces.s_low[owner], pieces.s_high[owner]])
+    c = np.concatenate([pieces.c_low[owner], pieces.c_high[owner]])
+    step = np.repeat(np.array([1, -1]), len(owner))
+    in_b = np.concatenate([pieces.in_b[owner]] * 2)
+    place = np.concatenate([slab, slab])
+    top, bottom = c + s * rows[place], c + s * (rows[place + 1] - 1)
+    order = np.lexsort((bottom, top, place))
+    place, top, bottom, step, in_b = (x[order] for x in (place, top, bottom, step, in_b))
+    depth_a, depth_b = np.cumsum(np.where(in_b, 0, step)), np.cumsum(np.where(in_b, step, 0))
+    # lines that coincide all through a slab are one line: judge after the last of them
+    ends = np.ones(len(order), dtype=bool)
+    ends[:-1] = (np.diff(place) != 0) | (np.diff(top) != 0) | (np.diff(bottom) != 0)
+    line = order[ends]
+    inside = keep(depth_a[ends] > 0, depth_b[ends] > 0)
+    was = np.concatenate([[False], inside[:-1]])
+    low, high = line[inside & ~was], line[~inside & was]
+    at = place[ends][inside & ~was]
+    return rows[at], rows[at + 1], s[low], c[low], s[high], c[high]
+
+
+def _coalesce(first: I64, last: I64, s_low: I64, c_low: I64, s_high: I64, c_high: I64) -> I64:
+    """Zones from stretches, those of consecutive slabs with the same two lines joined."""
+    order = np.lexsort((first, c_high, s_high, c_low, s_low))
+    first, last, s_low, c_low, s_high, c_high = (
+        x[order] for x in (first, last, s_low, c_low, s_high, c_high)
+    )
+    opens = np.ones(len(order), dtype=bool)
+    opens[1:] = first[1:] != last[:-1]
+    for x in (s_low, c_low, s_high, c_high):
+        opens[1:] |= np.diff(x) != 0
+    closes = np.append(opens[1:], True)[: len(order)]
+    i0, i1 = first[opens], last[closes]
+    s_low, c_low, s_high, c_high = (x[opens] for x in (s_low, c_low, s_high, c_high))
+    j0, j1 = c_low + s_low * i0, c_high + s_high * (i1 - 1)
+    d0 = np.where(s_low == 1, c_low, j0 - i1 + 1)
+    d1 = np.where(s_high == 1, c_high, j1 - i0)
+    return algebra.tighten(algebra.pack((i0, i1, j0, j1, d0, d1)))
+
+
+def _sorted_distinct(x: NDArray[Any]) -> NDArray[Any]:
+    """np.unique for integers, by sort and mask (several times faster on long arrays)."""
+    x = np.sort(x)
+    return x[np.append(True, x[1:] != x[:-1])] if len(x) else x
+
+
+def _distinct_pairs(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Distinct pairs (a, b), sorted."""
+    order = np.lexsort((b, a))
+    a, b = a[order], b[order]
+    fresh = np.ones(len(a), dtype=bool)
+    fresh[1:] = (np.diff(a) != 0) | (np.diff(b) != 0)
+    return a[fresh], b[fresh]
