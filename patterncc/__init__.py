@@ -1,3 +1,146 @@
-"""patterncc: a compiler for attention topologies."""
+"""patterncc: a compiler for attention topologies.
 
-from patterncc.primitives import *  # noqa: F403
+Write down, as a graph, which token may read which; prove what the graph lets through a stack of
+layers; compile the same graph into a block-sparse layout and a kernel that a model runs.
+
+    import patterncc as pc
+    p = pc.causal() & (pc.window(511) | pc.sink(4))
+    print(pc.analyze(pc.Stack([p] * 12), 65536))
+    layout = pc.compile(p, 65536)
+    out = pc.attention(q, k, v, layout)
+
+Importing this package loads neither numpy nor torch: what needs them is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from patterncc._version import __version__
+from patterncc.errors import (
+    BackendError,
+    LayoutError,
+    PatternError,
+    PatternSyntaxError,
+    PatternValueError,
+    SizeError,
+    TensorError,
+)
+from patterncc.pattern import Pattern
+from patterncc.primitives import (
+    axial,
+    butterfly,
+    causal,
+    chunked,
+    clusters,
+    convolution,
+    dilated,
+    documents,
+    edges,
+    expander,
+    full,
+    global_tokens,
+    grid,
+    logsparse,
+    longnet,
+    prefix,
+    random_blocks,
+    random_edges,
+    recurrent,
+    routing,
+    sink,
+    strided,
+    summary,
+    tree,
+    window,
+)
+from patterncc.stack import Stack, heads
+
+if TYPE_CHECKING:
+    from patterncc.analysis import Report, analyze, explain
+    from patterncc.attention import SparseAttention, attention
+    from patterncc.language import PatternFile, load, loads
+    from patterncc.layout import Layout, compile
+    from patterncc.zones import Frame, ZoneSet
+    from patterncc.zones.lower import lower
+
+_LAZY = {
+    "load": "patterncc.language",
+    "loads": "patterncc.language",
+    "PatternFile": "patterncc.language",
+    "lower": "patterncc.zones.lower",
+    "Frame": "patterncc.zones",
+    "ZoneSet": "patterncc.zones",
+    "analyze": "patterncc.analysis",
+    "explain": "patterncc.analysis",
+    "Report": "patterncc.analysis",
+    "compile": "patterncc.layout",
+    "Layout": "patterncc.layout",
+    "attention": "patterncc.attention",
+    "SparseAttention": "patterncc.attention",
+}
+
+__all__ = [
+    "load",
+    "loads",
+    "PatternFile",
+    "Pattern",
+    "full",
+    "causal",
+    "window",
+    "dilated",
+    "strided",
+    "summary",
+    "chunked",
+    "global_tokens",
+    "sink",
+    "prefix",
+    "random_blocks",
+    "random_edges",
+    "documents",
+    "clusters",
+    "routing",
+    "butterfly",
+    "logsparse",
+    "longnet",
+    "expander",
+    "grid",
+    "axial",
+    "tree",
+    "edges",
+    "recurrent",
+    "convolution",
+    "Stack",
+    "heads",
+    "lower",
+    "Frame",
+    "ZoneSet",
+    "analyze",
+    "explain",
+    "Report",
+    "compile",
+    "Layout",
+    "attention",
+    "SparseAttention",
+    "PatternError",
+    "PatternSyntaxError",
+    "PatternValueError",
+    "SizeError",
+    "TensorError",
+    "LayoutError",
+    "BackendError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'patterncc' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_LAZY))
