@@ -1,0 +1,163 @@
+"""Lowering: from a pattern and sizes to the exact zones of its edges.
+
+The tree is walked once.  A part of an intersection that is one zone (causal, a window, a sink) narrows
+the region in which the other parts are lowered, so what it would cut away is never made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, assert_never, cast
+
+import numpy as np
+
+from patterncc import primitives as leaf
+from patterncc.errors import PatternValueError
+from patterncc.pattern import (
+    Complement,
+    Difference,
+    Intersection,
+    Pattern,
+    Primitive,
+    Transpose,
+    Union,
+    check_int,
+    name_of,
+)
+from patterncc.zones import algebra, labels, primitives, random, sweep
+from patterncc.zones.algebra import MAX_ZONES
+from patterncc.zones.site import Region, Site
+from patterncc.zones.zoneset import Frame, ZoneSet
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    I64 = NDArray[np.int64]
+    Rule = Callable[[Any, Site], I64]
+
+RULES: dict[type[Primitive], Rule] = {
+    leaf.Full: primitives.full,
+    leaf.Causal: primitives.causal,
+    leaf.Window: primitives.window,
+    leaf.Dilated: primitives.dilated,
+    leaf.Strided: primitives.strided,
+    leaf.Summary: primitives.summary,
+    leaf.Chunked: primitives.chunked,
+    leaf.GlobalTokens: primitives.global_tokens,
+    leaf.Sink: primitives.sink,
+    leaf.Prefix: primitives.prefix,
+    leaf.RandomBlocks: random.random_blocks,
+    leaf.RandomEdges: random.random_edges,
+    leaf.Documents: labels.documents,
+    leaf.Clusters: labels.clusters,
+    leaf.Routing: labels.routing,
+    leaf.LogSparse: primitives.logsparse,
+    leaf.Recurrent: primitives.causal,
+    leaf.Convolution: primitives.convolution,
+}
+"""How each primitive is lowered."""
+
+_CHEAP = (leaf.Full, leaf.Causal, leaf.Sink, leaf.Prefix, leaf.Recurrent, leaf.Convolution)
+
+
+def lower(
+    pattern: Pattern,
+    n: int,
+    n_k: int | None = None,
+    q_offset: int = 0,
+    k_offset: int = 0,
+    *,
+    layer: int = 0,
+    head: int = 0,
+    max_zones: int = MAX_ZONES,
+    **bindings: object,
+) -> ZoneSet:
+    """The exact edges of a pattern for n queries at q_offset and n_k keys at k_offset.
+
+    Without `n_k` the keys go up to the last query.  `layer` and `head` key random edges and shift
+    LongNet's segments; other keywords bind names: ``lower(documents("docs"), n, docs=[5, 3])``,
+    and ``routing=labels`` for a routing pattern.
+
+    >>> from patterncc import causal, window, sink
+    >>> z = lower(causal() & (window(2) | sink(1)), 6)
+    >>> z.count(), z.dense().astype(int)[5].tolist()
+    (18, [1, 0, 0, 1, 1, 1])
+
+    Raises PatternValueError for sizes, labels and files that do not fit, and SizeError before an
+    operation would make more than `max_zones` zones.
+    """
+    if not isinstance(pattern, Pattern):
+        raise PatternValueError(f"lower: {pattern!r} is not a pattern")
+    frame = Frame.of(n, n_k, q_offset, k_offset)
+    region = Region(*frame.box).meet(Region(*frame.box))
+    site = Site(
+        frame,
+        region,
+        check_int("lower", "layer", layer, 0),
+        check_int("lower", "head", head, 0),
+        check_int("lower", "max_zones", max_zones, 0),
+        bindings,
+    )
+    return ZoneSet(frame, _zones(pattern, site))
+
+
+def _zones(p: Pattern, at: Site) -> I64:
+    """The tight table of a pattern's edges in the site's region."""
+    if at.region.empty:
+        return at.none()
+    match p:
+        case Union(parts):
+            tables = [_zones(part, at) for part in parts]
+            at.allow(sum(map(len, tables)), "a union")
+            return np.concatenate(tables)
+        case Intersection(parts):
+            return _intersection(parts, at)
+        case Difference(left, right):
+            table = _zones(left, at)
+            return sweep.difference(table, _zones(right, at)) if len(table) else table
+        case Complement(of):
+            return sweep.difference(at.clip(at.rows()), _zones(of, at))
+        case Transpose(of):
+            return algebra.transpose(_zones(of, at.T))
+        case Primitive():
+            return at.clip(_rule(p)(p, at))
+        case _:
+            raise PatternValueError(f"lower: {type(p).__name__} is not a node that can be lowered")
+
+
+def _intersection(parts: tuple[Pattern, ...], at: Site) -> I64:
+    """One-zone parts narrow the region; the others are lowered there, the shortest tables met first."""
+    rest = []
+    for part in parts:
+        if _one_zone(part):
+            table = _zones(part, at)
+            if not len(table):
+                return table
+            at = at.within(Region(*table[0].tolist()))
+        else:
+            rest.append(part)
+    if not rest:
+        return at.clip(at.rows())
+    tables = sorted((_zones(part, at) for part in rest), key=len)
+    met = tables[0]
+    for table in tables[1:]:
+        met = algebra.intersect(met, table)
+        at.allow(len(met), "an intersection")
+    return met
+
+
+def _one_zone(p: Pattern) -> bool:
+    """A primitive that always is a single zone."""
+    match p:
+        case leaf.Window(block=block):
+            return block == 1
+        case Transpose(of):
+            return _one_zone(of)
+        case _:
+            return isinstance(p, _CHEAP)
+
+
+def _rule(p: Primitive) -> Rule:
+    if type(p) not in RULES:
+        raise PatternValueError(f"lower: no rule for {name_of(type(p))}")
+    return RULES[type(p)]

@@ -1,0 +1,150 @@
+"""Random edges that are the same on every machine: a counter-based hash, and draws made from it.
+
+A row's numbers are splitmix64 started from a key: ``mix(key(seed, layer, head), row)`` is the state,
+and number s of the row is ``finish(state + (s + 1) * GOLDEN)``, all modulo 2**64.  Nothing is carried
+from one row to the next, so any slice of rows can be drawn alone.
+
+Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014 (the hash);
+Bentley and Floyd, "A sample of brilliance", 1987 (draws without replacement).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patterncc.primitives import RandomBlocks, RandomEdges
+from patterncc.zones.site import Site
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    I64 = NDArray[np.int64]
+    U64 = NDArray[np.uint64]
+    Seen = Callable[[I64, int, I64], NDArray[np.bool_]]
+
+GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+_TABLE = 2**25  # entries of the "already drawn" table that one pass may hold
+
+
+def finish(state: U64) -> U64:
+    """The output function of splitmix64: a bijection that spreads every bit.
+
+    >>> hex(int(finish(np.array([GOLDEN], dtype=np.uint64))[0]))
+    '0xe220a8397b1dcdaf'
+    """
+    z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def mix(key: int, values: I64) -> U64:
+    """One new state for each value, under a key."""
+    spread = values.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(key)
+    return finish(spread + np.uint64(GOLDEN))
+
+
+def key(*parts: int) -> int:
+    """One 64-bit key from a few integers, the order of which matters.
+
+    >>> key(0, 1) != key(1, 0)
+    True
+    """
+    state = 0
+    for part in parts:
+        state = int(mix(state, np.array([part & _MASK], dtype=np.uint64).view(np.int64))[0])
+    return state
+
+
+def distinct(state: U64, candidates: I64, count: int) -> I64:
+    """`count` distinct numbers below `candidates` for each row, ascending: int64 [rows, count].
+
+    A row with fewer candidates than `count` gets them all; the places left over hold -1 and stand first.
+    Floyd's algorithm: for top = c - count .. c - 1 draw t in 0..top, and take top where t is already in.
+    """
+    most = int(candidates.max(initial=0))
+    count = min(count, most)
+    chosen = np.full((len(state), count), -1, dtype=np.int64)
+    if count * count > most and count > 32:
+        rows = max(1, _TABLE // most)
+        for first in range(0, len(state), rows):
+            part = slice(first, first + rows)
+            _floyd(state[part], candidates[part], chosen[part], _seen_by_table(most))
+    else:
+        _floyd(state, candidates, chosen, _seen_by_look)
+    chosen.sort(axis=1)
+    return chosen
+
+
+def random_blocks(p: RandomBlocks, at: Site) -> I64:
+    """One box for each run of neighbouring key blocks that a block row draws."""
+    return _drawn(p, p.per_row, p.block, p.past, p.seed, at)
+
+
+def random_edges(p: RandomEdges, at: Site) -> I64:
+    """The same with blocks of one token."""
+    return _drawn(p, p.per_row, 1, p.past, p.seed, at)
+
+
+def _drawn(p: object, per_row: int, block: int, past: bool, seed: int, at: Site) -> I64:
+    """Draws of every block row that meets the region, from all key blocks or from those up to its own."""
+    r = at.region
+    first, last = r.i0 // block, (r.i1 - 1) // block
+    _, _, _, key_end = at.frame.box
+    blocks = -(-key_end // block)
+    most = min(per_row, last + 1 if past else blocks)
+    if not past and per_row >= blocks:
+        return at.rows()
+    at.allow((last - first + 1) * most, p)
+    rows = np.arange(first, last + 1, dtype=np.int64)
+    candidates = rows + 1 if past else np.full(len(rows), blocks, dtype=np.int64)
+    drawn = distinct(mix(key(seed, at.layer, at.head), rows), candidates, per_row)
+    row, start, end = row_runs(rows, drawn)
+    return at.rows(row * block, (row + 1) * block, start * block, end * block)
+
+
+def row_runs(rows: I64, drawn: I64) -> tuple[I64, I64, I64]:
+    """Ascending numbers of each row as runs of neighbours: row, first, past the last; -1 is left out."""
+    if not drawn.size:
+        empty = np.zeros(0, dtype=np.int64)
+        return empty, empty, empty
+    opens = drawn >= 0
+    follows = (drawn[:, 1:] == drawn[:, :-1] + 1) & opens[:, :-1]
+    opens[:, 1:] &= ~follows
+    closes = drawn >= 0
+    closes[:, :-1] &= ~follows
+    return rows[np.nonzero(opens)[0]], drawn[opens], drawn[closes] + 1
+
+
+def _floyd(state: U64, candidates: I64, chosen: I64, seen: Seen) -> None:
+    """Fill `chosen` [rows, count]; rows with fewer candidates end early."""
+    count = chosen.shape[1]
+    taken = np.minimum(candidates, count)
+    for s in range(count):
+        top = candidates - taken + s
+        state = state + np.uint64(GOLDEN)
+        draw = (finish(state) % (top + 1).astype(np.uint64)).astype(np.int64)
+        chosen[:, s] = np.where(s < taken, np.where(seen(chosen, s, draw), top, draw), -1)
+
+
+def _seen_by_look(chosen: I64, s: int, draw: I64) -> NDArray[np.bool_]:
+    """Whether each row's draw is among its first s: every one compared."""
+    found: NDArray[np.bool_] = (chosen[:, :s] == draw[:, None]).any(axis=1)
+    return found
+
+
+def _seen_by_table(most: int) -> Seen:
+    """The same from a table of what each row has drawn, for many draws out of few candidates."""
+    table: list[NDArray[np.bool_]] = []
+
+    def seen(chosen: I64, s: int, draw: I64) -> NDArray[np.bool_]:
+        if s == 0:
+            table[:] = [np.zeros((len(chosen), most + 1), dtype=bool)]
+        else:
+            table[0][np.arange(len(chosen)), chosen[:, s - 1]] = True
+        return table[0][np.arange(len(chosen)), draw]
+
+    return seen
