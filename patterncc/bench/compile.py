@@ -1,0 +1,89 @@
+"""`patterncc bench compile`: from a pattern to a layout, beside torch's create_block_mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from patterncc.bench.protocol import in_turn, machine, peak_bytes
+from patterncc.layout import compile
+from patterncc.pattern import Pattern
+from patterncc.primitives import causal, global_tokens, random_blocks, window
+
+N = 1 << 20
+
+
+def cases() -> list[tuple[str, Pattern, int]]:
+    """(name, pattern, block) of what is compiled at 1,048,576 tokens."""
+    hubs = global_tokens(range(64))
+    return [
+        ("window 512 + 64 global tokens, causal", causal() & (window(511) | hubs), 128),
+        ("BigBird: block window 3, 64 global tokens, 3 random blocks", _bigbird(), 64),
+    ]
+
+
+def _bigbird() -> Pattern:
+    return window(1, 1, block=64) | global_tokens(range(64)) | random_blocks(3, block=64)
+
+
+def run(
+    *,
+    repeats: int = 7,
+    peer_n: int = 16384,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Median seconds and peak memory, forward and transposed, lowering included."""
+    say = progress or (lambda _: None)
+    found = []
+    for name, pattern, block in cases():
+        say(name)
+        layout = compile(pattern, N, block=block)
+        found.append(
+            {
+                "case": name,
+                "n": N,
+                "block": block,
+                "tile_density": layout.tile_density,
+                "seconds": in_turn(
+                    {"ours": lambda p=pattern, b=block: compile(p, N, block=b)}, repeats
+                )["ours"],
+                "peak_bytes": peak_bytes(lambda p=pattern, b=block: compile(p, N, block=b)),
+            }
+        )
+    say(f"create_block_mask, compiled, at {peer_n} tokens")
+    return {
+        "bench": "compile",
+        "machine": machine(),
+        "cases": found,
+        "peer": _peer(peer_n, repeats),
+    }
+
+
+def _peer(n: int, repeats: int) -> dict[str, Any]:
+    """The first case by torch's compiled create_block_mask, at a length that it does in seconds."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    name, pattern, block = cases()[0]
+
+    def mask_mod(b: Any, h: Any, i: Any, j: Any) -> Any:
+        return (j <= i) & ((i - j <= 511) | (i < 64) | (j < 64))
+
+    make = torch.compile(create_block_mask)
+
+    def theirs() -> Any:
+        return make(mask_mod, None, None, n, n, device="cpu", BLOCK_SIZE=block)
+
+    def ours() -> Any:
+        return compile(pattern, n, block=block)
+
+    times = in_turn({"ours": ours, "create_block_mask": theirs}, max(2, repeats // 2))
+    layout, mask = ours(), theirs()
+    tiles = int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
+    return {
+        "case": name,
+        "n": n,
+        "equal_tiles": tiles == layout.full_tiles + layout.partial_tiles,
+        "seconds": times,
+        "ratio": times["create_block_mask"]["median"] / times["ours"]["median"],
+    }

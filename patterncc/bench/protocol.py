@@ -1,0 +1,73 @@
+"""How every benchmark measures: ways in turn in one process, medians, spreads, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+
+def in_turn(ways: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, Any]:
+    """Run each way once uncounted, then all in turn `repeats` times: seconds of each.
+
+    Each value is ``{"median": s, "min": s, "max": s, "runs": repeats}``.  A machine that slows down
+    slows every way alike, so ratios of medians hold where single times do not.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: summary(seconds) for name, seconds in times.items()}
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Median, extremes and number of runs."""
+    return {
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "runs": len(seconds),
+    }
+
+
+def peak_bytes(way: Callable[[], object]) -> int:
+    """The most memory that Python and numpy held at once while `way` ran, in a run of its own."""
+    tracemalloc.start()
+    try:
+        way()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and the versions that the figures depend on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("patterncc", "numpy", "torch", "triton")},
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
