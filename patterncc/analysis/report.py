@@ -1,0 +1,224 @@
+"""The report: every figure of an analysis with its badge, as plain values, text, JSON and HTML."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from patterncc.analysis.cost import LevelCost
+from patterncc.analysis.lint import Finding
+from patterncc.analysis.topology import Topology
+from patterncc.errors import PatternError, PatternValueError
+
+SCHEMA = "patterncc.report/1"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A count of pairs that is at least `lo` and at most `hi`; equal when it is exact.
+
+    `share` is lo over all allowed pairs, so that it never claims more than is proved.
+    """
+
+    lo: int
+    hi: int
+    share: float
+    badge: str
+    engine: str
+
+    @staticmethod
+    def of(lo: int, hi: int, total: int, engine: str) -> Figure:
+        """A figure with its share and badge.
+
+        >>> Figure.of(3, 3, 4, "zones").badge, Figure.of(1, 3, 4, "tiles").badge
+        ('exact', 'bounds [0.25, 0.75]')
+        """
+        share, most = fraction(lo, total), fraction(hi, total)
+        badge = "exact" if lo == hi else f"bounds [{share:.4g}, {most:.4g}]"
+        return Figure(lo, hi, share, badge, engine)
+
+    @property
+    def exact(self) -> bool:
+        """Both bounds agree."""
+        return self.lo == self.hi
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The least number of layers at which every allowed pair is reached.
+
+    It is at least `lo`; at most `hi`, where None means that no depth up to `searched` is shown to be
+    full; `never` says that it is proved that no depth is.
+    """
+
+    lo: int
+    hi: int | None
+    never: bool
+    searched: int
+
+    @property
+    def decided(self) -> bool:
+        """One depth, or never: nothing is left open."""
+        return self.never or self.lo == self.hi
+
+    def __str__(self) -> str:
+        if self.never:
+            return "never"
+        if self.lo == self.hi:
+            return str(self.lo)
+        return f"between {self.lo} and {self.hi}" if self.hi is not None else f"at least {self.lo}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a stack lets through, and what it costs.  Made by `patterncc.analyze`.
+
+    reach[l] counts the pairs of T, the allowed pairs, that information can have crossed after l layers.
+    """
+
+    n: int
+    depth: int
+    layers: int
+    pairs: int
+    pairs_name: str
+    pairs_how: str
+    reach: tuple[Figure, ...]
+    full: Depth
+    witness: tuple[int, int] | None
+    costs: tuple[LevelCost, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    stack: str
+    topology: Topology = field(repr=False, compare=False)
+
+    @property
+    def depth_to_full(self) -> int | None:
+        """The least depth at which reach is full; None for never, which is proved.
+
+        Raises PatternValueError where the engine's bounds leave it open: `full` holds what is known.
+        """
+        if not self.full.decided:
+            raise PatternValueError(
+                f"depth to full is not decided at n={self.n}: {self.full} "
+                f"(searched to {self.full.searched} layers); read report.full, or try a shorter n"
+            )
+        return None if self.full.never else self.full.lo
+
+    @property
+    def depth_bounds(self) -> tuple[int, int | None]:
+        """(at least, at most) layers to full; the second is None where none is shown, or for never."""
+        return self.full.lo, None if self.full.never else self.full.hi
+
+    @property
+    def hops(self) -> tuple[tuple[int, int], ...]:
+        """hops[l] bounds the pairs that layer l is the first to reach; hops[0] is each token itself."""
+        first = [(self.reach[0].lo, self.reach[0].hi)] if self.reach else []
+        steps = zip(self.reach, self.reach[1:], strict=False)
+        return tuple(first + [(max(0, b.lo - a.hi), b.hi - a.lo) for a, b in steps])
+
+    @property
+    def mean_hops(self) -> float | None:
+        """Mean of the first layer that reaches a pair, over the pairs reached between two different
+        tokens; None when there are none or the counts are bounds."""
+        if not all(f.exact for f in self.reach):
+            return None
+        crossed = sum(lo for lo, _ in self.hops[1:])
+        if not crossed:
+            return None
+        return float(Fraction(sum(l * lo for l, (lo, _) in enumerate(self.hops)), crossed))
+
+    @property
+    def density(self) -> float:
+        """Edges over all (query, key) pairs, averaged over heads and over the layers of `depth`."""
+        if not self.costs:
+            return 0.0
+        return sum(c.density for c in self.costs) / len(self.costs)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object; docs/report.md describes every field."""
+        return {
+            "schema": SCHEMA,
+            "n": self.n,
+            "memory": self.topology.memory,
+            "layers": self.layers,
+            "depth": self.depth,
+            "stack": self.stack.splitlines(),
+            "pairs": {"name": self.pairs_name, "how": self.pairs_how, "count": self.pairs},
+            "depth_to_full": {
+                "value": self.full.lo if self.full.decided and not self.full.never else None,
+                "never": self.full.never,
+                "decided": self.full.decided,
+                "at_least": self.full.lo,
+                "at_most": None if self.full.never else self.full.hi,
+                "searched": self.full.searched,
+                "witness": None if self.witness is None else list(self.witness),
+            },
+            "reach": [
+                {
+                    "layer": l,
+                    "lo": f.lo,
+                    "hi": f.hi,
+                    "share": f.share,
+                    "badge": f.badge,
+                    "engine": f.engine,
+                }
+                for l, f in enumerate(self.reach)
+            ],
+            "hops": [{"layer": l, "lo": lo, "hi": hi} for l, (lo, hi) in enumerate(self.hops)],
+            "mean_hops": self.mean_hops,
+            "density": self.density,
+            "cost": [c.to_json() for c in self.costs],
+            "findings": [f.to_json() for f in self.findings],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        from patterncc.analysis.text import render
+
+        return render(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report as .json, .txt or .html, by the name's ending; the file appears whole or not
+        at all."""
+        target = Path(path)
+        match target.suffix:
+            case ".json":
+                content = json.dumps(self.to_json(), indent=2) + "\n"
+            case ".txt":
+                content = f"{self}\n"
+            case ".html":
+                from patterncc.analysis.html import render
+
+                content = render(self)
+            case suffix:
+                raise PatternValueError(
+                    f"save: {str(target)!r} ends in {suffix or 'nothing'!r}; use .json, .txt or .html"
+                )
+        write_whole(target, content)
+        return target
+
+
+def fraction(part: int, whole: int) -> float:
+    """part / whole for integers of any size; 1.0 for nothing out of nothing."""
+    return part / whole if whole else 1.0
+
+
+def write_whole(target: Path, content: str) -> None:
+    """Write to a temporary name beside the target and move it there."""
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise PatternError(f"save: cannot write {str(target)!r}: {error.strerror}") from None
+    try:
+        os.fchmod(handle, 0o644)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

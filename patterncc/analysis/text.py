@@ -1,0 +1,104 @@
+"""The report as plain text: stable, diffable, readable at 80 columns."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patterncc.analysis.report import Figure, Report
+
+WIDTH = 80
+MOST_LINES = 24  # layers of the curve that are printed before it is thinned
+
+
+def render(report: Report, width: int = WIDTH) -> str:
+    """Headline, reach curve, cost and findings of a report, one statement a line."""
+    parts = [_headline(report), _curve(report, width), _cost(report)]
+    if report.findings:
+        parts.append([line for f in report.findings for line in str(f).splitlines()])
+    if report.notes:
+        parts.append([f"note: {note}" for note in report.notes])
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def headline(report: Report) -> str:
+    """The depth to full in one sentence.
+
+    >>> from patterncc import causal, window
+    >>> from patterncc.analysis import analyze
+    >>> headline(analyze(causal() & window(15), 256))
+    'full at 17 layers (the stack has 1)'
+    """
+    full = report.full
+    have = f"the stack has {report.layers}"
+    if full.never:
+        pair = report.witness
+        shown = f": query {pair[0]} never sees key {pair[1]}" if pair else ""
+        return f"never full, however many layers{shown}"
+    if full.decided:
+        return f"full at {full.lo} layers ({have})"
+    return f"full depth not decided: {full} layers, searched to {full.searched} ({have})"
+
+
+def share_text(figure: Figure) -> str:
+    """A share in per cent with the badge that belongs to it."""
+    return f"{_percent(figure.share)} {figure.badge} ({figure.engine})"
+
+
+def _percent(share: float) -> str:
+    if share == 1.0:
+        return "100%"
+    shown = f"{100 * share:.4g}"
+    return "just under 100%" if shown == "100" else f"{shown}%"
+
+
+def _headline(report: Report) -> list[str]:
+    stack = report.stack.splitlines()
+    return [
+        f"Reach of {stack[0][0].lower()}{stack[0][1:]} at {report.n:,} tokens",
+        *stack[1:],
+        f"allowed pairs  {report.pairs:,} ({report.pairs_name}; {report.pairs_how})",
+        f"depth to full  {headline(report)}",
+        f"at {report.depth} layers    {share_text(report.reach[-1])}",
+    ]
+
+
+def _curve(report: Report, width: int) -> list[str]:
+    lines = ["layer  share of allowed pairs"]
+    for first, last in _stretches(report):
+        figure = report.reach[last]
+        place = f"{first}" if first == last else f"{first}-{last}"
+        text = share_text(figure)
+        room = max(10, width - 10 - 34)
+        bar = "#" * round(room * figure.share)
+        lines.append(f"{place:>7}  {bar:<{room}} {text}")
+    if report.mean_hops is not None:
+        lines.append(f"mean hops {report.mean_hops:.4g} over the pairs reached")
+    return lines
+
+
+def _stretches(report: Report) -> list[tuple[int, int]]:
+    """Layers to print: equal ends of the curve joined, long curves thinned evenly."""
+    runs = [
+        [l for l, _ in group] for _, group in groupby(enumerate(report.reach), key=lambda p: p[1])
+    ]
+    if len(runs) > MOST_LINES:
+        step = (len(runs) - 1) / (MOST_LINES - 1)
+        runs = [runs[round(k * step)] for k in range(MOST_LINES)]
+    return [(run[0], run[-1]) for run in runs]
+
+
+def _cost(report: Report) -> list[str]:
+    lines = ["layer    heads  edges a head  density  FLOPs of full  KV of full"]
+    keyed = groupby(report.costs, key=lambda c: (c.edges, c.kv_bytes))
+    for _, group in keyed:
+        run = list(group)
+        c = run[0]
+        place = f"{c.layer}" if len(run) == 1 else f"{c.layer}-{run[-1].layer}"
+        kv = c.kv_bytes / c.full_kv_bytes if c.full_kv_bytes else 0.0
+        lines.append(
+            f"{place:>7}  {c.heads:>5}  {round(sum(c.edges) / c.heads):>12,}  {c.density:>7.3g}  "
+            f"{_percent(c.flops_share):>13}  {_percent(kv):>10}"
+        )
+    return lines if report.costs else []

@@ -1,0 +1,273 @@
+"""A stack at one length: the exact zones of every layer, and the pairs that the model allows.
+
+Equal layers are lowered once.  The frame of a stack with memory holds the memory's positions first;
+memory positions are read but read nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from patterncc.errors import PatternError, PatternValueError, suggest
+from patterncc.pattern import (
+    Complement,
+    Difference,
+    Intersection,
+    Pattern,
+    Transpose,
+    Union,
+    check_int,
+)
+from patterncc.primitives import Causal, Documents, LongNet, RandomBlocks, RandomEdges
+from patterncc.stack import Heads, Layer, Stack
+from patterncc.zones import Frame, ZoneSet
+from patterncc.zones.lower import lower
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PairsName = Literal["causal", "all", "documents"]
+PAIRS: tuple[PairsName, ...] = ("causal", "all", "documents")
+MOST_POSITIONS = 2**40
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One layer at one length: the zones of each distinct head pattern, and their union.
+
+    `head_zones[head_index[h]]` are head h's edges; a layer whose heads agree has one entry.
+    """
+
+    text: str
+    head_zones: tuple[ZoneSet, ...]
+    head_index: tuple[int, ...]
+    zones: ZoneSet
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """A stack lowered at n queries: `levels[l % len(levels)]` is layer l, in the square `frame`."""
+
+    stack: Stack
+    n: int
+    frame: Frame
+    levels: tuple[Level, ...]
+
+    @cached_property
+    def period(self) -> int:
+        """After how many layers the stack, repeated cyclically, starts over: 1 when all are equal."""
+        ids = [id(level) for level in self.levels]
+        size = len(ids)
+        return next(p for p in range(1, size + 1) if size % p == 0 and ids == ids[:p] * (size // p))
+
+    @property
+    def memory(self) -> int:
+        """Positions that stand before the first query."""
+        return self.frame.n - self.n
+
+    def level(self, index: int) -> Level:
+        """The layer at `index`, counted cyclically."""
+        return self.levels[index % len(self.levels)]
+
+    @cached_property
+    def identity(self) -> ZoneSet:
+        """Every query reads itself: the residual stream (memory positions left out)."""
+        first, last = self.memory, self.frame.n
+        return ZoneSet.make(self.frame, [(first, last, first, last, 0, 1)])
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """T, the pairs that the model allows: what "full" means.
+
+    `how` says in words where it comes from; `closed` says that no layer leaves it, so that no stack of
+    these layers can.
+    """
+
+    name: str
+    how: str
+    zones: ZoneSet
+    count: int
+    closed: bool
+
+
+def topology(stack: Stack | Pattern | Heads, n: int, **bindings: Any) -> Topology:
+    """Lower every distinct layer of a stack at n queries.
+
+    >>> from patterncc import causal, window
+    >>> t = topology(Stack([causal() & window(3)] * 4), 16)
+    >>> len(t.levels), t.levels[0] is t.levels[3]
+    (4, True)
+    """
+    if not isinstance(stack, Stack):
+        stack = Stack(stack)
+    n = check_int("analyze", "n", n, 0, MOST_POSITIONS)
+    frame = Frame.of(stack.memory + n)
+    known: dict[object, Level] = {}
+    levels = []
+    for index, layer in enumerate(stack.layers):
+        key = _key(layer, index)
+        if key not in known:
+            known[key] = _level(layer, index, n, frame, bindings)
+        levels.append(known[key])
+    return Topology(stack, n, frame, tuple(levels))
+
+
+def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, Any]) -> Level:
+    patterns = layer.patterns if isinstance(layer, Heads) else (layer,)
+    places: dict[object, int] = {}
+    zones: list[ZoneSet] = []
+    head_index = []
+    for head, pattern in enumerate(patterns):
+        key = (pattern, head if _drawn(pattern, (RandomBlocks, RandomEdges, LongNet)) else None)
+        if key not in places:
+            places[key] = len(zones)
+            part = lower(pattern, n, frame.n, frame.n - n, layer=index, head=head, **bindings)
+            zones.append(ZoneSet(frame, part.table))
+        head_index.append(places[key])
+    union = zones[0]
+    for more in zones[1:]:
+        union = union | more
+    return Level(str(layer), tuple(zones), tuple(head_index), union.simplify())
+
+
+def _key(layer: Layer, index: int) -> object:
+    """Layers with equal keys have equal edges: a layer with random edges draws its own."""
+    patterns = layer.patterns if isinstance(layer, Heads) else (layer,)
+    drawn = any(_drawn(p, (RandomBlocks, RandomEdges)) for p in patterns)
+    return (layer, index if drawn else None)
+
+
+def _drawn(pattern: Pattern, kinds: tuple[type[Pattern], ...]) -> bool:
+    return any(isinstance(p, kinds) for p in walk(pattern))
+
+
+def walk(pattern: Pattern) -> Iterator[Pattern]:
+    """Every node of a pattern's tree, the pattern itself first.
+
+    >>> from patterncc import causal, window
+    >>> [str(p) for p in walk(causal() & ~window(3))]
+    ['causal() & ~window(3)', 'causal()', '~window(3)', 'window(3)']
+    """
+    yield pattern
+    match pattern:
+        case Union(parts) | Intersection(parts):
+            for part in parts:
+                yield from walk(part)
+        case Difference(left, right):
+            yield from walk(left)
+            yield from walk(right)
+        case Complement(of) | Transpose(of):
+            yield from walk(of)
+
+
+def is_causal(zones: ZoneSet) -> bool:
+    """No query reads a later key (rows are tight, so their bands say it)."""
+    return not len(zones) or int(zones.table[:, 5].max()) <= 1
+
+
+def allowed_pairs(t: Topology, name: PairsName | None, bindings: dict[str, Any]) -> Pairs:
+    """T as asked for, or inferred: per document if every layer lies inside the same documents, the
+    causal triangle if every layer lies inside it, both if both, else all pairs."""
+    causal = all(is_causal(level.zones) for level in t.levels)
+    documents = shared_documents(t.stack)
+    match name:
+        case None:
+            chosen, how = documents, "inferred"
+        case "documents":
+            if documents is None:
+                raise PatternValueError(
+                    'pairs="documents": the layers do not all lie inside the same documents(...); '
+                    'use pairs="causal" or pairs="all"'
+                )
+            chosen, how = documents, "as asked"
+        case "causal" | "all":
+            chosen, how = None, "as asked"
+        case _:
+            raise PatternValueError(f"pairs: unknown name {name!r}; {suggest(str(name), PAIRS)}")
+    inside = []
+    if causal and name != "all":
+        inside.append("inside the causal triangle")
+    if chosen is not None:
+        inside.append(f"inside {chosen}")
+    if name is None:
+        how = f"inferred: {_inferred(inside)}"
+    triangle = name == "causal" or (causal and name != "all")
+    zones = _pairs_zones(t, triangle, chosen, bindings)
+    label = {(0, 0): "all", (1, 0): "causal", (0, 1): "documents", (1, 1): "causal, per document"}
+    closed = not triangle or causal
+    return Pairs(label[int(triangle), int(chosen is not None)], how, zones, zones.count(), closed)
+
+
+def _inferred(inside: list[str]) -> str:
+    if not inside:
+        return "some layer reads later positions, so every pair is allowed"
+    return "every layer lies " + " and ".join(inside)
+
+
+def _pairs_zones(
+    t: Topology, triangle: bool, documents: Documents | None, bindings: dict[str, Any]
+) -> ZoneSet:
+    size = t.frame.n
+    zones = ZoneSet.make(t.frame, [(t.memory, size, 0, size, -size, 1 if triangle else size)])
+    if documents is not None:
+        apart = lower(documents, t.n, size, t.memory, **bindings)
+        zones = zones & ZoneSet(t.frame, apart.table) | t.identity
+    return zones.simplify()
+
+
+def shared_documents(stack: Stack) -> Documents | None:
+    """The documents(...) node that confines every head of every layer, if there is one.
+
+    >>> from patterncc import causal, documents, window
+    >>> shared_documents(Stack([causal() & documents([3, 5]), window(2) & documents([3, 5])]))
+    documents([3, 5])
+    """
+    common: frozenset[Documents] | None = None
+    for layer in set(stack.layers):
+        for pattern in layer.patterns if isinstance(layer, Heads) else (layer,):
+            found = _confining(pattern)
+            common = found if common is None else common & found
+    return min(common, key=str) if common else None
+
+
+def _confining(pattern: Pattern) -> frozenset[Documents]:
+    """Documents nodes that hold every edge of the pattern inside one document."""
+    match pattern:
+        case Documents():
+            return frozenset([pattern])
+        case Intersection(parts):
+            return frozenset[Documents]().union(*map(_confining, parts))
+        case Union(parts):
+            return frozenset.intersection(*map(_confining, parts))
+        case Difference(left, _):
+            return _confining(left)
+        case Transpose(of):
+            return _confining(of)
+    return frozenset()
+
+
+def witness(pairs: Pairs, reached: ZoneSet) -> tuple[int, int] | None:
+    """The first pair found of T that is not reached, as (query, key); None when there is none."""
+    missing = pairs.zones - reached
+    if not len(missing):
+        return None
+    i0, _, j0, _, d0, _ = missing.table[int(np.argmin(missing.table[:, 0]))].tolist()
+    return i0, max(j0, i0 + d0)
+
+
+def check_position(t: Topology, name: str, position: int, first: int) -> int:
+    """A position inside the frame, or an error that says what the positions are."""
+    position = check_int("explain", name, position, 0, MOST_POSITIONS)
+    if not first <= position < t.frame.n:
+        memory = f" ({t.memory} memory positions come first)" if t.memory else ""
+        raise PatternError(
+            f"explain: {name} {position} is outside [{first}, {t.frame.n}){memory}; "
+            "positions count from 0"
+        )
+    return position

@@ -1,0 +1,133 @@
+"""The zones engine: reach by symbolic composition, exact, at a cost that does not know the length.
+
+    R_0 = I,   R_l = (I | A_l) @ R_(l-1)
+
+The identity is kept apart: R_l = I | S_l with S_l = A_l | S_(l-1) | A_l @ S_(l-1).  Reach only grows,
+so equal counts mean equal sets: "full" and "nothing changes any more" are comparisons of integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from patterncc.analysis.topology import Pairs, Topology
+from patterncc.zones import ZoneSet
+from patterncc.zones.algebra import MAX_ZONES, areas, count_pairs, intersect, refuse_above, take
+
+MAX_PAIRS = 2**18  # pairs of zones that one composition may meet before the tiles engine takes over
+FEW = 64  # zones up to which all pairs are compared
+MOST_PAIRS = MAX_ZONES  # the same where the zones engine was asked for by name
+
+
+@dataclass(frozen=True, eq=False)
+class Symbolic:
+    """Exact reach so far: S as zones (the identity left out), and how many pairs of T are reached."""
+
+    zones: ZoneSet
+    count: int
+
+
+def start(t: Topology, pairs: Pairs) -> Symbolic:
+    """R_0: every token has only itself."""
+    return measured(t, pairs, ZoneSet.make(t.frame, []))
+
+
+def measured(t: Topology, pairs: Pairs, zones: ZoneSet, max_pairs: int = MAX_PAIRS) -> Symbolic:
+    """`zones` with the exact count of the pairs of T in it, the identity added.
+
+    Raises SizeError when counting would cut the zones into more than 8 * max_pairs pieces.
+    """
+    whole = reached(t, pairs, zones)
+    if len(whole) > 1024:
+        first, last = whole.table[:, 0], whole.table[:, 1]
+        cuts = np.sort(np.concatenate([first, last]))
+        pieces = int((np.searchsorted(cuts, last) - np.searchsorted(cuts, first)).sum())
+        refuse_above(pieces, "pieces of zones to count", 8 * max_pairs)
+    return Symbolic(zones, _count(whole))
+
+
+def _count(zones: ZoneSet) -> int:
+    """The exact count; of two zones by what they share, which is quicker than a sweep."""
+    table = zones.table
+    if len(table) != 2:
+        return zones.count()
+    common = intersect(table[:1], table[1:])
+    return sum(areas(table).tolist()) - sum(areas(common).tolist())
+
+
+def reached(t: Topology, pairs: Pairs, zones: ZoneSet) -> ZoneSet:
+    """The pairs of T in I | zones."""
+    whole = _without_contained(t.identity | zones)
+    return whole if pairs.closed else (whole & pairs.zones)
+
+
+def after(first: ZoneSet, then: ZoneSet, max_pairs: int = MAX_PAIRS) -> ZoneSet:
+    """What two steps carry, the identity left out of both and of the result: I | result =
+    (I | then) @ (I | first).
+
+    Raises SizeError before composing when more than `max_pairs` pairs of zones meet.
+    """
+    if not len(first) or not len(then):
+        return first if len(first) else then
+    a, b = then.table, first.table
+    if len(a) * len(b) > max_pairs:
+        meeting = count_pairs(a[:, 2], a[:, 3], b[:, 0], b[:, 1])
+        refuse_above(meeting, "pairs of zones in one composition", max_pairs)
+    return _without_contained(then | first | (then @ first)).simplify()
+
+
+def _without_contained(zones: ZoneSet) -> ZoneSet:
+    """Zones inside another one dropped, in one comparison of all pairs (for tables of few zones)."""
+    table = zones.table
+    if not 1 < len(table) <= FEW:
+        return zones
+    low, high = table[:, 0::2], table[:, 1::2]
+    inside = (low[:, None] >= low).all(axis=2) & (high[:, None] <= high).all(axis=2)
+    twins = inside & inside.T  # of equal zones the first one stays
+    inside &= ~twins | np.tri(len(table), k=-1, dtype=bool)
+    kept = ~inside.any(axis=1)
+    return zones if kept.all() else ZoneSet(zones.frame, take(table, kept))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search past the given depth found: the depth to full, or None for never, and R there."""
+
+    depth: int | None
+    end: Symbolic
+
+
+def search(
+    t: Topology, pairs: Pairs, depth: int, at: Symbolic, max_pairs: int = MAX_PAIRS
+) -> Found:
+    """The least depth past `depth` at which reach is full, or that it never is.
+
+    Whole periods of the stack are doubled until reach is full or stands still, then halved back: the
+    cost grows with the logarithm of the answer.
+    """
+    cycle = ZoneSet.make(t.frame, [])
+    for index in range(depth, depth + t.period):
+        cycle = after(cycle, t.level(index).zones, max_pairs)
+    powers = [cycle]  # powers[k] is 2**k cycles
+    last = at
+    while True:
+        new = measured(t, pairs, after(at.zones, powers[-1], max_pairs), max_pairs)
+        if new.count == pairs.count:
+            break
+        if new.count == last.count:
+            return Found(None, new)
+        last = new
+        powers.append(after(powers[-1], powers[-1], max_pairs))
+    now, cycles = at, 0
+    for k in reversed(range(len(powers) - 1)):
+        tried = measured(t, pairs, after(now.zones, powers[k], max_pairs), max_pairs)
+        if tried.count < pairs.count:
+            now, cycles = tried, cycles + 2**k
+    depth += cycles * t.period
+    while now.count < pairs.count:
+        then = t.level(depth).zones
+        now = measured(t, pairs, after(now.zones, then, max_pairs), max_pairs)
+        depth += 1
+    return Found(depth, now)
