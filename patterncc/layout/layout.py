@@ -14,11 +14,17 @@ queries (rows past n) may be set or not; nobody reads them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 
@@ -61,3 +67,123 @@ class Layout:
     edges: tuple[int, ...]
     pattern: str = ""
     device: str | None = None
+
+    @property
+    def lines(self) -> int:
+        """Tile rows of one pattern."""
+        return self.rows.lines
+
+    @property
+    def columns(self) -> int:
+        """Tile columns of one pattern."""
+        return self.cols.lines
+
+    @property
+    def patterns(self) -> int:
+        """Different patterns among the heads."""
+        return len(self.edges)
+
+    @property
+    def heads(self) -> int | None:
+        """How many heads the layout is for; None when it serves any number."""
+        return None if len(self.head_pattern) == 1 else len(self.head_pattern)
+
+    @property
+    def density(self) -> float:
+        """Edges among all pairs, the mean over heads; 0 where there are no pairs."""
+        pairs = self.n * self.n_k * len(self.head_pattern)
+        return sum(self.edges[u] for u in self.head_pattern.tolist()) / pairs if pairs else 0.0
+
+    @property
+    def tile_density(self) -> float:
+        """Touched tiles among all tiles, the mean over heads; 0 where there are no tiles."""
+        tiles = self.lines * self.columns * len(self.head_pattern)
+        touched = [sum(pair) for pair in self._tile_counts]
+        return sum(touched[u] for u in self.head_pattern.tolist()) / tiles if tiles else 0.0
+
+    @property
+    def full_tiles(self) -> int:
+        """Tiles without a mask, over all patterns."""
+        return sum(full for full, _ in self._tile_counts)
+
+    @property
+    def partial_tiles(self) -> int:
+        """Tiles with a mask, over all patterns."""
+        return sum(partial for _, partial in self._tile_counts)
+
+    @cached_property
+    def _tile_counts(self) -> tuple[tuple[int, int], ...]:
+        """(full, partial) tiles of each pattern."""
+        counts = []
+        for u in range(self.patterns):
+            first, last = self.rows.ptr[u * self.lines], self.rows.ptr[(u + 1) * self.lines]
+            run = self.rows.run[first:last]
+            tiles = int(run[:, 1].sum(dtype=np.int64))
+            full = int(run[run[:, 2] == 0, 1].sum(dtype=np.int64))
+            counts.append((full, tiles - full))
+        return tuple(counts)
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of everything but the device: lengths, offsets, block, pattern text and all arrays."""
+        head = [self.n, self.n_k, self.q_offset, self.k_offset, *self.block]
+        digest = hashlib.sha256(json.dumps([*head, self.edges, self.pattern]).encode())
+        for array in self.arrays.values():
+            digest.update(repr((array.shape, array.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    @property
+    def arrays(self) -> dict[str, NDArray[np.int32]]:
+        """The arrays by name, all int32 (`bits` is a view), in the order in which they are hashed and saved."""
+        return {
+            "head_pattern": self.head_pattern,
+            "row_ptr": self.rows.ptr,
+            "row_run": self.rows.run,
+            "col_ptr": self.cols.ptr,
+            "col_run": self.cols.run,
+            "zones": self.zones,
+            "bits": self.bits.view(np.int32),
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(a.nbytes for a in self.arrays.values())
+
+    def dense(self) -> NDArray[np.bool_]:
+        """The mask [n, n_k], or [heads, n, n_k] if heads differ, read back from runs and masks alone.
+
+        Raises SizeError for more than 2**30 entries.
+        """
+        from patterncc.layout.decode import dense
+
+        return dense(self)
+
+    def to(self, device: object) -> Layout:
+        """The same layout marked for a device; it is uploaded when it is first used there."""
+        return replace(self, device=str(device))
+
+    def save(self, path: str | Path) -> None:
+        """Write the layout as safetensors, whole or not at all."""
+        from patterncc.layout.store import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Layout:
+        """Read a layout file and check all of it; LayoutError names what is wrong."""
+        from patterncc.layout.store import load
+
+        return load(path)
+
+    def __str__(self) -> str:
+        from patterncc.layout.decode import text
+
+        return text(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Layout {self.pattern or 'of zones'}: {self.n} x {self.n_k}, block {self.block[0]} x "
+            f"{self.block[1]}, {self.full_tiles} full and {self.partial_tiles} partial tiles>"
+        )

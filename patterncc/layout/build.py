@@ -1,0 +1,236 @@
+"""From zones to a layout: strips to full runs and partial tiles, partial tiles to mask words, both ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patterncc.errors import SizeError
+from patterncc.layout import masks
+from patterncc.layout.layout import Layout, Runs
+from patterncc.layout.runs import inside, keys_of, lay, merged, ordering
+from patterncc.zones.tiles import Strips, local, strips
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from patterncc.zones.zoneset import ZoneSet
+
+    Intervals = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+MAX_TILES = 30_000_000  # partial tiles, each zone's counted for itself; about 2 GB
+_CHUNK = 2**20  # partial tiles that are cut at a time
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of `patterns` masks of n x n_k tokens: their sides, and how many there are each way."""
+
+    n: int
+    n_k: int
+    block: tuple[int, int]
+    patterns: int
+
+    @property
+    def lines(self) -> int:
+        """Tile rows of one pattern."""
+        return -(-self.n // self.block[0])
+
+    @property
+    def columns(self) -> int:
+        """Tile columns."""
+        return -(-self.n_k // self.block[1])
+
+    @property
+    def T(self) -> Grid:  # noqa: N802 - the name that matrices have
+        """Queries and keys exchanged."""
+        return Grid(self.n_k, self.n, (self.block[1], self.block[0]), self.patterns)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Partial tiles: distinct keys, ascending, and the mask word of each."""
+
+    key: NDArray[np.int64]
+    word: NDArray[np.int32]
+
+
+def build(
+    zone_sets: Sequence[ZoneSet],
+    head_pattern: Sequence[int],
+    block: tuple[int, int],
+    *,
+    pattern: str = "",
+    max_tiles: int = MAX_TILES,
+) -> Layout:
+    """The layout of one zone set a pattern, all in one frame.
+
+    Raises SizeError, before allocating, when more than `max_tiles` tiles would be partly filled.
+    """
+    frame = zone_sets[0].frame
+    grid = Grid(frame.n, frame.n_k, block, len(zone_sets))
+    tables = [local(z) for z in zone_sets]
+    rows = [_row_strips(t, grid) for t in tables]
+    _check_count(rows, grid, max_tiles)
+    full = _full_intervals(rows, grid)
+    tiles, filled, words = _masked(*_partial(tables, rows, grid, full), grid)
+    row_runs = _runs(full, filled, tiles, grid)
+    full = _full_intervals([_column_strips(t, grid) for t in tables], grid.T)
+    turned = Tiles(*_sorted(_turned(tiles.key, grid), tiles.word))
+    col_runs = _runs(full, np.sort(_turned(filled, grid)), turned, grid.T)
+    return Layout(
+        n=frame.n,
+        n_k=frame.n_k,
+        q_offset=frame.q_offset,
+        k_offset=frame.k_offset,
+        block=block,
+        head_pattern=np.asarray(head_pattern, dtype=np.int32),
+        rows=row_runs,
+        cols=col_runs,
+        zones=words.zones,
+        bits=words.bits,
+        edges=edges_of(row_runs, words.zones, words.bits, grid),
+        pattern=pattern,
+    )
+
+
+def _row_strips(table: NDArray[Any], grid: Grid) -> Strips:
+    """Strips of the tile rows; a tile that reaches past the last key is not filled in a layout."""
+    s = strips(table, grid.n, grid.n_k, grid.block)
+    whole = grid.n_k // grid.block[1]
+    return replace(s, full_last=np.maximum(np.minimum(s.full_last, whole), s.full_first))
+
+
+def _column_strips(table: NDArray[Any], grid: Grid) -> Strips:
+    """Strips of the tile columns, of the zones that may fill a tile and the columns that are whole."""
+    wide = table[table[:, 3] - table[:, 2] >= grid.block[1]]
+    flipped = np.empty_like(wide)
+    flipped[:, :4] = wide[:, [2, 3, 0, 1]]
+    flipped[:, 4], flipped[:, 5] = 1 - wide[:, 5], 1 - wide[:, 4]
+    s = strips(flipped, grid.n_k, grid.n, grid.T.block)
+    past = s.row >= grid.n_k // grid.block[1]
+    return replace(s, full_first=np.where(past, s.full_last, s.full_first))
+
+
+def _check_count(rows: list[Strips], grid: Grid, max_tiles: int) -> None:
+    """Predict the partial tiles; refuse before any is listed."""
+    count = sum(
+        int((s.last - s.first - (s.full_last - s.full_first)).sum(dtype=np.int64)) for s in rows
+    )
+    if count > max_tiles:
+        raise SizeError(
+            f"the pattern leaves {count} tiles of {grid.block[0]} x {grid.block[1]} partly filled, more "
+            f"than {max_tiles}; use larger blocks, a shorter sequence or a pattern aligned to blocks"
+        )
+
+
+def _full_intervals(rows: list[Strips], grid: Grid) -> Intervals:
+    """The filled tiles of all strips as merged intervals of keys."""
+    stride = grid.columns + 1
+    first, last = [], []
+    for u, s in enumerate(rows):
+        some = s.full_first < s.full_last
+        line = s.row[some].astype(np.int64) + u * grid.lines
+        first.append(line * stride + s.full_first[some])
+        last.append(line * stride + s.full_last[some])
+    return merged(np.concatenate(first), np.concatenate(last))
+
+
+def _partial(
+    tables: list[NDArray[Any]], rows: list[Strips], grid: Grid, full: Intervals
+) -> Intervals:
+    """Every (tile, zone) touched and not filled by any zone: the tile's key, ascending, and the packed zone."""
+    keys, packed = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for u, (table, s) in enumerate(zip(tables, rows, strict=True)):
+        columns = tuple(np.ascontiguousarray(c) for c in table.T)
+        for start, stop in ((s.first, s.full_first), (s.full_last, s.last)):
+            for zone, row, column in _listed(s, start, stop):
+                line = row.astype(np.int64) + u * grid.lines
+                keys.append(line * (grid.columns + 1) + column)
+                bounds = tuple(c[zone] for c in columns)
+                packed.append(masks.pack(bounds, row, column, grid.block))
+    key, part = _sorted(np.concatenate(keys), np.concatenate(packed))
+    kept = ~inside(key, *full)
+    return (key, part) if kept.all() else (key[kept], part[kept])
+
+
+def _listed(
+    s: Strips, start: NDArray[Any], stop: NDArray[Any]
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Zone, row and column of every tile in [start, stop) of every strip, about _CHUNK at a time."""
+    some = np.flatnonzero(stop > start)
+    if not len(some):
+        return
+    counts = (stop - start)[some]
+    ends = np.cumsum(counts, dtype=np.int64)
+    cuts = np.searchsorted(ends, np.arange(_CHUNK, ends[-1], _CHUNK))
+    for part in np.split(np.arange(len(some)), np.unique(cuts)):
+        if not len(part):
+            continue
+        pick, count = some[part], counts[part]
+        zone, row, begin = s.zone[pick], s.row[pick], start[pick]
+        total = int(count.sum(dtype=np.int64))
+        if total != len(part):
+            before = (np.cumsum(count, dtype=np.int64) - count).astype(begin.dtype)
+            zone, row = np.repeat(zone, count), np.repeat(row, count)
+            begin = np.arange(total, dtype=begin.dtype) + np.repeat(begin - before, count)
+        yield zone, row, begin
+
+
+def _masked(
+    key: NDArray[np.int64], packed: NDArray[np.int64], grid: Grid
+) -> tuple[Tiles, NDArray[np.int64], masks.Words]:
+    """The partial tiles, the keys of tiles that only several zones fill, and the mask tables."""
+    new = np.ones(len(key), dtype=bool)
+    np.not_equal(key[1:], key[:-1], out=new[1:])
+    start = np.flatnonzero(new)
+    tile = key[start]
+    line = tile // (grid.columns + 1) % max(1, grid.lines)
+    rows = np.minimum(grid.block[0], grid.n - line * grid.block[0])
+    words = masks.settle(packed, start, rows, grid.block)
+    partial = words.word != 0
+    if partial.all():
+        return Tiles(tile, words.word), tile[:0], words
+    return Tiles(tile[partial], words.word[partial]), tile[~partial], words
+
+
+def _turned(key: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
+    """The keys of the same tiles in the transposed grid."""
+    line, column = np.divmod(key, grid.columns + 1)
+    pattern, row = np.divmod(line, max(1, grid.lines))
+    turned: NDArray[np.int64] = (pattern * grid.columns + column) * (grid.lines + 1) + row
+    return turned
+
+
+def _sorted(key: NDArray[np.int64], value: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    order = ordering(key)
+    return (key, value) if order is None else (key[order], value[order])
+
+
+def _runs(full: Intervals, filled: NDArray[np.int64], tiles: Tiles, grid: Grid) -> Runs:
+    """One direction: full intervals, single filled tiles and partial tiles together."""
+    first, last = full
+    if len(filled):
+        first, last = merged(np.concatenate([first, filled]), np.concatenate([last, filled + 1]))
+    ptr, run = lay(first, last, tiles.key, tiles.word, grid.patterns * grid.lines, grid.columns)
+    return Runs(grid.lines, ptr, run)
+
+
+def edges_of(
+    rows: Runs, zones: NDArray[np.int32], bits: NDArray[np.uint32], grid: Grid
+) -> tuple[int, ...]:
+    """The exact count of edges of each pattern, from its runs and the pairs that each mask holds."""
+    held = np.concatenate([[grid.block[0] * grid.block[1]], masks.sizes(zones, bits, grid.block)])
+    count = rows.run[:, 1] * held[rows.run[:, 2]]
+    line = np.repeat(np.arange(len(rows.ptr) - 1), np.diff(rows.ptr))
+    # full tiles of the last tile row count the queries that exist; masks hold no others
+    missing = grid.lines * grid.block[0] - grid.n
+    short = (rows.run[:, 2] == 0) & (line % max(1, grid.lines) == grid.lines - 1)
+    count[short] -= rows.run[short, 1].astype(np.int64) * missing * grid.block[1]
+    total = np.concatenate([[0], np.cumsum(count)])
+    ends = total[rows.ptr[:: max(1, grid.lines)]]
+    return tuple(int(x) for x in np.diff(ends)) if grid.lines else (0,) * grid.patterns

@@ -1,0 +1,291 @@
+"""Masks of partial tiles: tile-local zones packed into one integer each, unions resolved, bits rasterised.
+
+A tile-local zone has bounds of 0 .. 256 and diagonals of -255 .. 256, so all six fit in 56 bits.  Tight
+zones are canonical: two equal masks of one zone are two equal integers, and nothing needs hashing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patterncc.errors import SizeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SLOTS = 4  # zones that a mask may hold before it becomes bits
+MAX_BITS = 2**30  # bytes of bit masks
+_COMPARED = 64  # zones of a tile that are compared in pairs; more always become bits
+_CHUNK = 2**22  # entries of the temporary arrays
+
+
+def pack(
+    bounds: tuple[NDArray[Any], ...],
+    row: NDArray[Any],
+    column: NDArray[Any],
+    block: tuple[int, int],
+) -> NDArray[np.int64]:
+    """The part of each zone inside its tile, tile-local and tight, packed into one positive integer.
+
+    `bounds` are the six columns i0 .. d1 of zones that touch the tile (row, column).
+
+    >>> one = tuple(np.array([x]) for x in (0, 512, 0, 512, -511, 1))
+    >>> unpack(pack(one, np.array([2]), np.array([2]), (128, 128))).tolist()
+    [[0, 128, 0, 128, -127, 1]]
+    """
+    height, width = block
+    top, left = row * height, column * width
+    i0 = np.maximum(bounds[0] - top, 0)
+    i1 = np.minimum(bounds[1] - top, height)
+    j0 = np.maximum(bounds[2] - left, 0)
+    j1 = np.minimum(bounds[3] - left, width)
+    skew = top - left
+    d0, d1 = bounds[4] + skew, bounds[5] + skew
+    # one pass, rows, then keys, then diagonals, reaches the tight form
+    np.maximum(i0, j0 - d1 + 1, out=i0)
+    np.minimum(i1, j1 - d0, out=i1)
+    np.maximum(j0, i0 + d0, out=j0)
+    np.minimum(j1, i1 - 1 + d1, out=j1)
+    np.maximum(d0, j0 - i1 + 1, out=d0)
+    np.minimum(d1, j1 - i0, out=d1)
+    packed: NDArray[np.int64] = (i0 << 9 | i1).astype(np.int64) << 38
+    packed |= (j0 << 9 | j1).astype(np.int64) << 20
+    packed |= (d0 + 256) << 10 | (d1 + 256)
+    return packed
+
+
+def unpack(packed: NDArray[np.int64]) -> NDArray[np.int32]:
+    """int32 [..., 6] of packed zones; six zeros for 0, the empty slot."""
+    shifts = np.array([47, 38, 29, 20, 10, 0])
+    widths = np.array([511, 511, 511, 511, 1023, 1023])
+    fields = (packed[..., None] >> shifts) & widths
+    fields[..., 4:] -= 256
+    fields[packed == 0] = 0
+    return fields.astype(np.int32)
+
+
+def areas(zones: NDArray[Any]) -> NDArray[np.int64]:
+    """How many pairs each tight zone [..., 6] holds: its box less the two corners that the band cuts off."""
+    i0, i1, j0, j1, d0, d1 = np.moveaxis(zones.astype(np.int64), -1, 0)
+    above = np.maximum(j1 - i0 - d1, 0)  # the upper right corner, a staircase of this many steps
+    below = np.maximum(d0 - (j0 - i1 + 1), 0)
+    box = (i1 - i0) * (j1 - j0)
+    return box - above * (above + 1) // 2 - below * (below + 1) // 2
+
+
+def raster(zones: NDArray[Any], block: tuple[int, int]) -> NDArray[np.uint32]:
+    """Unions of tile-local zones [m, k, 6] as bits, uint32 [m, block[0], ceil(block[1] / 32)]."""
+    height, width = block
+    words = -(-width // 32)
+    z = zones.astype(np.int32)[:, :, None, :]  # m, k, row, bound
+    i = np.arange(height, dtype=np.int32)
+    low = np.maximum(z[..., 2], i + z[..., 4])
+    high = np.minimum(z[..., 3], i + z[..., 5])
+    inside = (i >= z[..., 0]) & (i < z[..., 1])
+    low, high = np.where(inside, low, 0), np.where(inside, high, 0)
+    out = np.empty((len(zones), height, words), dtype=np.uint32)
+    for w in range(words):
+        a, b = np.clip(low - 32 * w, 0, 32), np.clip(high - 32 * w, 0, 32)
+        ones = np.left_shift(1, np.stack([a, b]).astype(np.int64)) - 1
+        bits = np.where(b > a, ones[1] ^ ones[0], 0).astype(np.uint32)
+        out[:, :, w] = np.bitwise_or.reduce(bits, axis=1)
+    return out
+
+
+def full_bits(rows: int, block: tuple[int, int]) -> NDArray[np.uint32]:
+    """The bits of a tile whose first `rows` queries read every key."""
+    zone = np.array([[[0, rows, 0, block[1], 1 - rows, block[1]]]])
+    return raster(zone, block)[0]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The mask word of each tile, and the tables it points into: as `Layout` holds them."""
+
+    word: NDArray[np.int32]
+    zones: NDArray[np.int32]
+    bits: NDArray[np.uint32]
+
+
+def settle(
+    packed: NDArray[np.int64],
+    start: NDArray[np.intp],
+    rows: NDArray[np.int64],
+    block: tuple[int, int],
+) -> Words:
+    """The mask word of each tile; tile t holds the zones packed[start[t] : start[t + 1]], of rows[t] queries.
+
+    Equal masks get one word.  The order of a tile's zones does not matter.
+    """
+    count = np.diff(start, append=len(packed))
+    single, several = np.flatnonzero(count == 1), np.flatnonzero(count > 1)
+    if not len(several):
+        table, place = distinct(packed[start][:, None])
+        return Words((place + 1).astype(np.int32), _table(table), _no_bits(block))
+    r, entry = _resolved(packed, start[several], count[several], rows[several], block)
+    alone, few = (r.kind == 1) & (r.zones[:, 1] == 0), (r.kind == 1) & (r.zones[:, 1] != 0)
+    ones, place = distinct(np.concatenate([packed[start[single]], r.zones[alone, 0]])[:, None])
+    word = np.zeros(len(start), dtype=np.int32)
+    word[single] = place[: len(single)] + 1
+    code = np.zeros(len(r.kind), dtype=np.int32)
+    code[alone] = place[len(single) :] + 1
+    table, place = distinct(r.zones[few])
+    code[few] = place + (len(ones) + 1)
+    seen: dict[bytes, int] = {}
+    drawn = [seen.setdefault(b.tobytes(), len(seen)) for b in r.bits]
+    code[r.kind == 2] = np.array(drawn, dtype=np.int64) + (len(ones) + len(table) + 1)
+    word[several] = code[entry]
+    bits = np.frombuffer(b"".join(seen), dtype=np.uint32).reshape(-1, *_no_bits(block).shape[1:])
+    return Words(word, np.concatenate([_table(ones), _table(table)]), bits)
+
+
+def _table(packed: NDArray[np.int64]) -> NDArray[np.int32]:
+    """int32 [m, SLOTS, 6] of packed zones [m, up to SLOTS]."""
+    table = np.zeros((len(packed), SLOTS, 6), dtype=np.int32)
+    table[:, : packed.shape[1]] = unpack(packed)
+    return table
+
+
+def _no_bits(block: tuple[int, int]) -> NDArray[np.uint32]:
+    return np.zeros((0, block[0], -(-block[1] // 32)), dtype=np.uint32)
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """What each of m unions of zones amounts to.
+
+    kind: int8 [m], 0 full, 1 a few zones, 2 bits.  zones: int64 [m, SLOTS], packed, ascending, 0 last.
+    bits: uint32 [number of kind 2, ...], in order.
+    """
+
+    kind: NDArray[np.int8]
+    zones: NDArray[np.int64]
+    bits: NDArray[np.uint32]
+
+
+def _resolved(
+    packed: NDArray[np.int64],
+    start: NDArray[np.intp],
+    count: NDArray[np.intp],
+    rows: NDArray[np.int64],
+    block: tuple[int, int],
+) -> tuple[_Resolved, NDArray[np.intp]]:
+    """The distinct unions among tiles of several zones, resolved, and which of them each tile has."""
+    owner = np.repeat(np.arange(len(start)), count)
+    before = np.cumsum(count) - count
+    zone = packed[np.arange(len(owner)) + np.repeat(start - before, count)]
+    order = np.lexsort((zone, owner))
+    zone = zone[order]
+    new = np.ones(len(zone), dtype=bool)
+    new[1:] = (zone[1:] != zone[:-1]) | (owner[1:] != owner[:-1])  # duplicates dropped
+    zone, owner = zone[new], owner[new]
+    count = np.bincount(owner, minlength=len(start))
+    start = np.cumsum(count) - count
+    entry = np.zeros(len(start), dtype=np.intp)
+    parts: list[_Resolved] = []
+    offset = 0
+    for k in np.unique(count).tolist():
+        where = np.flatnonzero(count == k)
+        unions = np.empty((len(where), k + 1), dtype=np.int64)
+        unions[:, :k] = zone[start[where][:, None] + np.arange(k)]
+        unions[:, k] = rows[where]
+        unions, place = distinct(unions)
+        entry[where] = place + offset
+        offset += len(unions)
+        step = max(1, _CHUNK // (k * max(k, block[0])))
+        parts += [
+            _resolve(part[:, :k], part[:, k], block)
+            for part in (unions[f : f + step] for f in range(0, len(unions), step))
+        ]
+    _check_bits(sum(len(p.bits) for p in parts), block)
+    return (
+        _Resolved(
+            np.concatenate([p.kind for p in parts]),
+            np.concatenate([p.zones for p in parts]),
+            np.concatenate([p.bits for p in parts]),
+        ),
+        entry,
+    )
+
+
+def _resolve(unions: NDArray[np.int64], rows: NDArray[Any], block: tuple[int, int]) -> _Resolved:
+    """Decide unions of k distinct packed zones [m, k], ascending."""
+    if 1 < unions.shape[1] <= _COMPARED:
+        unions = _without_contained(unions)
+    unpacked = unpack(unions)
+    kind = np.where((unions != 0).sum(axis=1) > SLOTS, 2, 1).astype(np.int8)
+    # areas that add up to less than the tile settle it; the few others are looked at bit by bit
+    room = areas(unpacked).sum(axis=1) >= rows * block[1]
+    looked = np.flatnonzero(room | (kind == 2))
+    bits = raster(unpacked[looked], block)
+    for count in np.unique(rows[looked]):
+        filled = (bits == full_bits(int(count), block)).all(axis=(1, 2)) & (rows[looked] == count)
+        kind[looked[filled]] = 0
+    few = np.zeros((len(unions), SLOTS), dtype=np.int64)
+    few[:, : unions.shape[1]] = unions[:, :SLOTS]
+    few[kind != 1] = 0
+    return _Resolved(kind, few, bits[kind[looked] == 2])
+
+
+def _without_contained(unions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Zones inside another zone of the same union replaced by 0, and zeros moved to the end."""
+    z = unpack(unions)
+    low, high = z[..., 0::2], z[..., 1::2]
+    inside = np.ones((*unions.shape, unions.shape[1]), dtype=bool)  # union, which zone, in what
+    for c in range(3):
+        inside &= low[:, :, None, c] >= low[:, None, :, c]
+        inside &= high[:, :, None, c] <= high[:, None, :, c]
+    contained = inside.sum(axis=2) > 1  # each is inside itself, and equal ones are gone already
+    last = np.iinfo(np.int64).max
+    kept = np.sort(np.where(contained, last, unions), axis=1)
+    kept[kept == last] = 0
+    return kept
+
+
+def sizes(
+    zones: NDArray[np.int32], bits: NDArray[np.uint32], block: tuple[int, int]
+) -> NDArray[np.int64]:
+    """How many pairs each mask word holds, words 1 and up."""
+    held = areas(zones).sum(axis=1)
+    several = np.flatnonzero(zones[:, 1:].any(axis=(1, 2)))
+    step = max(1, _CHUNK // (SLOTS * block[0]))
+    for first in range(0, len(several), step):
+        part = several[first : first + step]
+        held[part] = np.bitwise_count(raster(zones[part], block)).sum(axis=(1, 2))
+    drawn = np.bitwise_count(bits).sum(axis=(1, 2), dtype=np.int64)
+    total: NDArray[np.int64] = np.concatenate([held, drawn])
+    return total
+
+
+def _check_bits(count: int, block: tuple[int, int]) -> None:
+    """Refuse bit masks past MAX_BITS bytes."""
+    size = count * block[0] * -(-block[1] // 32) * 4
+    if size > MAX_BITS:
+        raise SizeError(
+            f"{count} tiles of {block[0]} x {block[1]} need bit masks, {size} bytes, more than {MAX_BITS}; "
+            "use smaller blocks or a pattern of fewer scattered edges"
+        )
+
+
+def distinct(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    """The distinct rows of an integer array [m, k] in ascending order, and for each row its place among them.
+
+    >>> [x.tolist() for x in distinct(np.array([[7], [3], [7]]))]
+    [[[3], [7]], [1, 0, 1]]
+    """
+    if rows.shape[1] == 1:
+        values = np.sort(rows[:, 0])
+        new = np.ones(len(values), dtype=bool)
+        np.not_equal(values[1:], values[:-1], out=new[1:])
+        values = values[new]
+        return values[:, None], np.searchsorted(values, rows[:, 0])
+    order = np.lexsort(rows.T[::-1])
+    ordered = rows[order]
+    new = np.ones(len(rows), dtype=bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    place = np.empty(len(rows), dtype=np.intp)
+    place[order] = np.cumsum(new) - 1
+    return ordered[new], place
