@@ -1,0 +1,377 @@
+"""A layout's tile rows turned into few, large attention calls for the CPU.
+
+torch's flash kernel for the CPU answers one question well: many queries against one stretch of keys,
+over a batch.  A schedule cuts the touched tiles of a pattern into *segments* (neighbouring tiles read by
+one chunk of query rows) and gathers segments that repeat into one call:
+
+    Band      chunks at a constant step whose segments move at a constant step: the slanted band of a
+              window (keys move with the queries), a sink or global column (keys stand still)
+    Scatter   chunks that read a few tiles each at places without order: tiles are copied side by side
+
+Calls that read different keys for one query are merged by LSE, so any cut is exact.  Nothing here
+imports torch, and nothing is larger than the layout itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patterncc.kernels.cpu_mask import ABSENT, Masks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# What things cost, in units of one query-key pair inside a large call (measured at head dim 64).
+MERGE_ROW = 75  # merging one query row of a second result by LSE
+GATHER_KEY = 60  # copying one key and one value
+CALL = 4000  # starting a kernel, shared by the heads
+MASK = 0.05  # adding a bias to one pair
+
+FULL_KEYS = 2048  # a full stretch at least so long is cut out of a masked segment
+BIAS_KEYS = 2048  # a masked segment is cut into pieces of at most so many keys
+SHORT_KEYS = (
+    640  # an unrepeated segment up to here is copied next to others; a longer one is a call
+)
+REPEATS = 4  # a segment seen in so many chunks is worth a call of its own
+CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16)  # tile rows of one chunk that are tried
+CHUNK_QUERIES = (48, 512)  # least and most queries of a chunk, where the tile allows
+
+RowRuns = tuple[tuple[int, int, int], ...]  # one tile row: (first tile, tiles, mask word)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Neighbouring key tiles `first .. first + tiles` read by one chunk; `rows[r]` are the runs of its
+    tile row r, counted from `first`."""
+
+    chunk: int
+    first: int
+    tiles: int
+    rows: tuple[RowRuns, ...]
+
+    @property
+    def full(self) -> bool:
+        """Every tile is full."""
+        return all(row == ((0, self.tiles, 0),) for row in self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """`batch` chunks; number b reads keys first_key + b * key_step .. + keys for the queries
+    first_query + b * query_step .. + queries.
+
+    words: None when all pairs are edges, else int32 [tile rows, tiles], one mask word a tile, the same
+    for every chunk; `corner` is where the first query and the first key stand inside those tiles.
+    fresh: no earlier call has written these queries.
+    """
+
+    first_query: int
+    query_step: int
+    queries: int
+    first_key: int
+    key_step: int
+    keys: int
+    batch: int
+    words: NDArray[np.int32] | None
+    corner: tuple[int, int]
+    fresh: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """Chunks that read `tiles[b]` (int64 [batch, count]), copied side by side; `chunks` int64 [batch].
+
+    side: keys of a tile.  words: None when all tiles are full, else int32 [batch, tile rows, count].
+    """
+
+    chunks: NDArray[np.int64]
+    queries: int
+    side: int
+    tiles: NDArray[np.int64]
+    words: NDArray[np.int32] | None
+    fresh: bool
+
+
+Call = Band | Scatter
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """All calls of one pattern, in the order in which they run.
+
+    chunk: queries of a chunk.  merges: some query is written by more than one call.
+    """
+
+    calls: tuple[Call, ...]
+    chunk: int
+    merges: bool
+    cost: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The tile rows of one pattern: `ptr` int32 [lines + 1] into `run` int32 [runs, 3]."""
+
+    ptr: NDArray[np.int32]
+    run: NDArray[np.int32]
+    n: int
+    n_k: int
+    block: tuple[int, int]
+
+    def line(self, r: int) -> list[tuple[int, int, int]]:
+        """The runs of tile row r as integers, runs that continue each other joined."""
+        joined: list[tuple[int, int, int]] = []
+        for first, count, word in self.run[self.ptr[r] : self.ptr[r + 1]].tolist():
+            if joined and joined[-1][2] == word and sum(joined[-1][:2]) == first:
+                joined[-1] = (joined[-1][0], joined[-1][1] + count, word)
+            elif count:
+                joined.append((first, count, word))
+        return joined
+
+
+def build(rows: Rows, masks: Masks) -> Schedule:
+    """The cheapest schedule over the chunk sizes that are tried."""
+    lines = len(rows.ptr) - 1
+    low, high = CHUNK_QUERIES
+    sizes = [c for c in CHUNKS if c == 1 or low <= c * rows.block[0] <= high]
+    sizes = [c for c in sizes if c <= max(1, lines)]
+    best: Schedule | None = None
+    for size in sizes:
+        schedule = build_chunks(rows, masks, size)
+        if best is None or schedule.cost < best.cost:
+            best = schedule
+        elif schedule.cost > 1.2 * best.cost:
+            break  # waste grows with the chunk
+    assert best is not None
+    return best
+
+
+def build_chunks(rows: Rows, masks: Masks, size: int) -> Schedule:
+    """The schedule with `size` tile rows in a chunk."""
+    segments = [s for chunk in _chunks(rows, size) for s in chunk]
+    repeated, lone = _repeats(segments, rows, size)
+    irregular: dict[int, list[Segment]] = defaultdict(list)
+    singles = []
+    for s in lone:
+        if _movable(s, rows, size) and s.tiles * rows.block[1] <= SHORT_KEYS:
+            irregular[s.chunk].append(s)
+        else:
+            singles.append([s])
+    drafts: list[Call] = []
+    for group in sorted(repeated + singles, key=lambda g: -len(g) * g[0].tiles):
+        drafts.append(_band(group, rows, masks, size))
+    drafts += _scatters(irregular, rows, size)
+    return _ordered(drafts, rows, size)
+
+
+def _chunks(rows: Rows, size: int) -> Iterator[list[Segment]]:
+    lines = len(rows.ptr) - 1
+    for chunk, r in enumerate(range(0, lines, size)):
+        yield _segments(
+            chunk, [rows.line(x) for x in range(r, min(r + size, lines))], rows.block[1]
+        )
+
+
+def _segments(chunk: int, lines: list[list[tuple[int, int, int]]], side: int) -> list[Segment]:
+    """Cut the tiles of a chunk where no row reads, around long full stretches, and at BIAS_KEYS."""
+    pieces = []
+    for first, last in _union(lines):
+        segment = _clip(chunk, lines, first, last)
+        cuts = [first, last]
+        if not segment.full:
+            for a, b in _full(lines, first, last):
+                if (b - a) * side >= FULL_KEYS:
+                    cuts += [a, b]
+        cuts = sorted(set(cuts))
+        for a, b in zip(cuts[:-1], cuts[1:]):
+            piece = _clip(chunk, lines, a, b)
+            step = (b - a) if piece.full else max(1, BIAS_KEYS // side)
+            pieces += [_clip(chunk, lines, x, min(x + step, b)) for x in range(a, b, step)]
+    return pieces
+
+
+def _union(lines: list[list[tuple[int, int, int]]]) -> list[tuple[int, int]]:
+    """Maximal stretches of tiles that some row reads."""
+    spans: list[tuple[int, int]] = []
+    for first, count, _ in sorted(run for line in lines for run in line):
+        if spans and first <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], first + count))
+        else:
+            spans.append((first, first + count))
+    return spans
+
+
+def _full(lines: list[list[tuple[int, int, int]]], first: int, last: int) -> list[tuple[int, int]]:
+    """Stretches within first .. last that are full in every row."""
+    common = [(first, last)]
+    for line in lines:
+        whole = [(a, a + count) for a, count, word in line if word == 0]
+        common = [
+            (max(a, c), min(b, d)) for a, b in common for c, d in whole if max(a, c) < min(b, d)
+        ]
+    return common
+
+
+def _clip(chunk: int, lines: list[list[tuple[int, int, int]]], first: int, last: int) -> Segment:
+    rows = tuple(
+        tuple(
+            (max(a, first) - first, min(a + count, last) - max(a, first), word)
+            for a, count, word in line
+            if a < last and a + count > first
+        )
+        for line in lines
+    )
+    return Segment(chunk, first, last - first, rows)
+
+
+def _movable(s: Segment, rows: Rows, size: int) -> bool:
+    """All its queries and keys exist, so it may stand in a batch with others of its shape."""
+    whole_keys = (s.first + s.tiles) * rows.block[1] <= rows.n_k
+    return whole_keys and (s.chunk + 1) * size * rows.block[0] <= rows.n
+
+
+def _repeats(
+    segments: Sequence[Segment], rows: Rows, size: int
+) -> tuple[list[list[Segment]], list[Segment]]:
+    """Segments in groups that one strided call can serve, and those that stand alone."""
+    moving: dict[object, list[Segment]] = defaultdict(list)
+    standing: dict[object, list[Segment]] = defaultdict(list)
+    lone = []
+    for s in segments:
+        if _movable(s, rows, size):
+            standing[s.first, s.tiles, s.rows].append(s)
+        else:
+            lone.append(s)
+    groups = []
+    for same in standing.values():
+        for group in _progressions(same):
+            if len(group) >= REPEATS:
+                groups.append(group)
+                continue
+            for s in group:
+                ahead = s.first * rows.block[1] - s.chunk * size * rows.block[0]
+                moving[ahead, s.tiles, s.rows].append(s)
+    for same in moving.values():
+        for group in _progressions(same):
+            if len(group) >= REPEATS:
+                groups.append(group)
+            else:
+                lone += group
+    return groups, lone
+
+
+def _progressions(segments: list[Segment]) -> list[list[Segment]]:
+    """Cut into lists whose chunks are equally far apart, greedily."""
+    groups: list[list[Segment]] = []
+    for s in sorted(segments, key=lambda s: s.chunk):
+        if groups and len(groups[-1]) > 1:
+            a, b = groups[-1][-2:]
+            if s.chunk - b.chunk == b.chunk - a.chunk:
+                groups[-1].append(s)
+                continue
+        elif groups:
+            groups[-1].append(s)
+            continue
+        groups.append([s])
+    return groups
+
+
+def _band(group: list[Segment], rows: Rows, masks: Masks, size: int) -> Band:
+    """One call for a group, trimmed to the queries and keys that its masks use."""
+    s, chunk = group[0], size * rows.block[0]
+    first, key = s.chunk * chunk, s.first * rows.block[1]
+    queries = min(chunk, rows.n - first)
+    keys = min(s.tiles * rows.block[1], rows.n_k - key)
+    step = (group[1].chunk - s.chunk) * chunk if len(group) > 1 else chunk
+    key_step = (group[1].first - s.first) * rows.block[1] if len(group) > 1 else 0
+    if s.full:
+        if key_step == 0 and step == chunk:  # neighbours that read the same keys: one long chunk
+            queries = queries if len(group) == 1 else chunk * len(group)
+            return Band(first, queries, queries, key, 0, keys, 1, None, (0, 0), False)
+        return Band(first, step, queries, key, key_step, keys, len(group), None, (0, 0), False)
+    words = words_of(s)
+    i0, i1, j0, j1 = masks.bounds(words)
+    i1, j1 = min(i1, queries), min(j1, keys)
+    return Band(
+        first + i0, step, i1 - i0, key + j0, key_step, j1 - j0, len(group), words, (i0, j0), False
+    )
+
+
+def words_of(s: Segment) -> NDArray[np.int32]:
+    """A segment's mask words as int32 [tile rows, tiles]; ABSENT where a row does not read a tile."""
+    words = np.full((len(s.rows), s.tiles), ABSENT, dtype=np.int32)
+    for r, row in enumerate(s.rows):
+        for first, count, word in row:
+            words[r, first : first + count] = word
+    return words
+
+
+def _scatters(irregular: dict[int, list[Segment]], rows: Rows, size: int) -> list[Call]:
+    """One call for all chunks with the same number of unordered tiles."""
+    shapes: dict[tuple[int, bool], list[list[Segment]]] = defaultdict(list)
+    for segments in irregular.values():
+        count = sum(s.tiles for s in segments)
+        shapes[count, all(s.full for s in segments)].append(segments)
+    calls: list[Call] = []
+    for (_, full), chunks in sorted(shapes.items()):
+        calls.append(
+            Scatter(
+                chunks=np.array([c[0].chunk for c in chunks], dtype=np.int64),
+                queries=size * rows.block[0],
+                side=rows.block[1],
+                tiles=np.array(
+                    [[s.first + t for s in c for t in range(s.tiles)] for c in chunks],
+                    dtype=np.int64,
+                ),
+                words=None
+                if full
+                else np.stack([np.concatenate([words_of(s) for s in c], axis=1) for c in chunks]),
+                fresh=False,
+            )
+        )
+    return calls
+
+
+def _ordered(drafts: list[Call], rows: Rows, size: int) -> Schedule:
+    """Mark the first call of each chunk, and add up the cost."""
+    chunk = size * rows.block[0]
+    written = np.zeros(-(-rows.n // chunk) if rows.n else 0, dtype=bool)
+    calls: list[Call] = []
+    merges, cost = False, 0.0
+    for call in drafts:
+        if isinstance(call, Band):
+            if call.queries <= 0 or call.keys <= 0:
+                continue  # tiles whose masks hold nothing
+            starts = call.first_query + call.query_step * np.arange(call.batch)
+            ends = starts + call.queries - 1
+            touched = np.unique(
+                np.concatenate(
+                    [np.arange(a, b + 1) for a, b in zip(starts // chunk, ends // chunk)]
+                )
+            )
+        else:
+            touched = call.chunks
+        fresh = not written[touched].any()
+        written[touched] = True
+        merges |= not fresh
+        calls.append(replace(call, fresh=fresh))
+        cost += _cost(call, fresh, rows.block[1])
+    return Schedule(tuple(calls), chunk, merges, cost)
+
+
+def _cost(call: Call, fresh: bool, side: int) -> float:
+    """Estimated time of a call for one head, in pairs."""
+    if isinstance(call, Band):
+        batch, keys, gathered = call.batch, call.keys, 0
+    else:
+        batch, keys = len(call.chunks), call.tiles.shape[1] * side
+        gathered = keys
+    # short chunks leave the matrix products too small to run well
+    pair = 0.97 + 2200 / call.queries**2 + (MASK if call.words is not None else 0)
+    rows = call.queries * (MERGE_ROW if not fresh else MERGE_ROW / 3)
+    return batch * (call.queries * keys * pair + rows + gathered * GATHER_KEY) + CALL
