@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patterncc import primitives as pr
-from patterncc.errors import SizeError
+from patterncc.errors import PatternValueError, SizeError
 from patterncc.pattern import Complement, Difference, Intersection, Pattern, Transpose, Union
 from patterncc.zones import Frame
 from patterncc.zones.lower import lower
@@ -37,6 +38,17 @@ MEANING: dict[type[Pattern], Edge] = {
     pr.LogSparse: lambda p, i, j: i - j in {0, *(2**k for k in range(12))},
     pr.Recurrent: lambda p, i, j: j <= i,
     pr.Convolution: lambda p, i, j: i - p.width < j <= i,
+    pr.Butterfly: lambda p, i, j: (
+        i // p.block == j // p.block
+        or i // p.block ^ j // p.block
+        in ([2**k for k in range(12)] if p.level is None else [2**p.level])
+    ),
+    pr.Grid: lambda p, i, j: near(p, i, j),
+    pr.Axial: lambda p, i, j: (
+        max(i, j) < math.prod(p.shape)
+        and sum(a != b for a, b in zip(place(p.shape, i), place(p.shape, j))) <= 1
+    ),
+    pr.Tree: lambda p, i, j: max(i, j) < len(p.parents) and j in path(p.parents, i),
     pr.Documents: lambda p, i, j: -1 != document(p.lengths, i) == document(p.lengths, j),
     pr.Clusters: lambda p, i, j: -1 != p.labels[i] == p.labels[j],
 }
@@ -47,6 +59,30 @@ def document(lengths: tuple[int, ...], i: int) -> int:
         if sum(lengths[:d]) <= i < sum(lengths[: d + 1]):
             return d
     return -1
+
+
+def place(shape: tuple[int, ...], i: int) -> list[int]:
+    where: list[int] = []
+    for size in reversed(shape):
+        where.insert(0, i % size)
+        i //= size
+    return where
+
+
+def near(p: pr.Grid, i: int, j: int) -> bool:
+    if max(i, j) >= math.prod(p.shape):
+        return False
+    for x, y, size, reach in zip(place(p.shape, i), place(p.shape, j), p.shape, p.window):
+        if p.edges == "shift":  # the nearest centre whose whole window fits
+            x = size // 2 if 2 * reach + 1 >= size else min(max(x, reach), size - 1 - reach)
+            reach = size if 2 * reach + 1 >= size else reach
+        if abs(x - y) > reach:
+            return False
+    return True
+
+
+def path(parents: tuple[int, ...], i: int) -> list[int]:
+    return [i] if parents[i] < 0 else [i, *path(parents, parents[i])]
 
 
 def edge(p: Pattern, i: int, j: int) -> bool:
@@ -81,6 +117,19 @@ def check(p: Pattern, f: Frame, **more: Any) -> None:
 
 
 small, size = st.integers(0, 40), st.integers(1, 12)
+shape = st.lists(st.integers(1, 5), min_size=1, max_size=3)
+parents = st.lists(st.integers(0, 60), max_size=45).map(
+    lambda picks: [min(i, pick % (i + 3)) - 1 if pick % 7 else i - 1 for i, pick in enumerate(picks)]
+)
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Pattern:
+    sizes = draw(shape)
+    steps = [draw(st.integers(0, 4)) for _ in sizes]
+    return pr.grid(sizes, steps, draw(st.sampled_from(["cut", "shift"])))
+
+
 tokens = st.one_of(
     st.lists(small, max_size=6),
     st.builds(range, small, small, st.integers(1, 5)),
@@ -100,12 +149,17 @@ structured = st.one_of(
     st.builds(pr.global_tokens, tokens),
     st.builds(pr.sink, small),
     st.builds(pr.prefix, small),
+    st.builds(pr.butterfly, st.integers(1, 5), st.one_of(st.none(), st.integers(0, 5))),
+    grids(),
+    st.builds(pr.axial, shape),
+    st.builds(pr.tree, parents),
     st.builds(pr.documents, st.lists(st.integers(0, 9), max_size=8)),
     st.builds(pr.clusters, st.lists(st.integers(-1, 3), min_size=48, max_size=48)),
 )
 
 
-@given(structured, frames())
+@settings(max_examples=300)
+@given(structured, frames(28))
 def test_structured_primitives(p: Pattern, f: Frame) -> None:
     check(p, f)
 
@@ -155,3 +209,40 @@ def test_sizes_are_predicted() -> None:
     with pytest.raises(SizeError, match="10 zones"):
         lower(pr.chunked(1), 10, max_zones=9)
     assert len(lower(pr.window(2**40) & pr.strided(2**30), 2**40)) == 1024
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 4)), min_size=1, max_size=3),
+    st.integers(0, 5),
+    frames(),
+)
+def test_longnet(pairs: list[tuple[int, int]], head: int, f: Frame) -> None:
+    i0, i1, j0, j1 = f.box
+
+    def reads(i: int, j: int) -> bool:
+        return any(
+            i // w == j // w and i % w % r == j % w % r == head % r for w, r in pairs
+        )
+
+    z = at(pr.longnet([w for w, _ in pairs], [r for _, r in pairs]), f, head=head)
+    assert z.dense().tolist() == [[reads(i, j) for j in range(j0, j1)] for i in range(i0, i1)]
+    assert is_tight(z)
+
+
+@given(st.integers(1, 30), st.integers(1, 20), st.integers(1, 3), st.integers(0, 2))
+def test_expander_is_regular_and_both_ways(
+    blocks: int, degree: int, block: int, seed: int
+) -> None:
+    p = pr.expander(degree, block=block, seed=seed)
+    n = blocks * block
+    if degree >= blocks or degree * blocks % 2:
+        with pytest.raises(PatternValueError, match="degree"):
+            lower(p, n)
+        return
+    mask = lower(p, n).dense()
+    cells = mask[::block, ::block]
+    assert mask.tolist() == np.kron(cells, np.ones((block, block), dtype=bool)).tolist()
+    assert (cells == cells.T).all() and cells.diagonal().all()
+    assert set(cells.sum(axis=1)) == {degree + 1}
+    part = lower(p, n - n // 2, n, n // 2, 0).dense()
+    assert part.tolist() == mask[n // 2 :].tolist()

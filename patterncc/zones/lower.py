@@ -7,7 +7,7 @@ the region in which the other parts are lowered, so what it would cut away is ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, assert_never, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from patterncc.pattern import (
     check_int,
     name_of,
 )
-from patterncc.zones import algebra, labels, primitives, random, sweep
+from patterncc.zones import algebra, expander, grids, labels, networks, primitives, random, sweep
 from patterncc.zones.algebra import MAX_ZONES
 from patterncc.zones.site import Region, Site
 from patterncc.zones.zoneset import Frame, ZoneSet
@@ -52,6 +52,12 @@ RULES: dict[type[Primitive], Rule] = {
     leaf.Clusters: labels.clusters,
     leaf.Routing: labels.routing,
     leaf.LogSparse: primitives.logsparse,
+    leaf.Butterfly: networks.butterfly,
+    leaf.LongNet: networks.longnet,
+    leaf.Expander: expander.expander,
+    leaf.Grid: grids.grid,
+    leaf.Axial: grids.axial,
+    leaf.Tree: networks.tree,
     leaf.Recurrent: primitives.causal,
     leaf.Convolution: primitives.convolution,
 }
