@@ -160,7 +160,7 @@ def _heads(draft: Draft, node: Node) -> Heads | None:
             draft.note(f"more than {MAX_HEADS} heads", item.span)
             return None
         well = well and found is not None
-        patterns += [found] * count if found else []
+        patterns += [] if found is None else [found] * count
     return Heads(tuple(patterns)) if well and patterns else None
 
 

@@ -1,7 +1,8 @@
 """`expect` lines: comparisons between measures of a stack and numbers, read here, proved later.
 
 A measure is a call such as ``density(n=4096)``; the numbers beside it are arithmetic on parameters,
-fractions allowed; ``never`` is the depth of a stack that is never full, larger than every integer.
+fractions allowed and exact; ``never`` is the depth of a stack that is never full, larger than
+every integer.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from patterncc.errors import Diagnostic, PatternError, Span, suggest
 from patterncc.language.expression import evaluate
@@ -44,7 +46,7 @@ class Measure:
         return f"{self.name}({', '.join(shown)})"
 
 
-Term = Measure | int | float
+Term = Measure | int | Fraction | float  # the float is NEVER
 
 
 @dataclass(frozen=True)

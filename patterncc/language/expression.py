@@ -8,8 +8,10 @@ on, so that one reading reports all of them.
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from fractions import Fraction
 
 from patterncc.errors import Diagnostic, PatternError, PatternSyntaxError, Span, suggest
 from patterncc.language.source import plain
@@ -140,7 +142,9 @@ class _Walk:
         value = node.value
         if isinstance(value, float) and not self.scope.fractions:
             return self.note("a fraction cannot stand here", node, "sizes are integers")
-        if value is None or isinstance(value, str | float):
+        if isinstance(value, float) and math.isfinite(value):
+            return self.settled(bounded(Fraction(repr(value))), node)
+        if value is None or isinstance(value, str):
             return value
         if not isinstance(value, int):
             return self.note(f"{node.value!r} is not part of the pattern language", node, _LANGUAGE)
@@ -227,7 +231,7 @@ class _Walk:
                 return BAD
             return left | right if sign == "|" else left & right if sign == "&" else left - right
         if is_number(left) and is_number(right) and sign not in "|&":
-            assert isinstance(left, int | float) and isinstance(right, int | float)
+            assert isinstance(left, int | Fraction) and isinstance(right, int | Fraction)
             return self.settled(arithmetic(sign, left, right), where)
         if isinstance(left, tuple | range) and sign in ("+", "*"):
             return self.settled(concatenated(sign, left, right), where)
@@ -247,7 +251,7 @@ class _Walk:
         if isinstance(node.op, ast.Invert) and isinstance(value, Pattern):
             return ~value if self.count(1, node) else BAD
         if not isinstance(node.op, ast.Invert) and is_number(value):
-            assert isinstance(value, int | float)
+            assert isinstance(value, int | Fraction)
             return -value if isinstance(node.op, ast.USub) else value
         sign = {ast.Invert: "~", ast.USub: "-", ast.UAdd: "+"}[type(node.op)]
         need = "an edge set" if sign == "~" else "an integer"

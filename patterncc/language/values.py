@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
 
 from patterncc.pattern import Pattern, Primitive
 from patterncc.primitives import PRIMITIVES
 
-MAX_INTEGER = 2**64  # of any intermediate result
+MAX_INTEGER = 2**64  # of any intermediate result; of the denominator of a fraction too
 MAX_LIST = 10**6  # elements of a list; a range given to global_tokens may be longer
 
 FUNCTIONS = ("max", "min", "range")
 NAMES = frozenset({*PRIMITIVES, *FUNCTIONS, "never"})  # what a file cannot name anew
 
-Value = int | float | str | None | tuple[int, ...] | range | Pattern
-Number = int | float
+Value = int | Fraction | str | None | tuple[int, ...] | range | Pattern
+Number = int | Fraction
 Numbers = tuple[int, ...] | range
 
 
@@ -77,7 +78,7 @@ def described(value: Value | Bad) -> str:
     match value:
         case bool() | None:
             return str(value)
-        case int() | float():
+        case int() | Fraction():
             return f"the number {value}"
         case str():
             return f'the text "{value[:40]}"'
@@ -89,13 +90,13 @@ def described(value: Value | Bad) -> str:
 
 def is_number(value: Value | Bad) -> bool:
     """A number, which True and False are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | Fraction) and not isinstance(value, bool)
 
 
 def bounded(value: Number) -> Number | Refused:
     """A number that is small enough to go on with."""
-    if abs(value) > MAX_INTEGER:
-        return Refused("an integer past 2**64", "positions go up to 2**40")
+    if not -MAX_INTEGER <= value <= MAX_INTEGER or value.denominator > MAX_INTEGER:
+        return Refused("a number past 2**64", "positions go up to 2**40")
     return value
 
 
@@ -143,5 +144,5 @@ _ARITHMETIC: dict[str, Callable[[Number, Number], Number]] = {
     "*": lambda a, b: a * b,
     "//": lambda a, b: a // b,
     "%": lambda a, b: a % b,
-    "/": lambda a, b: a / b,
+    "/": lambda a, b: Fraction(a) / Fraction(b),
 }
