@@ -1,15 +1,16 @@
 """Plans: every compile-time choice of a generated kernel, and the text that the torch op carries.
 
-Two small values meet here.  A `Plan` fixes one kernel's source: it holds typed numbers and names only,
-is hashable, and its digest names the source file.  A `Spec` describes one layout to the op: lengths,
-tile sizes and mask classes, as one line of JSON.  Lengths and window sizes are never part of a Plan,
-so new lengths and new documents compile nothing.
+Two small values meet here.  A `Plan` fixes one kernel's source: it holds typed numbers and names
+only, is hashable, and its digest names the source.  A `Spec` describes one layout to the op:
+lengths, tile sizes and mask classes, as one line of JSON.  Lengths and window sizes are never part
+of a Plan, so new lengths and new documents compile nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
@@ -17,6 +18,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 from patterncc.errors import PatternValueError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from patterncc.layout.layout import Layout
 
 Kind = Literal["forward", "delta", "dq", "dkdv", "decode"]
@@ -36,8 +40,9 @@ class Spec:
 
     n, n_k, q_offset, k_offset: the layout's frame (queries, keys, positions of the first of each).
     block: queries x keys of a tile.  patterns: distinct patterns (1: every head reads the same).
-    full, zones, bits: the mask classes in use; zones is the largest number of zones of one mask, 0, 1, 2
-    or 4.  layout_hash: 16 hexadecimal digits over the arrays.
+    full, zones, bits: the mask classes in use; zones is the largest number of zones of one mask:
+    0, 1, 2 or 4.  layout_hash: hexadecimal digits over everything that the layout holds.
+    share: aligned groups of this many heads have one pattern (0: all heads have).
 
     >>> s = Spec(100, 100, 0, 0, (64, 64), 1, True, 1, False, "0" * 16, "cpu")
     >>> s.q_lines, Spec.parse(s.text()) == s
@@ -55,6 +60,7 @@ class Spec:
     bits: bool
     layout_hash: str
     backend: Backend
+    share: int = 0
 
     @property
     def q_lines(self) -> int:
@@ -80,11 +86,11 @@ class Spec:
 
     @staticmethod
     def of(layout: Layout, backend: Backend) -> Spec:
-        """Read a layout's mask classes and hash its arrays (linear in their size; cache the result)."""
+        """Read a layout's mask classes and hash (linear in its size; cache the result)."""
         words = layout.rows.run[:, 2]
         zone_count = len(layout.zones)
-        used = layout.zones.reshape(zone_count, 4, 6).any(axis=(0, 2)).nonzero()[0]
-        slots = int(used[-1]) + 1 if len(used) else 0
+        used = [slot for slot in range(4) if layout.zones[:, slot].any()]
+        slots = used[-1] + 1 if used else 0
         masked = bool(((words > 0) & (words <= zone_count)).any())
         return Spec(
             n=layout.n,
@@ -96,21 +102,21 @@ class Spec:
             full=bool((words == 0).any()),
             zones=(0, 1, 2, 4, 4)[slots] or int(masked),
             bits=bool((words > zone_count).any()),
-            layout_hash=digest_of(layout),
+            layout_hash=layout.hash,
             backend=backend,
+            share=_share(layout.head_pattern),
         )
 
 
-def digest_of(layout: Layout) -> str:
-    """16 hexadecimal digits over a layout's frame, tile size and arrays."""
-    h = hashlib.sha256()
-    frame = (layout.n, layout.n_k, layout.q_offset, layout.k_offset, *layout.block)
-    h.update(repr(tuple(int(x) for x in frame)).encode())
-    rows, cols = layout.rows, layout.cols
-    for array in (layout.head_pattern, rows.ptr, rows.run, cols.ptr, cols.run, layout.zones, layout.bits):
-        h.update(repr(array.shape).encode())
-        h.update(array.tobytes())
-    return h.hexdigest()[:16]
+def _share(head_pattern: NDArray[np.int32]) -> int:
+    """The largest g such that aligned groups of g heads share a pattern; 0 when all heads do.
+
+    >>> import numpy as np
+    >>> _share(np.array([0, 0, 0, 0, 1, 1])), _share(np.array([0]))
+    (2, 0)
+    """
+    changes = (head_pattern[1:] != head_pattern[:-1]).nonzero()[0] + 1
+    return math.gcd(*changes.tolist())
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,11 @@ class Plan:
 
     kind: forward, delta (row sums that both gradients need), dq, dkdv, or decode.
     head_dim, value_dim: columns of Q and K, and of V (padded to powers of two inside the kernel).
-    block: queries x keys of the layout's tile; bm, bn: queries x keys of one kernel step, divisors of it.
+    block: queries x keys of the layout's tile; bm, bn: of one kernel step, divisors of the tile's.
     full, zones, bits: the mask classes that the source holds code for; zones is 0, 1, 2 or 4.
-    per_head: heads read different patterns.  heads: query heads that a decode program packs into one
-    tile (1: one head a program).  precision: of fp32 products, "ieee" or "tf32".
+    per_head: heads read different patterns.  heads: rows into which a decode program packs the
+    query heads of one key head (1: one head a program).  precision: of fp32 products, "ieee" or
+    "tf32".
     upcast: products in fp32 (for the interpreter, whose bf16 products are wrong).
 
     >>> p = Plan("forward", "sm_90", "bfloat16", 128, 128, (128, 128), 128, 128, 8, 2, zones=1)

@@ -1,0 +1,97 @@
+"""Default sizes of kernels: what each target runs well, limited by the layout's tile."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from patterncc.kernels.emit import padded
+from patterncc.kernels.plan import DType, Kind, Plan, Spec, Target
+
+Sizes = tuple[int, int, int, int]  # queries, keys, warps, stages of a step
+
+
+def choose(
+    kind: Kind,
+    spec: Spec,
+    target: Target,
+    dtype: DType,
+    head_dim: int,
+    value_dim: int,
+    *,
+    heads: int = 1,
+    upcast: bool = False,
+) -> Plan:
+    """The plan of one kernel for a layout, at default sizes.
+
+    >>> s = Spec(999, 999, 0, 0, (64, 128), 1, True, 1, False, "0" * 16, "triton")
+    >>> p = choose("forward", s, "sm_90", "bfloat16", 128, 128)
+    >>> p.bm, p.bn, p.warps, p.stages
+    (64, 128, 4, 2)
+    """
+    wide = max(padded(head_dim), padded(value_dim))
+    bm, bn, warps, stages = _sizes(kind, target, wide, dtype == "float32" or upcast)
+    bm, bn = min(bm, spec.block[0]), min(bn, spec.block[1])
+    rows = bn if kind == "dkdv" else bm  # of the products' left side: a warp takes 16 at least
+    if kind in ("forward", "dq", "dkdv"):
+        warps = max(1, min(warps, rows // 16))
+    return Plan(
+        kind=kind,
+        target=target,
+        dtype=dtype,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        block=spec.block,
+        bm=bm,
+        bn=bn,
+        warps=warps,
+        stages=stages,
+        full=spec.full or not (spec.zones or spec.bits),
+        zones=spec.zones,
+        bits=spec.bits,
+        per_head=spec.patterns > 1,
+        heads=heads,
+        upcast=upcast,
+    )
+
+
+def _sizes(kind: Kind, target: Target, dim: int, fp32: bool) -> Sizes:
+    """Sizes by kind, target and padded head dim, before the layout's tile limits them."""
+    match kind:
+        case "delta":
+            return 64, 16, 4, 1
+        case "decode":
+            return 16, 64 if dim <= 128 and not fp32 else 32, 4, 3 if dim <= 128 else 2
+        case "forward":
+            return _forward(target, dim, fp32)
+        case "dq":
+            return _dq(target, dim, fp32)
+        case "dkdv":
+            return _dkdv(target, dim, fp32)
+        case _:
+            assert_never(kind)
+
+
+def _forward(target: Target, dim: int, fp32: bool) -> Sizes:
+    if fp32:  # no tensor cores: small steps keep the products' operands in registers
+        return (64, 32, 4, 2) if dim <= 128 else (32, 16, 4, 1)
+    if target == "sm_80":
+        return (128, 64, 4, 3) if dim <= 64 else (128, 32, 8, 3 if dim <= 128 else 2)
+    if dim > 128:
+        return 128, 64, 8, 2
+    return (128, 128, 8, 2) if dim > 64 else (128, 128, 8, 3)
+
+
+def _dq(target: Target, dim: int, fp32: bool) -> Sizes:
+    if fp32:
+        return (32, 32, 4, 1) if dim <= 128 else (32, 16, 4, 1)
+    if target == "sm_80":
+        return (128, 32, 8, 2) if dim <= 128 else (64, 32, 8, 1)
+    return (128, 64, 8, 2) if dim <= 128 else (64, 64, 8, 1)
+
+
+def _dkdv(target: Target, dim: int, fp32: bool) -> Sizes:
+    if fp32:
+        return (32, 32, 4, 1) if dim <= 128 else (16, 32, 4, 1)
+    if target == "sm_80":
+        return (32, 128, 8, 2) if dim <= 128 else (32, 64, 8, 1)
+    return (64, 128, 8, 2) if dim <= 128 else (64, 64, 8, 1)

@@ -1,0 +1,143 @@
+"""From a plan to a running kernel: sources in a cache, layouts on a device, launches.
+
+The cache directory is PATTERNCC_CACHE or ~/.cache/patterncc; the environment is read here and
+nowhere below.  A source file is named by the hash of its content, written at once or not at all, and
+checked against its name before it is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patterncc.errors import BackendError, SizeError
+from patterncc.kernels.emit import emit, entry
+from patterncc.kernels.plan import Plan, Spec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from patterncc.layout.layout import Layout, Runs
+
+
+def cache_dir() -> Path:
+    """Where kernel sources are kept: $PATTERNCC_CACHE, else ~/.cache/patterncc."""
+    named = os.environ.get("PATTERNCC_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "patterncc"
+
+
+def interpreting() -> bool:
+    """Triton runs its kernels in Python (TRITON_INTERPRET=1), on tensors of any device."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def save_source(source: str, name: str, directory: Path | None = None) -> Path:
+    """Keep a source as ``name-<hash of the text>.py``; an equal file that is there already is kept.
+
+    Raises BackendError when the directory cannot be written.
+    """
+    folder = directory or cache_dir()
+    digest = hashlib.sha256(source.encode()).hexdigest()[:24]
+    path = folder / f"{name}-{digest}.py"
+    try:
+        if path.exists() and path.read_text(encoding="utf-8") == source:
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=folder, prefix=".writing-", suffix=".py", delete=False, encoding="utf-8"
+        ) as part:
+            part.write(source)
+        os.replace(part.name, path)
+    except OSError as error:
+        raise BackendError(
+            f"kernel source {path} cannot be written: {error}; "
+            "set PATTERNCC_CACHE to a directory that can"
+        ) from None
+    return path
+
+
+def load_source(path: Path, name: str) -> Callable[..., Any]:
+    """Import a saved source and return its kernel, after checking the text against the file's name.
+
+    Raises BackendError for a file that was altered.
+    """
+    text = path.read_bytes()
+    digest = hashlib.sha256(text).hexdigest()[:24]
+    if not path.stem.endswith(f"-{digest}"):
+        raise BackendError(f"kernel source {path} does not match its hash; delete it and run again")
+    module_name = f"patterncc_generated_{path.stem.replace('-', '_')}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    exec(compile(text, str(path), "exec"), module.__dict__)
+    kernel: Callable[..., Any] = getattr(module, name)
+    return kernel
+
+
+@lru_cache(maxsize=256)
+def kernel(plan: Plan) -> Any:
+    """The Triton kernel of a plan: emitted, saved and imported once a process."""
+    require_triton()
+    return load_source(save_source(emit(plan), plan.kind), entry(plan))
+
+
+@cache
+def require_triton() -> None:
+    """Raises BackendError, with the remedy, when triton cannot be imported."""
+    if importlib.util.find_spec("triton") is None:
+        raise BackendError('triton is not installed; pip install "triton>=3.6", or backend="cpu"')
+
+
+def target_of(device: torch.device) -> str:
+    """The target whose default sizes fit a device: sm_80, sm_90, sm_100 or interpreter."""
+    if interpreting() or device.type != "cuda":
+        return "interpreter"
+    major, _ = torch.cuda.get_device_capability(device)
+    if major < 8:
+        name = torch.cuda.get_device_name(device)
+        raise BackendError(
+            f"{name} is below compute capability 8.0, the least that kernels support"
+        )
+    return "sm_80" if major == 8 else "sm_90" if major == 9 else "sm_100"
+
+
+def kernel_tables(layout: Layout, spec: Spec, device: torch.device) -> list[Tensor]:
+    """The op's tensors in the form that kernels read, all int32 on `device`.
+
+    head_pattern [heads or 1]; ptr [lines + 1] and run [runs + 2, 4] of rows, then of columns: first
+    tile, tile count, mask word, tiles before the run; two sentinels end a table.
+    zone [count, K, 8]; bits as they are.
+    """
+    slots = max(1, spec.zones)
+    zone = np.zeros((len(layout.zones), slots, 8), dtype=np.int32)
+    zone[:, :, :6] = layout.zones[:, :slots]
+    bits = layout.bits.view(np.int32)
+    rows, cols = layout.rows, layout.cols
+    tables = [layout.head_pattern, rows.ptr, _counted(rows), cols.ptr, _counted(cols), zone, bits]
+    return [torch.from_numpy(np.ascontiguousarray(t)).to(device) for t in tables]
+
+
+def _counted(runs: Runs) -> NDArray[np.int32]:
+    """Runs with a fourth column, the tiles before each, and the two sentinels."""
+    before = np.zeros(len(runs.run) + 1, dtype=np.int64)
+    np.cumsum(runs.run[:, 1], out=before[1:])
+    if before[-1] >= 2**31:
+        raise SizeError(
+            f"a layout of {before[-1]} tiles passes the kernels' {2**31 - 1}; use larger blocks"
+        )
+    table = np.zeros((len(runs.run) + 2, 4), dtype=np.int32)
+    table[:-2, :3] = runs.run
+    table[:-1, 3] = before
+    return table

@@ -1,0 +1,189 @@
+"""The pieces that kernels are put together from: short stretches of Triton source with $names.
+
+`emit` chooses and joins them; nothing is decided here.  Every piece is text at column 0; it is
+indented where it is placed.  Vectors that appear in many pieces: `rows` and `cols` count the
+queries and keys of one step, `dims` and `vdims` the columns of Q, K and of V.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from string import Template
+
+
+def piece(text: str, **names: object) -> str:
+    """`text` without its common indentation and with $names filled in.
+
+    >>> piece('''
+    ...     x = $a
+    ... ''', a=3)
+    'x = 3'
+    """
+    return Template(textwrap.dedent(text).strip("\n")).substitute(names)
+
+
+def indented(text: str, levels: int = 1) -> str:
+    """`text` moved right by 4 spaces a level."""
+    return textwrap.indent(text, "    " * levels)
+
+
+IN_ZONE = """
+    @triton.jit
+    def in_zone(at, i, j):
+        # One zone of a mask, i0 <= i < i1, j0 <= j < j1, d0 <= j - i < d1, counted within the tile.
+        # For each query it is an interval of keys, so a pair costs two compares.
+        low = tl.maximum(tl.load(at + 2), i + tl.load(at + 4))
+        high = tl.minimum(tl.load(at + 3), i + tl.load(at + 5))
+        high = tl.where((i >= tl.load(at)) & (i < tl.load(at + 1)), high, low)
+        return (j >= low) & (j < high)
+"""
+
+IN_ZONES_HEAD = """
+    @triton.jit
+    def in_zones(zone, word, i, j):
+        at = zone + (word - 1) * $stride
+        keep = in_zone(at, i, j)
+"""
+
+IN_ZONES_MORE = "    keep |= in_zone(at + $offset, i, j)"
+
+IN_BITS = """
+    @triton.jit
+    def in_bits(bits, index, i, j):
+        # One bit a pair, a query's keys side by side in 32-bit words.
+        at = bits + index.to(tl.int64) * $tile_words
+        words = tl.load(at + (i * $row_words + j // 32))
+        return ((words >> (j % 32)) & 1) != 0
+"""
+
+# A mask word is 0 for a full tile, then zones, then bits.  i and j are tile-local indices that
+# broadcast against each other; the offset within the tile stays a run-time value on purpose: masks
+# are computed where they are used and not kept in registers across the loop.
+KEEP_ZONES = "keep = in_zones(zone, word, i, j)"
+KEEP_BITS = "keep = in_bits(bits, word - 1 - zone_count, i, j)"
+KEEP_BOTH = """
+    if word <= zone_count:
+        keep = in_zones(zone, word, i, j)
+    else:
+        keep = in_bits(bits, word - 1 - zone_count, i, j)
+"""
+
+WHICH_ROW = """
+    # One program: $step_q queries of one head.  The last rows, longest if causal, go first.
+    pid = tl.program_id(0)
+    steps_down = tl.cdiv(n, $step_q)
+    row = steps_down - 1 - pid % steps_down
+    unit = pid // steps_down
+    batch = (unit // heads).to(tl.int64)
+    head = (unit % heads).to(tl.int64)
+    kv_head = head // group
+    first = (row * $step_q).to(tl.int64)
+    rows = tl.arange(0, $step_q)
+    cols = tl.arange(0, $step_k)
+    seen = row * $step_q + rows < n
+"""
+
+WHICH_COLUMN = """
+    # One program: $step_k keys of one key head, read by every query head of its group in turn.
+    pid = tl.program_id(0)
+    steps_across = tl.cdiv(n_k, $step_k)
+    column = pid % steps_across
+    unit = pid // steps_across
+    kv_heads = heads // group
+    batch = (unit // kv_heads).to(tl.int64)
+    kv_head = (unit % kv_heads).to(tl.int64)
+    first = (column * $step_k).to(tl.int64)
+    rows = tl.arange(0, $step_q)
+    cols = tl.arange(0, $step_k)
+    there = column * $step_k + cols < n_k
+"""
+
+# The runs of a line, and the loop's state.  A run is first tile, tile count, mask word, tiles before
+# it; two sentinels end the table, so that reading one run ahead is always within it.
+OPEN_LINE = """
+    at = tl.load($ptr + line)
+    end = tl.load($ptr + line + 1)
+    steps = (tl.load(run + 4 * end + 3) - tl.load(run + 4 * at + 3)) * $ratio
+    $here = tl.load(run + 4 * at) * $tile
+    left = tl.load(run + 4 * at + 1) * $ratio
+    $word_first
+    # The next run is held in registers, one run ahead: no load of the loop waits for an index.
+    next_tile = tl.load(run + 4 * at + 4)
+    next_count = tl.load(run + 4 * at + 5)
+    $word_next
+    at += 2
+"""
+
+ADVANCE = """
+    # One step on; at the end of a run, over to the next one.
+    $here += $step
+    left -= 1
+    switch = left == 0
+    $here = tl.where(switch, next_tile * $tile, $here)
+    left = tl.where(switch, next_count * $ratio, left)
+    $word_switch
+    next_tile = tl.load(run + 4 * at, mask=switch, other=next_tile)
+    next_count = tl.load(run + 4 * at + 1, mask=switch, other=next_count)
+    $word_load
+    at += switch.to(tl.int32)
+"""
+
+SOFTMAX = """
+    m_next = tl.maximum(m, tl.max(s, 1) * scale2)
+    $guard
+    p = tl.math.exp2(s * scale2 - $shift[:, None])
+    fade = tl.math.exp2(m - $shift)
+    l = l * fade + tl.sum(p, 1)
+    acc = acc * fade[:, None]
+    m = m_next
+"""
+
+GUARD = "base = tl.where(m_next == -INF, 0.0, m_next)  # a row that has read nothing yet"
+
+FINISH = """
+    # A row that read nothing has m = -inf and l = 0: its out is 0 and its lse -inf.
+    l = tl.where(l == 0.0, 1.0, l)
+    acc = acc / l[:, None]
+    lse_tile = (m + tl.math.log2(l)) * LN2
+"""
+
+DELTA_BODY = """
+    # delta = rowsum(out * grad_out); lse in base 2, +inf for a row that reads nothing, so that
+    # exp2(score - lse2) is 0 there and never NaN.
+    pid = tl.program_id(0)
+    steps_down = tl.cdiv(n, $step_q)
+    row = pid % steps_down
+    unit = (pid // steps_down).to(tl.int64)
+    batch = unit // heads
+    head = unit % heads
+    first = (row * $step_q).to(tl.int64)
+    rows = tl.arange(0, $step_q)
+    vdims = tl.arange(0, $vdim)
+    seen = row * $step_q + rows < n
+    out_at = out + batch * o_batch + head * o_head + first * o_row
+    o = tl.load(out_at + (rows[:, None] * o_row + vdims[None, :])$mask)
+    grad_at = grad + batch * g_batch + head * g_head + first * g_row
+    g = tl.load(grad_at + (rows[:, None] * g_row + vdims[None, :])$mask)
+    at = unit * n + first + rows
+    tl.store(delta + at, tl.sum(o.to(tl.float32) * g.to(tl.float32), 1), mask=seen)
+    natural = tl.load(lse + at, mask=seen, other=0.0)
+    tl.store(lse2 + at, tl.where(natural == -INF, INF, natural * LOG2E), mask=seen)
+"""
+
+WHICH_TOKEN = """
+    # One program: one query row, $who.
+    pid = tl.program_id(0)
+    units = $units
+    unit = pid % units
+    token = (pid // units) % count
+    batch = (pid // (units * count)).to(tl.int64)
+    $kv_head
+    members = tl.arange(0, $rows)
+    head = $head
+    mine = members < $packed
+    cols = tl.arange(0, $step_k)
+    # The layout's row of this query; one that the layout does not have reads nothing.
+    i = tl.load(position + batch * position_step) + token - q_offset
+    inside = (i >= 0) & (i < n)
+    i = tl.where(inside, i, 0)
+"""
