@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -28,8 +29,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Bias:
-    """`add` [1, batch, queries, keys]: 0 for an edge, -inf for none; `dead` bool [1, batch, queries]
-    marks queries without any edge here, or is None if each has one."""
+    """`add` [1, batch, queries, keys] holds 0 for an edge and -inf for none.
+
+    `dead`, bool [1, batch, queries], marks queries without any edge here; None if each has one.
+    """
 
     add: Tensor
     dead: Tensor | None
@@ -42,7 +45,11 @@ class Prepared:
     key: tuple[str, int]
     rows: Rows
     masks: Masks
-    schedule: Schedule
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The calls; made when first asked for (a decode step never asks)."""
+        return build(self.rows, self.masks)
 
     def bias(self, number: int, low: int, high: int, dtype: torch.dtype) -> Bias | None:
         """The bias of items low .. high of call `number`; None when all their pairs are edges."""
@@ -114,7 +121,7 @@ def clear() -> None:
 
 
 def prepared(tensors: Sequence[Tensor], spec: Spec, pattern: int) -> Prepared:
-    """Pattern number `pattern` of the layout whose arrays are `tensors`, from the cache if it is there.
+    """Pattern number `pattern` of the layout whose arrays are `tensors`, kept for the next call.
 
     tensors: head_pattern, row_ptr, row_run, col_ptr, col_run, zones, bits, all int32 on the CPU.
     """
@@ -126,6 +133,6 @@ def prepared(tensors: Sequence[Tensor], spec: Spec, pattern: int) -> Prepared:
         ptr = row_ptr[pattern * lines : (pattern + 1) * lines + 1]
         rows = Rows(ptr, row_run, spec.n, spec.n_k, spec.block)
         masks = Masks(spec.block, zones, bits)
-        return Prepared(key, rows, masks, build(rows, masks)), 1
+        return Prepared(key, rows, masks), 1
 
     return _SCHEDULES.get(key, make)

@@ -16,7 +16,7 @@ ABSENT = -1  # stands for a tile that a row does not touch
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """The masks of a layout: `zones` int32 [count, 4, 6], `bits` int32 or uint32 [count, BM, words].
+    """The masks of a layout: `zones` int32 [count, 4, 6], `bits` (u)int32 [count, BM, words].
 
     >>> m = Masks((16, 16), np.array([[[0, 2, 0, 3, -9, 9]] + [[0] * 6] * 3]), np.zeros((0, 16, 1)))
     >>> m.bounds(np.array([[ABSENT, 1]]))
@@ -54,7 +54,7 @@ class Masks:
         """First query, past the last, first key, past the last of a mask; empty: (BM, 0, BN, 0)."""
         if word not in self._boxes:
             tile = self.tile(word)
-            i, j = tile.any(axis=1).nonzero()[0], tile.any(axis=0).nonzero()[0]
+            i, j = np.flatnonzero(tile.any(axis=1)), np.flatnonzero(tile.any(axis=0))
             empty = (self.block[0], 0, self.block[1], 0)
             self._boxes[word] = (
                 (int(i[0]), int(i[-1]) + 1, int(j[0]), int(j[-1]) + 1) if len(i) else empty

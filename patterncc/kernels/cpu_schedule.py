@@ -1,12 +1,12 @@
 """A layout's tile rows turned into few, large attention calls for the CPU.
 
-torch's flash kernel for the CPU answers one question well: many queries against one stretch of keys,
-over a batch.  A schedule cuts the touched tiles of a pattern into *segments* (neighbouring tiles read by
-one chunk of query rows) and gathers segments that repeat into one call:
+torch's flash kernel for the CPU answers one question well: many queries against one stretch of
+keys, over a batch.  A schedule cuts the touched tiles of a pattern into *segments* (neighbouring
+tiles read by one chunk of query rows) and gathers segments that repeat into one call:
 
-    Band      chunks at a constant step whose segments move at a constant step: the slanted band of a
-              window (keys move with the queries), a sink or global column (keys stand still)
-    Scatter   chunks that read a few tiles each at places without order: tiles are copied side by side
+    Band      chunks at a constant step, whose segments move at a constant step: the slanted band of
+              a window (keys move with the queries), a sink or global column (keys stand still)
+    Scatter   chunks that read a few tiles each, at places without order: tiles copied side by side
 
 Calls that read different keys for one query are merged by LSE, so any cut is exact.  Nothing here
 imports torch, and nothing is larger than the layout itself.
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,8 +47,10 @@ RowRuns = tuple[tuple[int, int, int], ...]  # one tile row: (first tile, tiles, 
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring key tiles `first .. first + tiles` read by one chunk; `rows[r]` are the runs of its
-    tile row r, counted from `first`."""
+    """Neighbouring key tiles `first .. first + tiles` that one chunk reads.
+
+    rows[r]: the runs of the chunk's tile row r, counted from `first`.
+    """
 
     chunk: int
     first: int
@@ -65,8 +68,8 @@ class Band:
     """`batch` chunks; number b reads keys first_key + b * key_step .. + keys for the queries
     first_query + b * query_step .. + queries.
 
-    words: None when all pairs are edges, else int32 [tile rows, tiles], one mask word a tile, the same
-    for every chunk; `corner` is where the first query and the first key stand inside those tiles.
+    words: None when all pairs are edges, else int32 [tile rows, tiles], one mask word a tile, the
+    same for every chunk.  corner: where the first query and key stand inside those tiles.
     fresh: no earlier call has written these queries.
     """
 
@@ -84,9 +87,10 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Scatter:
-    """Chunks that read `tiles[b]` (int64 [batch, count]), copied side by side; `chunks` int64 [batch].
+    """Chunk `chunks[b]` reads the key tiles `tiles[b]`, copied side by side.
 
-    side: keys of a tile.  words: None when all tiles are full, else int32 [batch, tile rows, count].
+    chunks: int64 [batch].  tiles: int64 [batch, count].  side: keys of a tile.
+    words: None when all tiles are full, else int32 [batch, tile rows, count].
     """
 
     chunks: NDArray[np.int64]
@@ -188,7 +192,7 @@ def _segments(chunk: int, lines: list[list[tuple[int, int, int]]], side: int) ->
                 if (b - a) * side >= FULL_KEYS:
                     cuts += [a, b]
         cuts = sorted(set(cuts))
-        for a, b in zip(cuts[:-1], cuts[1:]):
+        for a, b in pairwise(cuts):
             piece = _clip(chunk, lines, a, b)
             step = (b - a) if piece.full else max(1, BIAS_KEYS // side)
             pieces += [_clip(chunk, lines, x, min(x + step, b)) for x in range(a, b, step)]
@@ -303,7 +307,7 @@ def _band(group: list[Segment], rows: Rows, masks: Masks, size: int) -> Band:
 
 
 def words_of(s: Segment) -> NDArray[np.int32]:
-    """A segment's mask words as int32 [tile rows, tiles]; ABSENT where a row does not read a tile."""
+    """A segment's mask words, int32 [tile rows, tiles]; ABSENT where a row does not read a tile."""
     words = np.full((len(s.rows), s.tiles), ABSENT, dtype=np.int32)
     for r, row in enumerate(s.rows):
         for first, count, word in row:
