@@ -1,9 +1,9 @@
 """Random regular graphs: what the expander primitive draws, and how it is lowered.
 
 A graph of even degree d is the union of d / 2 random Hamiltonian cycles, one of odd degree takes a
-random perfect matching as well.  Edges drawn twice are then exchanged: a repeat (u, v) and another edge
-(x, y) become (u, x) and (v, y), which keeps every degree.  Above half of all neighbours the graph is the
-complement of a drawn one.  All numbers come from the hash of `patterncc.zones.random`.
+random perfect matching as well.  Edges drawn twice are then exchanged: a repeat (u, v) and another
+edge (x, y) become (u, x) and (v, y), which keeps every degree.  Above half of all neighbours the
+graph is the complement of a drawn one.  All numbers come from the hash of `patterncc.zones.random`.
 
 Source: Shirzad et al., "Exphormer: sparse transformers for graphs", 2023 (expanders as attention);
 Friedman, "A proof of Alon's second eigenvalue conjecture", 2003 (why random regular graphs expand).
@@ -49,7 +49,7 @@ def expander(p: Expander, at: Site) -> I64:
 
 
 def regular_graph(nodes: int, degree: int, key: int) -> I64:
-    """The edges of a random graph in which every node has `degree` neighbours: int64 [edges, 2], u < v.
+    """The edges of a random graph whose nodes have `degree` neighbours: int64 [edges, 2], u < v.
 
     >>> regular_graph(4, 3, key=1).tolist()
     [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
@@ -63,8 +63,8 @@ def regular_graph(nodes: int, degree: int, key: int) -> I64:
         )
     if degree * nodes % 2:
         raise PatternValueError(
-            f"expander: no graph on {nodes} blocks gives each of them {degree} neighbours (both are "
-            f"odd); take degree {degree + 1} or another block size"
+            f"expander: no graph on {nodes} blocks gives each of them {degree} neighbours, both "
+            f"odd; take degree {degree + 1} or another block size"
         )
     if 2 * degree > nodes:
         return _complement(nodes, regular_graph(nodes, nodes - 1 - degree, key))
@@ -101,14 +101,18 @@ def _exchange_repeats(ends: I64, nodes: int, key: int) -> I64 | None:
         numbers = random.mix(random.key(key, -1 - round_), np.arange(2 * len(bad)))
         other = (numbers[: len(bad)] % np.uint64(len(ends))).astype(np.int64)
         u, v = ends[bad].T
-        x, y = np.where((numbers[len(bad) :] & np.uint64(1)) == 0, ends[other].T, ends[other].T[::-1])
+        x, y = np.where(
+            (numbers[len(bad) :] & np.uint64(1)) == 0, ends[other].T, ends[other].T[::-1]
+        )
         new = np.sort(np.stack([np.stack([u, x], axis=1), np.stack([v, y], axis=1)]), axis=2)
         made = new[..., 0] * nodes + new[..., 1]
         place = np.minimum(np.searchsorted(codes, made), len(codes) - 1)
         fine = ((codes[place] != made) & (new[..., 0] != new[..., 1])).all(axis=0)
         fine &= ~np.isin(other, bad)
         # no edge takes part twice, and no new edge is made twice
-        fine &= _first_of_its_kind(other) & _first_of_its_kind(made[0]) & _first_of_its_kind(made[1])
+        fine &= (
+            _first_of_its_kind(other) & _first_of_its_kind(made[0]) & _first_of_its_kind(made[1])
+        )
         fine &= ~np.isin(made[0], made[1])
         ends = ends.copy()
         ends[bad[fine]], ends[other[fine]] = new[0, fine], new[1, fine]

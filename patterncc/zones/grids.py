@@ -1,7 +1,7 @@
 """Lowering of neighbourhoods of flattened grids: grid (borders cut or shifted) and axial.
 
-Positions run through the grid in row-major order, the last axis fastest.  A *line* is one setting of
-all axes but the last; its positions are neighbours, so a window along it is a band.
+Positions run through the grid in row-major order, the last axis fastest.  A *line* is one setting
+of all axes but the last; its positions are neighbours, so a window along it is a band.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def axial(p: Axial, at: Site) -> I64:
 
 
 def _without_full_axes(p: Grid) -> tuple[list[int], list[int], int]:
-    """Axes and windows without the last ones that every position sees whole; those make up one cell."""
+    """Axes and windows less the last ones that every position sees whole, which make up a cell."""
+    assert isinstance(p.window, tuple)  # one number is spread over the axes when it is made
     shape, reach, cell = list(p.shape), list(p.window), 1
     while shape and reach[-1] >= (shape[-1] // 2 if p.edges == "shift" else shape[-1] - 1):
         cell *= shape.pop()

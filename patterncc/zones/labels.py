@@ -63,7 +63,7 @@ def routing(p: Routing, at: Site) -> I64:
 
 
 def _same_label(owner: str, name: str, labels: I64, at: Site) -> I64:
-    """Boxes (run of queries) x (run of keys) for every pair of runs with one label of at least 0."""
+    """Boxes (run of queries) x (run of keys) for every pair of runs with one label from 0 up."""
     if len(labels) < at.positions:
         raise PatternValueError(
             f"{owner}: {name} has {len(labels)} labels for {at.positions} positions; "
@@ -89,7 +89,7 @@ def _same_label(owner: str, name: str, labels: I64, at: Site) -> I64:
 
 
 def _label_runs(labels: I64, start: int, stop: int) -> tuple[I64, I64, I64]:
-    """Runs of one label within [start, stop): first positions, ends and labels, label -1 left out."""
+    """Runs of one label within [start, stop): first positions, ends and labels; -1 is left out."""
     part = labels[start:stop]
     first = np.flatnonzero(np.diff(part, prepend=-2))  # no label is -2
     ends = np.append(first[1:], len(part))

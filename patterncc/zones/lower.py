@@ -1,12 +1,12 @@
 """Lowering: from a pattern and sizes to the exact zones of its edges.
 
-The tree is walked once.  A part of an intersection that is one zone (causal, a window, a sink) narrows
-the region in which the other parts are lowered, so what it would cut away is never made.
+The tree is walked once.  A part of an intersection that is one zone (causal, a window, a sink)
+narrows the region in which the other parts are lowered, so what it would cut away is never made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,17 @@ from patterncc.pattern import (
     check_int,
     name_of,
 )
-from patterncc.zones import algebra, expander, grids, labels, networks, primitives, random, sweep
+from patterncc.zones import (
+    algebra,
+    expander,
+    graphs,
+    grids,
+    labels,
+    networks,
+    primitives,
+    random,
+    sweep,
+)
 from patterncc.zones.algebra import MAX_ZONES
 from patterncc.zones.site import Region, Site
 from patterncc.zones.zoneset import Frame, ZoneSet
@@ -58,6 +68,7 @@ RULES: dict[type[Primitive], Rule] = {
     leaf.Grid: grids.grid,
     leaf.Axial: grids.axial,
     leaf.Tree: networks.tree,
+    leaf.Edges: graphs.edges,
     leaf.Recurrent: primitives.causal,
     leaf.Convolution: primitives.convolution,
 }
@@ -107,6 +118,52 @@ def lower(
     return ZoneSet(frame, _zones(pattern, site))
 
 
+def leaves(pattern: Pattern) -> Iterator[Primitive]:
+    """The primitives of a pattern, from left to right.
+
+    >>> from patterncc import causal, window, sink
+    >>> [str(p) for p in leaves(causal() & (window(3) | sink(1).T))]
+    ['causal()', 'window(3)', 'sink(1)']
+    """
+    match pattern:
+        case Union(parts) | Intersection(parts):
+            for part in parts:
+                yield from leaves(part)
+        case Difference(left, right):
+            yield from leaves(left)
+            yield from leaves(right)
+        case Complement(of) | Transpose(of):
+            yield from leaves(of)
+        case Primitive():
+            yield pattern
+
+
+def attention_only(pattern: Pattern) -> Pattern:
+    """The pattern itself, or a PatternValueError when a part of it is no attention.
+
+    `recurrent` and `convolution` say how far a layer carries; there is no mask to compile for them.
+    """
+    for p in leaves(pattern):
+        if isinstance(p, leaf.Recurrent | leaf.Convolution):
+            raise PatternValueError(
+                f"{p} stands for a layer without attention and is for analysis only; "
+                "compile the attention layers, or write causal() or window(...)"
+            )
+    return pattern
+
+
+def keyed(pattern: Pattern) -> tuple[bool, bool]:
+    """Whether the edges differ between layers, and between heads of a layer.
+
+    >>> from patterncc import causal, longnet, random_blocks
+    >>> keyed(causal()), keyed(longnet([4], [2])), keyed(causal() & random_blocks(3))
+    ((False, False), (False, True), (True, True))
+    """
+    kinds = [type(p) for p in leaves(pattern)]
+    drawn = any(k in (leaf.RandomBlocks, leaf.RandomEdges, leaf.Expander) for k in kinds)
+    return drawn, drawn or leaf.LongNet in kinds
+
+
 def _zones(p: Pattern, at: Site) -> I64:
     """The tight table of a pattern's edges in the site's region."""
     if at.region.empty:
@@ -132,7 +189,7 @@ def _zones(p: Pattern, at: Site) -> I64:
 
 
 def _intersection(parts: tuple[Pattern, ...], at: Site) -> I64:
-    """One-zone parts narrow the region; the others are lowered there, the shortest tables met first."""
+    """One-zone parts narrow the region; the others are lowered in it and met, shortest first."""
     rest = []
     for part in parts:
         if _one_zone(part):

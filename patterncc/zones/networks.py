@@ -1,4 +1,4 @@
-"""Lowering of the primitives that are networks on positions or blocks: butterfly, LongNet, trees."""
+"""Lowering of networks on positions or blocks: butterfly, LongNet, trees."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def butterfly(p: Butterfly, at: Site) -> I64:
-    """A box for each block row and bit; bit 0 and the block itself share the box of a pair of blocks.
+    """A box for each block row and bit; bit 0 and the block itself share the box of two blocks.
 
-    Blocks of one token make bands instead: half of an aligned group reads the other half at one distance.
+    Blocks of one token make bands: half of an aligned group reads the other half at one distance.
     """
     r, size = at.region, p.block
     blocks = -(-max(r.i1, r.j1) // size)
@@ -47,15 +47,15 @@ def butterfly(p: Butterfly, at: Site) -> I64:
 
 
 def _bit_groups(at: Site, size: int, bit: int) -> tuple[int, int]:
-    """Blocks, or half groups when a block is one token, that hold queries of the region: [first, last)."""
+    """Blocks (half groups, if a block is one token) with queries of the region: [first, last)."""
     grain = 2**bit if size == 1 else size
     return at.region.i0 // grain, -(-at.region.i1 // grain)
 
 
 def longnet(p: LongNet, at: Site) -> I64:
-    """Segments of rate 1 are boxes; of a higher rate, every edge stands alone and is a zone of its own.
+    """Segments of rate 1 are boxes; of a higher rate, every edge is a zone of its own.
 
-    (A zone that holds two edges of a dilated segment also holds one between them, which is no edge.)
+    (A zone with two edges of a dilated segment also holds a pair between them, which is no edge.)
     """
     tables = [at.none()]
     for segment, rate in zip(p.segments, p.rates):
@@ -97,8 +97,10 @@ def _chosen(at: Site, segment: int, rate: int, s: int, low: int, high: int) -> r
 
 
 def tree(p: Tree, at: Site) -> I64:
-    """A band for the nodes themselves, a triangle for each chain of consecutive nodes, and a box for each
-    (group of consecutive nodes with the same ancestors, stretch of consecutive ancestors)."""
+    """The diagonal, a triangle for each chain of consecutive nodes, boxes for what is above them.
+
+    A box: consecutive nodes with the same ancestors, by a stretch of consecutive ancestors.
+    """
     parents = np.array(p.parents, dtype=np.int64)
     if not len(parents):
         return at.none()

@@ -1,7 +1,7 @@
 """Lowering of the primitives with structure: windows, strides, stripes, chunks, global tokens.
 
-Each function takes the primitive and the `Site` and gives rows of six integers that are exact inside
-the site's region; `lower` clips and tightens them.
+Each function takes the primitive and the `Site` and gives rows of six integers that are exact
+inside the site's region; `lower` clips and tightens them.
 """
 
 from __future__ import annotations
@@ -124,10 +124,10 @@ def _diagonals(p: object, at: Site, step: int, d0: int, d1: int) -> I64:
 
 
 def _block_rows(p: object, at: Site, block: int, left: int, right: int) -> I64:
-    """Block row b reads key blocks b - left .. b + right: a box each; rows that see every key share one.
+    """Block row b reads key blocks b - left .. b + right: a box each; rows that see all share one.
 
-    A staircase needs a zone a step: its outer corners lie on one diagonal, and a zone that held two of
-    them would hold what is between them as well.
+    A staircase needs a zone a step: its outer corners lie on one diagonal, and a zone that held two
+    of them would hold what is between them as well.
     """
     r = at.region
     low_key, high_key = r.j0 // block, (r.j1 - 1) // block

@@ -1,8 +1,9 @@
 """Random edges that are the same on every machine: a counter-based hash, and draws made from it.
 
-A row's numbers are splitmix64 started from a key: ``mix(key(seed, layer, head), row)`` is the state,
-and number s of the row is ``finish(state + (s + 1) * GOLDEN)``, all modulo 2**64.  Nothing is carried
-from one row to the next, so any slice of rows can be drawn alone.
+A row's numbers are splitmix64 started from a key: ``mix(key(seed, layer, head), row)`` is the
+state, and number s of the row is ``finish(state + (s + 1) * GOLDEN)``, all modulo 2**64.  Nothing
+is carried from one row to the next, so any slice of rows can be drawn alone.  A number below m is
+the hash modulo m, which favours no value by more than one in 2**64 / m.
 
 Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014 (the hash);
 Bentley and Floyd, "A sample of brilliance", 1987 (draws without replacement).
@@ -62,19 +63,21 @@ def key(*parts: int) -> int:
 def distinct(state: U64, candidates: I64, count: int) -> I64:
     """`count` distinct numbers below `candidates` for each row, ascending: int64 [rows, count].
 
-    A row with fewer candidates than `count` gets them all; the places left over hold -1 and stand first.
-    Floyd's algorithm: for top = c - count .. c - 1 draw t in 0..top, and take top where t is already in.
+    A row with fewer candidates than `count` gets them all; places left over hold -1, in front.
+    Floyd's algorithm: for top = c - count .. c - 1 draw t in 0..top; take top if t is already in.
     """
     most = int(candidates.max(initial=0))
     count = min(count, most)
     chosen = np.full((len(state), count), -1, dtype=np.int64)
-    if count * count > most and count > 32:
+    if count <= 32 or count * count <= most:
+        _floyd(state, candidates, chosen, _seen_by_look)
+    elif most > _TABLE:
+        _floyd(state, candidates, chosen, _seen_by_set())
+    else:
         rows = max(1, _TABLE // most)
         for first in range(0, len(state), rows):
             part = slice(first, first + rows)
             _floyd(state[part], candidates[part], chosen[part], _seen_by_table(most))
-    else:
-        _floyd(state, candidates, chosen, _seen_by_look)
     chosen.sort(axis=1)
     return chosen
 
@@ -90,7 +93,7 @@ def random_edges(p: RandomEdges, at: Site) -> I64:
 
 
 def _drawn(p: object, per_row: int, block: int, past: bool, seed: int, at: Site) -> I64:
-    """Draws of every block row that meets the region, from all key blocks or from those up to its own."""
+    """Draws of each block row in the region: from all key blocks, or from those up to its own."""
     r = at.region
     first, last = r.i0 // block, (r.i1 - 1) // block
     _, _, _, key_end = at.frame.box
@@ -107,7 +110,7 @@ def _drawn(p: object, per_row: int, block: int, past: bool, seed: int, at: Site)
 
 
 def row_runs(rows: I64, drawn: I64) -> tuple[I64, I64, I64]:
-    """Ascending numbers of each row as runs of neighbours: row, first, past the last; -1 is left out."""
+    """Ascending numbers of each row as runs: row, first, past the last; -1 is left out."""
     if not drawn.size:
         empty = np.zeros(0, dtype=np.int64)
         return empty, empty, empty
@@ -146,5 +149,21 @@ def _seen_by_table(most: int) -> Seen:
         else:
             table[0][np.arange(len(chosen)), chosen[:, s - 1]] = True
         return table[0][np.arange(len(chosen)), draw]
+
+    return seen
+
+
+def _seen_by_set() -> Seen:
+    """The same from a set for each row, for many draws out of very many candidates."""
+    drawn: list[set[int]] = []
+
+    def seen(chosen: I64, s: int, draw: I64) -> NDArray[np.bool_]:
+        if s == 0:
+            drawn[:] = [set() for _ in range(len(chosen))]
+        else:
+            for row, last in zip(drawn, chosen[:, s - 1].tolist()):
+                row.add(last)
+        pairs = zip(draw.tolist(), drawn)
+        return np.fromiter((x in row for x, row in pairs), dtype=bool, count=len(draw))
 
     return seen

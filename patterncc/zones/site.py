@@ -23,7 +23,7 @@ FAR = 2**43
 
 @dataclass(frozen=True)
 class Region:
-    """One zone in plain integers, tight unless empty: i0 <= i < i1, j0 <= j < j1, d0 <= j - i < d1."""
+    """One zone in plain integers: i0 <= i < i1, j0 <= j < j1, d0 <= j - i < d1."""
 
     i0: int
     i1: int
@@ -137,7 +137,7 @@ class Site:
         if name not in self.bindings:
             near = f"; {suggest(name, self.bindings)}" if self.bindings else ""
             raise PatternValueError(
-                f"{owner}: '{name}' is not bound; pass it as a keyword, {name}=[...], with the sizes{near}"
+                f"{owner}: '{name}' is not bound; pass it with the sizes as {name}=[...]{near}"
             )
         return self.bindings[name]
 
