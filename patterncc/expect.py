@@ -207,4 +207,7 @@ _MEASURES: dict[str, Callable[..., Bracket]] = {
 def _shown(value: Number) -> str:
     if value == NEVER:
         return "never"
-    return str(value) if isinstance(value, int) else f"{float(value):.4g}"
+    if isinstance(value, int):
+        return str(value)
+    text = f"{float(value):.4g}"
+    return f"1 - {float(1 - value):.2g}" if text == "1" and value < 1 else text

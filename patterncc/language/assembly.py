@@ -103,7 +103,7 @@ def _ordered(draft: Draft, parsed: Mapping[str, Parsed], needs: dict[str, list[s
             turn = cycle[start:-1] + cycle[: start + 1]
             what = f"'{turn[0]}' is defined by itself: {' -> '.join(turn)}"
             tree = parsed[turn[0]]
-            draft.note(what, tree.span(tree.tree), "write one of them without the others")
+            draft.note(what, tree.span(tree.tree), "write it from other edge sets and primitives")
             for name in cycle:
                 left.pop(name, None)
             left = {n: [w for w in wanted if w in left] for n, wanted in left.items()}
@@ -115,7 +115,7 @@ def _layers(draft: Draft) -> None:
     if node is None:
         if draft.edges:
             draft.layers = [reduce(or_, draft.edges.values())]
-        elif "edges" not in draft.nodes:
+        elif "edges" not in draft.nodes and not draft.problems:
             draft.note("no edges: nobody reads anything", draft.root, "add the key 'edges'")
         return
     for item in items_of(draft, node, "layers", "- repeat: 12"):

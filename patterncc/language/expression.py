@@ -171,7 +171,8 @@ class _Walk:
             return self.note(f"'{node.id}' is a function and is called", node)
         if node.id == "never":
             return self.note("'never' stands in 'expect' only", node)
-        near = suggest(node.id, {*self.scope.names, *PRIMITIVES, *FUNCTIONS})
+        number = {"never"} if self.scope.fractions else set()
+        near = suggest(node.id, {*self.scope.names, *PRIMITIVES, *FUNCTIONS, *number})
         if near.startswith("known"):
             near = suggest(node.id, self.scope.names)
         return self.note(f"unknown name '{node.id}'", node, near)
@@ -302,14 +303,15 @@ class _Walk:
         known = [f.name for f in fields(kind)]
         before = len(self.problems)
         if len(positional) > len(known):
-            what = f"{name}: {len(positional)} arguments given; it takes {len(known) or 'none'}"
+            many = f"{len(positional)} argument{'s' if len(positional) > 1 else ''}"
+            what = f"{name}: {many} given; it takes {len(known) or 'none'}"
             self.note(what, node.args[len(known)], how)
         bound: dict[str, Value | Bad] = dict(zip(known, positional, strict=False))
         for keyword in node.keywords:
             if keyword.arg is None or keyword.arg not in known:
-                near = suggest(keyword.arg or "", known) if known else ""
+                near = suggest(keyword.arg or "", known)
                 what = f"{name}: no argument '{keyword.arg or '**'}'"
-                self.note(what, keyword, f"{near} {how}".strip())
+                self.note(what, keyword, f"{near} {how}" if near.startswith("did") else how)
             elif keyword.arg in bound:
                 self.note(f"{name}: argument '{keyword.arg}' is given twice", keyword, how)
             else:

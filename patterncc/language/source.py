@@ -55,7 +55,8 @@ class Source:
         'a.yaml:2:4'
         """
         line = bisect_right(self.starts, first) - 1
-        text = _BREAK.split(self.text[self.starts[line] :], maxsplit=1)[0]
+        end = self.starts[line + 1] if line + 1 < len(self.starts) else len(self.text)
+        text = self.text[self.starts[line] : end].rstrip("\r\n")
         column = first - self.starts[line]
         length = max(1, min(last - first, len(text) - column))
         return Span(self.file, line + 1, column + 1, length, text)
@@ -184,20 +185,17 @@ def _build(source: Source, events: Iterator[Any], problems: list[Diagnostic]) ->
     root: Node | None = None
     opened: list[_Open] = []
     for count, event in enumerate(events):
-        span = _span(source, event)
         node: Node | None = None
         if len(opened) > MAX_DEPTH or count > 2 * MAX_NODES:
             limit = f"{MAX_DEPTH} levels" if len(opened) > MAX_DEPTH else f"{MAX_NODES} entries"
-            problems.append(Diagnostic(f"more than {limit} of YAML", span, "flatten the file"))
+            what = f"more than {limit} of YAML"
+            problems.append(Diagnostic(what, _span(source, event), "flatten the file"))
             return None
-        _refuse_marks(event, span, opened, problems)
+        _refuse_marks(source, event, opened, problems)
         match event:
             case yaml.DocumentStartEvent() if root is not None:
-                problems.append(
-                    Diagnostic(
-                        "a second document", span, "keep one pattern to a file, without '---'"
-                    )
-                )
+                remedy = "keep one pattern to a file, without '---'"
+                problems.append(Diagnostic("a second document", _span(source, event), remedy))
                 return root
             case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
                 mapping = isinstance(event, yaml.MappingStartEvent)
@@ -208,7 +206,7 @@ def _build(source: Source, events: Iterator[Any], problems: list[Diagnostic]) ->
                 first, last = _range(source, event)
                 node = Scalar(source, first, last, event.value, event.style or "")
             case yaml.AliasEvent():
-                node = Broken(span)
+                node = Broken(_span(source, event))
             case _:
                 continue
         if node is not None and opened:
@@ -218,7 +216,9 @@ def _build(source: Source, events: Iterator[Any], problems: list[Diagnostic]) ->
     return root
 
 
-def _refuse_marks(event: Any, span: Span, opened: list[_Open], problems: list[Diagnostic]) -> None:
+def _refuse_marks(
+    source: Source, event: Any, opened: list[_Open], problems: list[Diagnostic]
+) -> None:
     """Report aliases, anchors and tags; a flow collection is refused whole, once."""
     if any(o.flow for o in opened):
         return
@@ -229,13 +229,14 @@ def _refuse_marks(event: Any, span: Span, opened: list[_Open], problems: list[Di
         what = f"'&{event.anchor}' is a YAML anchor; pattern files have none"
         remedy = "leave it out, or put an expression that starts with '&' in quotes"
     elif getattr(event, "tag", None):
-        what = f"the tag '{_short(event.tag)}' is refused: every value is text"
+        tag = _short(event.tag.replace("tag:yaml.org,2002:", "!!"))
+        what = f"the tag '{tag}' is refused: every value is text"
         remedy = "leave the tag out"
     elif isinstance(event, yaml.DocumentStartEvent) and event.tags:
         what, remedy = "a %TAG directive is refused: every value is text", "leave it out"
     else:
         return
-    problems.append(Diagnostic(what, span, remedy))
+    problems.append(Diagnostic(what, _span(source, event), remedy))
 
 
 def _close(

@@ -92,7 +92,7 @@ def parse(scalar: Scalar, problems: list[Diagnostic]) -> Parsed | None:
             warnings.simplefilter("ignore")  # Python's advice on how to write Python
             tree = ast.parse(line, mode="eval").body
     except SyntaxError as error:
-        at = min(max((error.offset or 1) - 1, 0), len(line) - 1)
+        at = min((error.offset or len(line)) - 1, len(line) - 1)
         what = f"not an expression: {error.msg}"
         problems.append(Diagnostic(what, scalar.part(at + shift, at + shift + 1)))
     except (MemoryError, RecursionError, ValueError):
@@ -155,6 +155,8 @@ def _unquoted(line: str) -> tuple[str, int, int, str] | None:
             return hint
     if quote:
         return f"{quote} is never closed", begun, begun + 1, f"write the missing {quote}"
+    if line[-1] in "|&-~+*/%.,=<>":
+        return f"nothing stands after '{line[-1]}'", len(line) - 1, len(line), "leave it out"
     if opened:
         at = opened[-1]
         return (
