@@ -1,6 +1,20 @@
 """Analysis: what a stack lets through over depth, and what it costs."""
 
+from patterncc.analysis.curve import Depth, Figure
+from patterncc.analysis.lint import Finding
+from patterncc.analysis.path import Explanation, explain
 from patterncc.analysis.reach import analyze
-from patterncc.analysis.report import Depth, Figure, Report
+from patterncc.analysis.report import Report
+from patterncc.analysis.spread import Cone, cone
 
-__all__ = ["Depth", "Figure", "Report", "analyze"]
+__all__ = [
+    "analyze",
+    "Report",
+    "Figure",
+    "Depth",
+    "Finding",
+    "explain",
+    "Explanation",
+    "cone",
+    "Cone",
+]

@@ -16,9 +16,9 @@ BYTES = 2  # of one number of K or V, as fp16 and bf16 are stored
 class LevelCost:
     """One layer: exact edges of all its heads, and figures of the mean head.
 
-    flops are 4 * D * edges (two products, a multiply and an add each); full_flops the same over every
-    allowed pair.  kv_bytes are the keys and values that the last query reads (a decode step),
-    full_kv_bytes those of every position.  Both are for one head.
+    flops are 4 * D * edges (two products, a multiply and an add each); full_flops the same over
+    every allowed pair.  kv_bytes are the keys and values that the last query reads (a decode
+    step), full_kv_bytes those of every position.  Both are for one head.
     """
 
     layer: int

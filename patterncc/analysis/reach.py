@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from patterncc.analysis import cost, lint, tiles, zones
-from patterncc.analysis.report import Depth, Figure, Report
+from patterncc.analysis.curve import Curve, Depth, Figure
+from patterncc.analysis.report import Report
 from patterncc.analysis.topology import Pairs, PairsName, Topology, allowed_pairs, topology, witness
 from patterncc.errors import PatternError, PatternValueError, SizeError, suggest
 from patterncc.pattern import Pattern, check_int
@@ -16,16 +16,6 @@ from patterncc.stack import Heads, Stack
 Engine = Literal["auto", "zones", "tiles"]
 ENGINES: tuple[Engine, ...] = ("auto", "zones", "tiles")
 MAX_DEPTH = 100_000
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Reach over depth as the engines found it."""
-
-    figures: tuple[Figure, ...]
-    full: Depth
-    witness: tuple[int, int] | None
-    notes: tuple[str, ...]
 
 
 def analyze(
@@ -40,22 +30,24 @@ def analyze(
 ) -> Report:
     """What a stack of sparse layers lets through at n tokens, and what it costs.
 
-    R_0 = I and R_l = (I | A_l) @ R_(l-1): the pairs (i, j) such that position i after l layers can depend
-    on input j.  `depth` is the stack's length unless given; past its end the stack repeats cyclically.
-    `pairs` is T, the pairs that the model allows ("causal", "all" or "documents"); left out, it is
-    inferred and the report says how.  The depth to full is searched past `depth`; "never" is a proof.
+    R_0 = I and R_l = (I | A_l) @ R_(l-1): the pairs (i, j) such that position i after l layers
+    can depend on input j.  `depth` is the stack's length unless given; past its end the stack
+    repeats cyclically. `pairs` is T, the pairs that the model allows ("causal", "all" or
+    "documents"); left out, it is inferred and the report says how.  The depth to full is searched
+    past `depth`; "never" is a proof.
 
-    `engine` is "zones" (exact at any length, refuses where zones explode), "tiles" (exact where edges
-    fill whole tiles, certified bounds elsewhere) or "auto", which starts with zones and hands over.
-    `head_dim` is D in FLOPs and KV bytes.  Other keyword arguments bind names in the patterns.
+    `engine` is "zones" (exact at any length, refuses where zones explode), "tiles" (exact where
+    edges fill whole tiles, certified bounds elsewhere) or "auto", which starts with zones and
+    hands over. `head_dim` is D in FLOPs and KV bytes.  Other keyword arguments bind names in the
+    patterns.
 
     >>> from patterncc import causal, window
     >>> r = analyze(causal() & window(15), 256, depth=4)
     >>> r.depth_to_full, r.reach[4].lo, r.reach[4].badge
     (17, 13786, 'exact')
 
-    Raises PatternValueError for sizes and names that cannot be, SizeError where engine="zones" would
-    need too many zones.
+    Raises PatternValueError for sizes and names that cannot be, SizeError where engine="zones"
+    would need too many zones.
     """
     if engine not in ENGINES:
         raise PatternValueError(f"engine: unknown name {engine!r}; {suggest(str(engine), ENGINES)}")
@@ -93,7 +85,7 @@ def analyze(
 def follow(t: Topology, pairs: Pairs, depth: int, engine: Engine) -> Curve:
     """The reach curve, by zones for as long as they stay few, by tiles from there."""
     if engine == "tiles":
-        return tiles.follow(t, pairs, depth, ())
+        return tiles.follow(t, pairs, depth, [zones.start(t, pairs)])
     limit = zones.MAX_PAIRS if engine == "auto" else zones.MOST_PAIRS
     states = [zones.start(t, pairs)]
     try:
@@ -107,13 +99,11 @@ def follow(t: Topology, pairs: Pairs, depth: int, engine: Engine) -> Curve:
 
 
 def _steps(t: Topology, pairs: Pairs, depth: int, limit: int) -> Iterator[zones.Symbolic]:
-    """R_1 .. R_depth; once reach is full or stands still for a whole cycle, the same state again."""
+    """R_1 .. R_depth; once reach is full or stands still for a period, the same state again."""
     state, still = zones.start(t, pairs), 0
     for index in range(depth):
         if state.count < pairs.count and still < t.period:
-            new = zones.measured(
-                t, pairs, zones.after(state.zones, t.level(index).zones, limit), limit
-            )
+            new = zones.step(t, pairs, state, t.level(index).zones, limit)
             still = still + 1 if new.count == state.count else 0
             state = new
         yield state

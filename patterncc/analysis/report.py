@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from patterncc.analysis.cost import LevelCost
+from patterncc.analysis.curve import Depth, Figure
 from patterncc.analysis.lint import Finding
 from patterncc.analysis.topology import Topology
 from patterncc.errors import PatternError, PatternValueError
@@ -19,66 +20,11 @@ SCHEMA = "patterncc.report/1"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A count of pairs that is at least `lo` and at most `hi`; equal when it is exact.
-
-    `share` is lo over all allowed pairs, so that it never claims more than is proved.
-    """
-
-    lo: int
-    hi: int
-    share: float
-    badge: str
-    engine: str
-
-    @staticmethod
-    def of(lo: int, hi: int, total: int, engine: str) -> Figure:
-        """A figure with its share and badge.
-
-        >>> Figure.of(3, 3, 4, "zones").badge, Figure.of(1, 3, 4, "tiles").badge
-        ('exact', 'bounds [0.25, 0.75]')
-        """
-        share, most = fraction(lo, total), fraction(hi, total)
-        badge = "exact" if lo == hi else f"bounds [{share:.4g}, {most:.4g}]"
-        return Figure(lo, hi, share, badge, engine)
-
-    @property
-    def exact(self) -> bool:
-        """Both bounds agree."""
-        return self.lo == self.hi
-
-
-@dataclass(frozen=True)
-class Depth:
-    """The least number of layers at which every allowed pair is reached.
-
-    It is at least `lo`; at most `hi`, where None means that no depth up to `searched` is shown to be
-    full; `never` says that it is proved that no depth is.
-    """
-
-    lo: int
-    hi: int | None
-    never: bool
-    searched: int
-
-    @property
-    def decided(self) -> bool:
-        """One depth, or never: nothing is left open."""
-        return self.never or self.lo == self.hi
-
-    def __str__(self) -> str:
-        if self.never:
-            return "never"
-        if self.lo == self.hi:
-            return str(self.lo)
-        return f"between {self.lo} and {self.hi}" if self.hi is not None else f"at least {self.lo}"
-
-
-@dataclass(frozen=True)
 class Report:
     """What a stack lets through, and what it costs.  Made by `patterncc.analyze`.
 
-    reach[l] counts the pairs of T, the allowed pairs, that information can have crossed after l layers.
+    reach[l] counts the pairs of T, the allowed pairs, that information can have crossed after l
+    layers.
     """
 
     n: int
@@ -100,7 +46,8 @@ class Report:
     def depth_to_full(self) -> int | None:
         """The least depth at which reach is full; None for never, which is proved.
 
-        Raises PatternValueError where the engine's bounds leave it open: `full` holds what is known.
+        Raises PatternValueError where the engine's bounds leave it open: `full` holds what is
+        known.
         """
         if not self.full.decided:
             raise PatternValueError(
@@ -111,12 +58,14 @@ class Report:
 
     @property
     def depth_bounds(self) -> tuple[int, int | None]:
-        """(at least, at most) layers to full; the second is None where none is shown, or for never."""
+        """(at least, at most) layers to full; the second is None where none is shown, or for
+        never."""
         return self.full.lo, None if self.full.never else self.full.hi
 
     @property
     def hops(self) -> tuple[tuple[int, int], ...]:
-        """hops[l] bounds the pairs that layer l is the first to reach; hops[0] is each token itself."""
+        """hops[l] bounds the pairs that layer l is the first to reach; hops[0] is each token
+        itself."""
         first = [(self.reach[0].lo, self.reach[0].hi)] if self.reach else []
         steps = zip(self.reach, self.reach[1:], strict=False)
         return tuple(first + [(max(0, b.lo - a.hi), b.hi - a.lo) for a, b in steps])
@@ -183,8 +132,8 @@ class Report:
         return render(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the report as .json, .txt or .html, by the name's ending; the file appears whole or not
-        at all."""
+        """Write the report as .json, .txt or .html, by the name's ending; the file appears whole
+        or not at all."""
         target = Path(path)
         match target.suffix:
             case ".json":
@@ -197,15 +146,11 @@ class Report:
                 content = render(self)
             case suffix:
                 raise PatternValueError(
-                    f"save: {str(target)!r} ends in {suffix or 'nothing'!r}; use .json, .txt or .html"
+                    f"save: {str(target)!r} ends in {suffix or 'nothing'!r}; "
+                    "use .json, .txt or .html"
                 )
         write_whole(target, content)
         return target
-
-
-def fraction(part: int, whole: int) -> float:
-    """part / whole for integers of any size; 1.0 for nothing out of nothing."""
-    return part / whole if whole else 1.0
 
 
 def write_whole(target: Path, content: str) -> None:

@@ -6,7 +6,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from patterncc.analysis.report import Figure, Report
+    from patterncc.analysis.curve import Figure
+    from patterncc.analysis.report import Report
 
 WIDTH = 80
 MOST_LINES = 24  # layers of the curve that are printed before it is thinned

@@ -1,7 +1,312 @@
-"""stub"""
+"""The tiles engine: reach as Boolean products of bit rows on square tiles.
+
+The identity is kept apart, because it is not tile-aligned.  Three matrices follow S (reach without
+the identity) from below and above:
+
+    any    tiles that S may touch: an upper bound
+    full   tiles that S surely fills: a lower bound
+    cols   tiles in which every key is surely reached (the identity counted): it feeds `full`
+
+S grows by one layer A as   any |= any(A) @ (any | I)
+                            full |= full(A) @ cols  |  rows(A) @ full
+                            cols |= cols(A) @ cols  |  full
+Where every edge set fills the tiles that it touches, any and full are the same matrix and reach is
+exact; a side of 1 always is.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-def follow(*a):
-    raise NotImplementedError
+import numpy as np
+
+from patterncc.analysis import bits, coarse
+from patterncc.analysis.curve import Curve, Depth, Figure
+from patterncc.analysis.topology import Pairs, Topology, patterns_of, walk
+from patterncc.analysis.zones import Symbolic, reached
+from patterncc.errors import SizeError
+from patterncc.zones import ZoneSet
+from patterncc.zones.algebra import clip, tighten
+
+if TYPE_CHECKING:
+    from patterncc.analysis.bits import Bits
+    from patterncc.analysis.coarse import I64, Counts
+
+TOKEN_GRAIN = 4096  # positions up to which tiles of side 1 cost next to nothing
+MOST_ROWS = 16384  # tile rows that are affordable: 32 MiB a matrix
+SEARCH_WORDS = 2**32  # 64-bit words that the search past the given depth may touch
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Pairs of T surely reached in single tiles, counted exactly; tiles in order, each once."""
+
+    row: I64
+    col: I64
+    count: Counts
+
+    @staticmethod
+    def largest(size: int, parts: Sequence[Known | coarse.TileCounts]) -> Known:
+        """The largest count that any part gives a tile: each alone is a lower bound."""
+        row = np.concatenate([part.row for part in parts])
+        col = np.concatenate([part.col for part in parts])
+        count = np.concatenate([part.count for part in parts])
+        order = np.lexsort((count, row * size + col))
+        row, col, count = row[order], col[order], count[order]
+        last = np.append((np.diff(row) != 0) | (np.diff(col) != 0), True)[: len(row)]
+        return Known(row[last], col[last], count[last])
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """S between two tile matrices; in an exact run the three are one."""
+
+    any: Bits
+    full: Bits
+    cols: Bits
+    known: Known
+
+    def same(self, other: Bounds) -> bool:
+        """Nothing was added."""
+        return (
+            np.array_equal(self.any, other.any)
+            and np.array_equal(self.full, other.full)
+            and np.array_equal(self.cols, other.cols)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of the engine: its tiles, the layers through them, and what to count with."""
+
+    t: Topology
+    pairs: Pairs
+    side: int
+    levels: tuple[coarse.Coarse, ...]
+    allowed: coarse.TileCounts
+    whole: Bits
+    known: tuple[Known, ...]
+    exact: bool
+
+    @property
+    def size(self) -> int:
+        """Tile rows, which are tile columns."""
+        return -(-self.t.frame.n // self.side)
+
+
+def follow(
+    t: Topology,
+    pairs: Pairs,
+    depth: int,
+    states: Sequence[Symbolic],
+    side: int | None = None,
+) -> Curve:
+    """The reach curve from the last exact state on, and the depth to full as far as bounds decide
+    it.
+
+    `states` are R_0, R_1, ... as the zones engine found them; they stay the figures of their
+    layers.
+    """
+    figures = [Figure.of(s.count, s.count, pairs.count, "zones") for s in states]
+    begin = len(states) - 1
+    run = prepare(t, pairs, states[-1].zones, side)
+    state = _start(run, states[-1].zones)
+    search = _Search(pairs.count, begin)
+    for l, figure in enumerate(figures):
+        search.see(l, figure)
+    index, still, budget, latest = begin, 0, _affordable(run), figures[-1]
+    while index < depth or (not search.complete and still < t.period and index < depth + budget):
+        if not search.complete and still < t.period:
+            new = _step(run, state, index % len(run.levels))
+            still = still + 1 if new.same(state) else 0
+            state = new
+            latest = Figure.of(*_count(run, state), pairs.count, "tiles")
+        index += 1
+        search.see(index, latest)
+        if index <= depth:
+            figures.append(latest)
+    note = f"tiles of {run.side} x {run.side} from layer {begin + 1} on" + (
+        ": every edge set fills its tiles, so the figures are exact"
+        if run.exact
+        else ": bounds, because some edges fill a tile only in part"
+    )
+    return _finish(run, state, tuple(figures[: depth + 1]), search, still >= t.period, (note,))
+
+
+def _finish(
+    run: Run,
+    state: Bounds,
+    figures: tuple[Figure, ...],
+    search: _Search,
+    fixed: bool,
+    notes: tuple[str, ...],
+) -> Curve:
+    never = fixed and search.maybe is None
+    if never:
+        depth = Depth(search.seen + 1, None, True, search.seen)
+        return Curve(figures, depth, _unreached(run, state), notes)
+    least = search.maybe if search.maybe is not None else search.seen + 1
+    return Curve(figures, Depth(least, search.surely, False, search.seen), None, notes)
+
+
+class _Search:
+    """Where the bounds first allow "full", and where they first prove it."""
+
+    def __init__(self, total: int, begin: int) -> None:
+        self.total, self.seen = total, begin
+        self.maybe: int | None = None
+        self.surely: int | None = None
+
+    def see(self, layer: int, figure: Figure) -> None:
+        """Take in the figure of one layer, in order."""
+        self.seen = layer
+        if self.maybe is None and figure.hi == self.total:
+            self.maybe = layer
+        if self.surely is None and figure.lo == self.total:
+            self.surely = layer
+
+    @property
+    def complete(self) -> bool:
+        """Proved to be full: no later layer adds anything."""
+        return self.surely is not None
+
+
+def prepare(t: Topology, pairs: Pairs, so_far: ZoneSet, side: int | None = None) -> Run:
+    """Coarsen every layer, with the largest affordable resolution that keeps edges tile-aligned."""
+    side = _choose_side(t, so_far) if side is None else side
+    seen: dict[int, coarse.Coarse] = {}
+    for level in t.levels:
+        if id(level) not in seen:
+            seen[id(level)] = coarse.coarsen(level.zones, side)
+    levels = tuple(seen[id(level)] for level in t.levels)
+    exact = all(c.exact for c in seen.values()) and coarse.coarsen(so_far, side).exact
+    allowed = coarse.tile_counts(pairs.zones.disjoint(), side)
+    edges = {id(v): _known(t, pairs, side, [] if exact else [v.zones]) for v in t.levels}
+    known = tuple(edges[id(level)] for level in t.levels)
+    return Run(t, pairs, side, levels, allowed, allowed.whole.bits(), known, exact)
+
+
+def _known(t: Topology, pairs: Pairs, side: int, parts: Sequence[ZoneSet]) -> Known:
+    """What the identity and some edge sets alone reach of T."""
+    found = [coarse.tile_counts(t.identity, side)]
+    for zones in parts:
+        try:
+            found.append(coarse.tile_counts(reached(t, pairs, zones).disjoint(), side))
+        except SizeError:
+            continue  # too many partial tiles to count: the bound is only weaker
+    return Known.largest(-(-t.frame.n // side), found)
+
+
+def _start(run: Run, so_far: ZoneSet) -> Bounds:
+    touched = coarse.coarsen(so_far, run.side).any.bits()
+    known = _known(run.t, run.pairs, run.side, [] if run.exact else [so_far])
+    if run.exact:
+        return Bounds(touched, touched, touched, known)
+    seen = coarse.coarsen(so_far | run.t.identity, run.side)
+    full = seen.full.bits()
+    return Bounds(touched, full, seen.cols.bits() | full, known)
+
+
+def _step(run: Run, state: Bounds, index: int) -> Bounds:
+    layer = run.levels[index]
+    touched = state.any | bits.product(layer.any, state.any | bits.eye(run.size))
+    if run.exact:
+        return Bounds(touched, touched, touched, state.known)
+    full = state.full | bits.product(layer.full, state.cols) | bits.product(layer.rows, state.full)
+    cols = full | state.cols | bits.product(layer.cols, state.cols)
+    return Bounds(touched, full, cols, Known.largest(run.size, [state.known, run.known[index]]))
+
+
+def _count(run: Run, state: Bounds) -> tuple[int, int]:
+    """The least and the most pairs of T that are reached, the identity counted."""
+    lowest = _weigh(run, state.full)
+    rest = ~bits.picked(state.full, state.known.row, state.known.col)
+    lowest += _sum(state.known.count[rest])
+    tiles, tokens = _diagonal(run)
+    bare = ~bits.picked(state.any, tiles, tiles)
+    highest = _weigh(run, state.any) + _sum(tokens[bare])
+    if run.exact:
+        lowest = highest
+    return min(lowest, run.pairs.count), min(highest, run.pairs.count)
+
+
+def _weigh(run: Run, tiles: Bits) -> int:
+    """Pairs of T inside a set of tiles."""
+    counted = bits.picked(tiles, run.allowed.row, run.allowed.col)
+    return run.side**2 * bits.total(tiles & run.whole) + _sum(run.allowed.count[counted])
+
+
+def _sum(counts: Counts) -> int:
+    if len(counts) and int(counts.max()) * len(counts) >= 2**62:
+        return sum(int(x) for x in counts.tolist())
+    return int(counts.sum())
+
+
+def _diagonal(run: Run) -> tuple[I64, I64]:
+    """Diagonal tiles, and how many queries each holds."""
+    tiles = np.arange(run.size, dtype=np.int64)
+    first = np.maximum(tiles * run.side, run.t.memory)
+    last = np.minimum((tiles + 1) * run.side, run.t.frame.n)
+    return tiles, np.maximum(last - first, 0)
+
+
+def _unreached(run: Run, state: Bounds) -> tuple[int, int] | None:
+    """A pair of T in a tile that nothing touches (the identity left out)."""
+    missing = run.whole & ~state.any & ~bits.eye(run.size)
+    rows, words = np.nonzero(missing)
+    if len(rows):
+        word = int(missing[rows[0], words[0]])
+        column = 64 * int(words[0]) + (word & -word).bit_length() - 1
+        return int(rows[0]) * run.side, column * run.side
+    bare = ~bits.picked(state.any, run.allowed.row, run.allowed.col)
+    for a, c in zip(run.allowed.row[bare].tolist(), run.allowed.col[bare].tolist(), strict=True):
+        box = (a * run.side, (a + 1) * run.side, c * run.side, (c + 1) * run.side)
+        inside = ZoneSet(run.t.frame, tighten(clip(run.pairs.zones.table, box))) - run.t.identity
+        if len(inside):
+            i0, _, j0, _, d0, _ = inside.table[0].tolist()
+            return i0, max(j0, i0 + d0)
+    return None
+
+
+def _affordable(run: Run) -> int:
+    """Layers that the search past the given depth may try."""
+    runs = max(len(c.any.row) for c in run.levels) / max(1, run.size)
+    matrix = run.size * -(-run.size // 64)
+    levels = max(1, math.ceil(math.log2(run.size + 1)))
+    words = matrix * (2 * levels + 3 * runs) * (1 if run.exact else 4)
+    return max(1, min(4096, int(SEARCH_WORDS / max(1.0, words))))
+
+
+def _choose_side(t: Topology, so_far: ZoneSet) -> int:
+    """Side 1 where it is affordable, else the patterns' own block (times a power of two), else the
+    smallest power of two that makes few enough tile rows."""
+    n = t.frame.n
+    if n <= TOKEN_GRAIN:
+        return 1
+    block = _own_block(t)
+    if block > 1:
+        side = block
+        while -(-n // side) > MOST_ROWS:
+            side *= 2
+        if all(coarse.coarsen(z, side).exact for z in (so_far, *(v.zones for v in t.levels))):
+            return side
+    if n <= MOST_ROWS:
+        return 1
+    if block > 1:
+        return side
+    return 2 ** max(0, math.ceil(math.log2(n / MOST_ROWS)))
+
+
+def _own_block(t: Topology) -> int:
+    """The greatest common divisor of the block sizes in the patterns; 1 where there are none."""
+    sizes = [
+        int(block)
+        for patterns in map(patterns_of, t.stack.layers)
+        for pattern in patterns
+        for node in walk(pattern)
+        if (block := getattr(node, "block", 1)) > 1
+    ]
+    return math.gcd(*sizes) if sizes else 1

@@ -23,13 +23,13 @@ from patterncc.pattern import (
     Union,
     check_int,
 )
-from patterncc.primitives import Causal, Documents, LongNet, RandomBlocks, RandomEdges
+from patterncc.primitives import Documents, LongNet, RandomBlocks, RandomEdges
 from patterncc.stack import Heads, Layer, Stack
 from patterncc.zones import Frame, ZoneSet
 from patterncc.zones.lower import lower
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 PairsName = Literal["causal", "all", "documents"]
 PAIRS: tuple[PairsName, ...] = ("causal", "all", "documents")
@@ -60,7 +60,8 @@ class Topology:
 
     @cached_property
     def period(self) -> int:
-        """After how many layers the stack, repeated cyclically, starts over: 1 when all are equal."""
+        """After how many layers the stack, repeated cyclically, starts over: 1 when all are
+        equal."""
         ids = [id(level) for level in self.levels]
         size = len(ids)
         return next(p for p in range(1, size + 1) if size % p == 0 and ids == ids[:p] * (size // p))
@@ -85,8 +86,8 @@ class Topology:
 class Pairs:
     """T, the pairs that the model allows: what "full" means.
 
-    `how` says in words where it comes from; `closed` says that no layer leaves it, so that no stack of
-    these layers can.
+    `how` says in words where it comes from; `closed` says that no layer leaves it, so that no
+    stack of these layers can.
     """
 
     name: str
@@ -119,7 +120,7 @@ def topology(stack: Stack | Pattern | Heads, n: int, **bindings: Any) -> Topolog
 
 
 def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, Any]) -> Level:
-    patterns = layer.patterns if isinstance(layer, Heads) else (layer,)
+    patterns = patterns_of(layer)
     places: dict[object, int] = {}
     zones: list[ZoneSet] = []
     head_index = []
@@ -138,13 +139,18 @@ def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, A
 
 def _key(layer: Layer, index: int) -> object:
     """Layers with equal keys have equal edges: a layer with random edges draws its own."""
-    patterns = layer.patterns if isinstance(layer, Heads) else (layer,)
+    patterns = patterns_of(layer)
     drawn = any(_drawn(p, (RandomBlocks, RandomEdges)) for p in patterns)
     return (layer, index if drawn else None)
 
 
 def _drawn(pattern: Pattern, kinds: tuple[type[Pattern], ...]) -> bool:
     return any(isinstance(p, kinds) for p in walk(pattern))
+
+
+def patterns_of(layer: Layer) -> tuple[Pattern, ...]:
+    """One pattern a head, or the one that all heads share."""
+    return layer.patterns if isinstance(layer, Heads) else (layer,)
 
 
 def walk(pattern: Pattern) -> Iterator[Pattern]:
@@ -230,7 +236,7 @@ def shared_documents(stack: Stack) -> Documents | None:
     """
     common: frozenset[Documents] | None = None
     for layer in set(stack.layers):
-        for pattern in layer.patterns if isinstance(layer, Heads) else (layer,):
+        for pattern in patterns_of(layer):
             found = _confining(pattern)
             common = found if common is None else common & found
     return min(common, key=str) if common else None

@@ -2,8 +2,9 @@
 
     R_0 = I,   R_l = (I | A_l) @ R_(l-1)
 
-The identity is kept apart: R_l = I | S_l with S_l = A_l | S_(l-1) | A_l @ S_(l-1).  Reach only grows,
-so equal counts mean equal sets: "full" and "nothing changes any more" are comparisons of integers.
+The identity is kept apart: R_l = I | S_l with S_l = A_l | S_(l-1) | A_l @ S_(l-1).  Reach only
+grows, so equal counts mean equal sets: "full" and "nothing changes any more" are comparisons of
+integers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from patterncc.analysis.topology import Pairs, Topology
+from patterncc.errors import SizeError
 from patterncc.zones import ZoneSet
 from patterncc.zones.algebra import MAX_ZONES, areas, count_pairs, intersect, refuse_above, take
 
@@ -23,7 +25,8 @@ MOST_PAIRS = MAX_ZONES  # the same where the zones engine was asked for by name
 
 @dataclass(frozen=True, eq=False)
 class Symbolic:
-    """Exact reach so far: S as zones (the identity left out), and how many pairs of T are reached."""
+    """Exact reach so far: S as zones (the identity left out), and how many pairs of T are
+    reached."""
 
     zones: ZoneSet
     count: int
@@ -54,13 +57,37 @@ def _count(zones: ZoneSet) -> int:
     if len(table) != 2:
         return zones.count()
     common = intersect(table[:1], table[1:])
-    return sum(areas(table).tolist()) - sum(areas(common).tolist())
+    return int(sum(areas(table).tolist()) - sum(areas(common).tolist()))
 
 
 def reached(t: Topology, pairs: Pairs, zones: ZoneSet) -> ZoneSet:
     """The pairs of T in I | zones."""
     whole = _without_contained(t.identity | zones)
     return whole if pairs.closed else (whole & pairs.zones)
+
+
+def step(
+    t: Topology, pairs: Pairs, state: Symbolic, layer: ZoneSet, max_pairs: int = MAX_PAIRS
+) -> Symbolic:
+    """One more layer.
+
+    Where the composition would be refused, that of the largest zones alone may already be full (a
+    global token over many random blocks): then it is the answer, because nothing can be added.
+    """
+    try:
+        return measured(t, pairs, after(state.zones, layer, max_pairs), max_pairs)
+    except SizeError:
+        most = measured(t, pairs, after(_largest(state.zones), _largest(layer)), max_pairs)
+        if most.count == pairs.count:
+            return most
+        raise
+
+
+def _largest(zones: ZoneSet) -> ZoneSet:
+    """The zones with the largest boxes, at most FEW."""
+    height, width = (zones.table[:, k + 1] - zones.table[:, k] for k in (0, 2))
+    order = np.argsort(-height.astype(np.float64) * width, kind="stable")
+    return ZoneSet(zones.frame, take(zones.table, order[:FEW]))
 
 
 def after(first: ZoneSet, then: ZoneSet, max_pairs: int = MAX_PAIRS) -> ZoneSet:
@@ -79,7 +106,7 @@ def after(first: ZoneSet, then: ZoneSet, max_pairs: int = MAX_PAIRS) -> ZoneSet:
 
 
 def _without_contained(zones: ZoneSet) -> ZoneSet:
-    """Zones inside another one dropped, in one comparison of all pairs (for tables of few zones)."""
+    """Zones inside another one dropped, in one comparison of all pairs (short tables only)."""
     table = zones.table
     if not 1 < len(table) <= FEW:
         return zones
@@ -87,13 +114,14 @@ def _without_contained(zones: ZoneSet) -> ZoneSet:
     inside = (low[:, None] >= low).all(axis=2) & (high[:, None] <= high).all(axis=2)
     twins = inside & inside.T  # of equal zones the first one stays
     inside &= ~twins | np.tri(len(table), k=-1, dtype=bool)
-    kept = ~inside.any(axis=1)
+    kept = np.asarray(~inside.any(axis=1))
     return zones if kept.all() else ZoneSet(zones.frame, take(table, kept))
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the search past the given depth found: the depth to full, or None for never, and R there."""
+    """What the search past the given depth found: the depth to full, or None for never, and R
+    there."""
 
     depth: int | None
     end: Symbolic
@@ -104,8 +132,8 @@ def search(
 ) -> Found:
     """The least depth past `depth` at which reach is full, or that it never is.
 
-    Whole periods of the stack are doubled until reach is full or stands still, then halved back: the
-    cost grows with the logarithm of the answer.
+    Whole periods of the stack are doubled until reach is full or stands still, then halved back:
+    the cost grows with the logarithm of the answer.
     """
     cycle = ZoneSet.make(t.frame, [])
     for index in range(depth, depth + t.period):
@@ -128,6 +156,6 @@ def search(
     depth += cycles * t.period
     while now.count < pairs.count:
         then = t.level(depth).zones
-        now = measured(t, pairs, after(now.zones, then, max_pairs), max_pairs)
+        now = step(t, pairs, now, then, max_pairs)
         depth += 1
     return Found(depth, now)

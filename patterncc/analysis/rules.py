@@ -1,0 +1,121 @@
+"""Which rule of a pattern makes an edge: the named edge set or the primitive that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from patterncc.analysis.topology import Topology, patterns_of
+from patterncc.pattern import (
+    Complement,
+    Difference,
+    Intersection,
+    Pattern,
+    Transpose,
+    Union,
+)
+from patterncc.primitives import Causal, Chunked, Documents, Full
+from patterncc.zones import ZoneSet
+from patterncc.zones.lower import lower
+
+Holds = Callable[[Pattern, int, int], bool]
+_LIMITS = (
+    Causal,
+    Full,
+    Documents,
+    Chunked,
+)  # in an intersection they allow an edge, others make it
+
+
+class Rules:
+    """Answers "which rules make this edge" for the layers of one lowered stack.
+
+    `names` are named edge sets; parts of a pattern that equal one are called by its name.
+    """
+
+    def __init__(
+        self, t: Topology, names: Mapping[str, Pattern] | None, bindings: Mapping[str, Any]
+    ) -> None:
+        self._t = t
+        self._names = dict(names or {})
+        self._bindings = dict(bindings)
+        self._lowered: dict[tuple[Pattern, int, int], ZoneSet] = {}
+
+    def of(self, layer: int, query: int, key: int) -> tuple[str, ...]:
+        """The rules by which `query` reads `key` in a layer; with heads, which of them; () if it
+        does not."""
+        index = layer % len(self._t.levels)
+        patterns = patterns_of(self._t.stack.layer(layer))
+        found: dict[str, list[int]] = {}
+        for head, pattern in enumerate(patterns):
+
+            def holds(part: Pattern, i: int, j: int, head: int = head) -> bool:
+                return self._holds(part, index, head, i, j)
+
+            if holds(pattern, query, key):
+                for rule in dict.fromkeys(self._reasons(pattern, query, key, holds)):
+                    found.setdefault(rule, []).append(head)
+        return tuple(
+            rule if len(heads) == len(patterns) else f"{rule} (head {_spans(heads)})"
+            for rule, heads in found.items()
+        )
+
+    def _holds(self, pattern: Pattern, layer: int, head: int, i: int, j: int) -> bool:
+        key = (pattern, layer, head)
+        if key not in self._lowered:
+            size = self._t.frame.n
+            self._lowered[key] = lower(
+                pattern, size, size, layer=layer, head=head, **self._bindings
+            )
+        i0, i1, j0, j1, d0, d1 = self._lowered[key].table.T
+        d = j - i
+        inside = (i0 <= i) & (i < i1) & (j0 <= j) & (j < j1) & (d0 <= d) & (d < d1)
+        return bool(inside.any())
+
+    def _reasons(self, p: Pattern, i: int, j: int, holds: Holds) -> list[str]:
+        """Rules of a pattern that has the edge (i, j)."""
+        for name, named in self._names.items():
+            if named == p:
+                return [f"{name}: {p}"]
+        match p:
+            case Union(parts):
+                return self._reasons_of_union(parts, i, j, holds)
+            case Intersection(parts):
+                making = [q for q in parts if not isinstance(q, _LIMITS)] or list(parts)
+                return [r for q in making for r in self._reasons(q, i, j, holds)]
+            case Difference(left, _):
+                return self._reasons(left, i, j, holds)
+            case Transpose(of):
+                return [f"{r}, transposed" for r in self._reasons(of, j, i, holds)]
+            case Complement(_):
+                return [str(p)]
+        return [str(p)]
+
+    def _reasons_of_union(
+        self, parts: tuple[Pattern, ...], i: int, j: int, holds: Holds
+    ) -> list[str]:
+        """A union is flattened when it is built: named unions inside it are found again."""
+        named_alone = [q for q in parts if q in self._names.values()]
+        left = [q for q in parts if q not in named_alone]
+        found = [r for q in named_alone if holds(q, i, j) for r in self._reasons(q, i, j, holds)]
+        for name, named in self._names.items():
+            if isinstance(named, Union) and all(q in left for q in named.parts):
+                left = [q for q in left if q not in named.parts]
+                if holds(named, i, j):
+                    found.append(f"{name}: {named}")
+        return found + [r for q in left if holds(q, i, j) for r in self._reasons(q, i, j, holds)]
+
+
+def _spans(heads: list[int]) -> str:
+    """Head numbers, runs shortened.
+
+    >>> _spans([0, 1, 2, 5])
+    '0-2, 5'
+    """
+    runs: list[list[int]] = []
+    for head in heads:
+        if runs and runs[-1][1] == head - 1:
+            runs[-1][1] = head
+        else:
+            runs.append([head, head])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,383 @@
+"""Reach against boolean matrix powers, and the facts that it is held to."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from patterncc import primitives as pc
+from patterncc.analysis import Report, analyze
+from patterncc.analysis import tiles, zones
+from patterncc.analysis.topology import allowed_pairs, topology
+from patterncc.errors import PatternError, PatternValueError, SizeError
+from patterncc.pattern import Pattern
+from patterncc.stack import Heads, Stack, heads
+from patterncc.zones.lower import lower
+
+Mask = NDArray[np.bool_]
+
+
+def layer_masks(stack: Stack, n: int) -> list[Mask]:
+    """Dense [memory + n, memory + n] masks of the layers, heads united."""
+    size = stack.memory + n
+    masks = []
+    for index, layer in enumerate(stack.layers):
+        mask = np.zeros((size, size), dtype=bool)
+        for head, p in enumerate(layer.patterns if isinstance(layer, Heads) else [layer]):
+            z = lower(p, n, size, stack.memory, layer=index, head=head)
+            mask[stack.memory :] |= z.dense()
+        masks.append(mask)
+    return masks
+
+
+def slow_reach(masks: list[Mask], depth: int) -> list[Mask]:
+    """R_0 .. R_depth by boolean matrix products."""
+    eye = np.eye(len(masks[0]), dtype=bool)
+    result = [eye]
+    for l in range(depth):
+        step = eye | masks[l % len(masks)]
+        result.append((step.astype(int) @ result[-1].astype(int)) > 0)
+    return result
+
+
+def slow_depth(masks: list[Mask], allowed: Mask) -> int | None:
+    """Least depth at which reach holds all allowed pairs; None when a whole cycle changes nothing."""
+    reach, still, depth = np.eye(len(masks[0]), dtype=bool), 0, 0
+    while not (reach | ~allowed).all():
+        step = np.eye(len(reach), dtype=bool) | masks[depth % len(masks)]
+        new = (step.astype(int) @ reach.astype(int)) > 0
+        still = still + 1 if (new == reach).all() else 0
+        if still >= len(masks):
+            return None
+        reach, depth = new, depth + 1
+    return depth
+
+
+leaves = st.one_of(
+    st.builds(pc.window, st.integers(0, 6), st.integers(0, 6)),
+    st.builds(pc.window, st.integers(0, 2), st.integers(0, 1), st.integers(2, 5)),
+    st.builds(pc.dilated, st.integers(0, 8), st.integers(0, 8), st.integers(1, 4)),
+    st.builds(pc.strided, st.integers(1, 9)),
+    st.builds(pc.chunked, st.integers(1, 12)),
+    st.builds(pc.sink, st.integers(0, 3)),
+    st.builds(pc.global_tokens, st.lists(st.integers(0, 30), max_size=2)),
+    st.builds(pc.random_edges, st.integers(0, 2), st.integers(0, 5)),
+    st.builds(pc.random_blocks, st.integers(0, 2), st.integers(2, 6), st.integers(0, 5)),
+    st.builds(pc.documents, st.lists(st.integers(0, 12), min_size=1, max_size=4)),
+    st.just(pc.causal()),
+    st.just(pc.full()),
+)
+patterns = st.recursive(
+    leaves,
+    lambda p: st.one_of(
+        st.tuples(p, p).map(lambda t: t[0] | t[1]),
+        st.tuples(p, p).map(lambda t: t[0] & t[1]),
+        st.tuples(p, p).map(lambda t: t[0] - t[1]),
+        p.map(lambda x: pc.causal() & x),
+        p.map(lambda x: x.T),
+    ),
+    max_leaves=4,
+)
+layers = st.one_of(patterns, st.lists(patterns, min_size=1, max_size=3).map(heads))
+
+
+@st.composite
+def stacks(draw: st.DrawFn) -> Stack:
+    """Stacks of one to four layers; all causal half of the time, some with memory."""
+    drawn = draw(st.lists(layers, min_size=1, max_size=4))
+    if draw(st.booleans()):
+        drawn = [
+            heads([pc.causal() & p for p in x.patterns])
+            if isinstance(x, Heads)
+            else pc.causal() & x
+            for x in drawn
+        ]
+    return Stack(drawn, memory=draw(st.sampled_from([0, 0, 0, 1, 5])))
+
+
+def dense_pairs(stack: Stack, n: int) -> Mask:
+    t = topology(stack, n)
+    return allowed_pairs(t, None, {}).zones.dense()
+
+
+@settings(max_examples=150)
+@given(stacks(), st.integers(0, 36), st.integers(0, 6))
+def test_zones_engine_is_exact(stack: Stack, n: int, depth: int) -> None:
+    r = analyze(stack, n, depth, engine="zones")
+    allowed = dense_pairs(stack, n)
+    masks = layer_masks(stack, n)
+    truth = slow_reach(masks, depth)
+    assert r.pairs == allowed.sum()
+    assert [(f.lo, f.hi) for f in r.reach] == [(int((m & allowed).sum()),) * 2 for m in truth]
+    if n:
+        # what is allowed is never left, except for the memory's own identity rows
+        assert not (truth[-1] & ~allowed)[stack.memory :].any()
+    assert r.depth_to_full == slow_depth(masks, allowed)
+    if r.depth_to_full is None:
+        assert r.witness is not None and allowed[r.witness]
+        assert not slow_reach(masks, 3 * n + len(stack))[-1][r.witness]
+    else:
+        assert r.witness is None
+    edges = [
+        int(lower(p, n, n + stack.memory, stack.memory, layer=l, head=h).count())
+        for l in range(min(depth, len(stack)))
+        for h, p in enumerate(stack.heads(l))
+    ]
+    assert [e for c in r.costs[: len(stack)] for e in c.edges] == edges
+
+
+@settings(max_examples=150)
+@given(stacks(), st.integers(1, 36), st.integers(0, 5), st.integers(1, 9), st.integers(0, 2))
+def test_tile_bounds_hold_the_truth(
+    stack: Stack, n: int, depth: int, side: int, exact_layers: int
+) -> None:
+    t = topology(stack, n)
+    pairs = allowed_pairs(t, None, {})
+    states = [zones.start(t, pairs)]
+    for l in range(exact_layers):
+        states.append(zones.step(t, pairs, states[-1], t.level(l).zones))
+    curve = tiles.follow(t, pairs, depth, states, side)
+    allowed, masks = pairs.zones.dense(), layer_masks(stack, n)
+    for figure, mask in zip(curve.figures, slow_reach(masks, depth), strict=True):
+        truth = int((mask & allowed).sum())
+        assert figure.lo <= truth <= figure.hi
+        if side == 1:
+            assert figure.exact
+    depth_to_full = slow_depth(masks, allowed)
+    if curve.full.never:
+        assert depth_to_full is None
+        assert curve.witness is not None and allowed[curve.witness]
+        assert not slow_reach(masks, 3 * n + len(stack))[-1][curve.witness]
+    elif depth_to_full is None:
+        assert curve.full.hi is None
+    else:
+        assert curve.full.lo <= depth_to_full
+        assert curve.full.hi is None or depth_to_full <= curve.full.hi
+        if side == 1:
+            assert curve.full.lo == curve.full.hi == depth_to_full
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 9),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(0, 9),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_tiles_are_exact_on_block_patterns_of_any_length(
+    rows: int, left: int, right: int, rest: int, depth: int, hub: bool
+) -> None:
+    p: Pattern = pc.window(left, right, block=10) | pc.random_blocks(1, block=10)
+    if hub:
+        p = p | pc.global_tokens(range(10))
+    n = 10 * rows + rest
+    t = topology(Stack([p] * 2), n)
+    pairs = allowed_pairs(t, None, {})
+    curve = tiles.follow(t, pairs, depth, [zones.start(t, pairs)], 10)
+    exact = analyze(Stack([p] * 2), n, depth, engine="zones")
+    assert [(f.lo, f.hi) for f in curve.figures] == [(f.lo, f.hi) for f in exact.reach]
+    assert curve.full.decided
+
+
+def full_at(stack: Stack | Pattern | Heads, n: int) -> int | None:
+    return analyze(stack, n).depth_to_full
+
+
+def window_of(width: int) -> Pattern:
+    """A causal window with the token itself counted, as papers count it."""
+    return pc.window(width - 1)
+
+
+@pytest.mark.parametrize(("n", "width"), [(256, 16), (1024, 64)])
+def test_fact_causal_window(n: int, width: int) -> None:
+    r = analyze(window_of(width), n, depth=5)
+    assert r.depth_to_full == 17 == -(-(n - 1) // (width - 1))
+    for l, figure in enumerate(r.reach):
+        back = l * (width - 1)
+        assert figure.lo == sum(min(i, back) + 1 for i in range(n))
+
+
+def test_fact_bidirectional_window() -> None:
+    assert full_at(pc.window(32, 32), 1024) == 32
+
+
+def test_fact_mistral_reaches_131040_back() -> None:
+    n = 200_000
+    r = analyze(Stack([window_of(4096)] * 32), n)
+    back = 131_040
+    assert r.reach[32].lo == sum(min(i, back) + 1 for i in range(n))
+
+
+@pytest.mark.parametrize("n", [64, 4096, 2**40])
+def test_fact_one_two_way_global_token(n: int) -> None:
+    assert full_at(pc.global_tokens([7]), n) == 2
+
+
+def test_fact_causal_sinks_relay_nothing_forward() -> None:
+    assert full_at(pc.causal() & (window_of(16) | pc.sink(4)), 256) == 17
+
+
+def test_fact_chunks_alone_are_never_full() -> None:
+    r = analyze(pc.causal() & pc.chunked(64), 512)
+    assert r.depth_to_full is None
+    assert r.pairs_name == "causal"
+    assert round(100 * r.reach[1].share, 1) == 12.7
+    assert r.witness == (64, 0)
+
+
+def test_fact_local_layers_to_one_full_layer() -> None:
+    local = window_of(512)
+    assert full_at(Stack([local] * 5 + [pc.causal()]), 32_768) == 6
+    assert full_at(Stack([local, pc.causal()]), 32_768) == 2
+
+
+def test_fact_sparse_transformer_strided() -> None:
+    local, far = window_of(17), pc.causal() & pc.strided(16)
+    assert full_at(heads([local, far]), 256) == 2
+    assert full_at(Stack([local, far]), 256) == 2
+    assert full_at(Stack([far, local]), 256) == 2
+
+
+@pytest.mark.parametrize("n", [64, 100, 256])
+def test_fact_logsparse(n: int) -> None:
+    assert full_at(pc.logsparse(), n) == n.bit_length() - 1
+
+
+def test_fact_hypercube_has_diameter_8() -> None:
+    assert full_at(pc.butterfly(block=16), 256 * 16) == 8
+
+
+def test_fact_pure_dilation_is_never_full() -> None:
+    r = analyze(pc.dilated(32, step=4), 1024, depth=200)
+    assert r.depth_to_full is None
+    assert abs(r.reach[-1].share - 1 / 4) < 0.001
+
+
+def test_fact_longnet() -> None:
+    p = pc.longnet([16, 64, 256], [1, 4, 16])
+    assert full_at(pc.causal() & p, 256) is None
+    both = [full_at(pc.longnet([16, 4 * n // 16, n], [1, 4, 16]), n) for n in (64, 256)]
+    assert all(d is not None and d <= 8 for d in both)
+
+
+def test_a_trillion_tokens_are_exact() -> None:
+    n = 2**40
+    r = analyze(Stack([pc.causal() & (pc.window(4095) | pc.sink(4))] * 48), n)
+    back = 48 * 4095
+    window = n * (back + 1) - back * (back + 1) // 2
+    sinks = sum(max(0, n - back - 1 - s) for s in range(4))
+    assert r.reach[48].lo == r.reach[48].hi == window + sinks
+    assert r.depth_to_full == -(-(n - 5) // 4095)  # the sinks are read by all at once
+    assert json.loads(json.dumps(r.to_json()))["reach"][48]["lo"] == window + sinks
+
+
+def test_big_bird_goes_to_tiles_where_zones_explode() -> None:
+    near = pc.window(1, 1, block=64) | pc.random_blocks(2, block=64)
+    r = analyze(Stack([near] * 8), 65_536)
+    assert {f.engine for f in r.reach} == {"zones", "tiles"}
+    assert all(f.exact for f in r.reach)
+    assert isinstance(r.depth_to_full, int)
+    hub = analyze(Stack([near | pc.global_tokens(range(64))] * 8), 65_536)
+    assert hub.depth_to_full == 2
+
+
+def test_bounds_never_claim_more_than_they_prove() -> None:
+    r = analyze(pc.window(66), 20_000, depth=3, engine="tiles")
+    exact = analyze(pc.window(66), 20_000, depth=3)
+    assert all(a.lo <= b.lo <= a.hi for a, b in zip(r.reach, exact.reach, strict=True))
+    assert r.reach[3].badge.startswith("bounds [")
+    assert not r.full.decided
+    assert r.depth_bounds[0] <= 304
+    with pytest.raises(PatternValueError, match=r"not decided at n=20000"):
+        r.depth_to_full  # noqa: B018
+
+
+def test_pairs_are_inferred_and_settable() -> None:
+    docs = pc.documents([100, 28])
+    packed = analyze(pc.causal() & docs, 128)
+    assert packed.pairs_name == "causal, per document"
+    assert packed.depth_to_full == 1
+    assert analyze(pc.causal() & docs, 128, pairs="causal").depth_to_full is None
+    assert analyze(pc.causal(), 8).pairs == 36
+    assert analyze(pc.causal(), 8, pairs="all").pairs == 64
+    assert analyze(pc.full(), 8, pairs="causal").reach[1].lo == 36
+    named = analyze(pc.documents("docs"), 9, docs=[4, 5])
+    assert named.pairs == 41 and named.depth_to_full == 1
+    with pytest.raises(PatternValueError, match="do not all lie inside the same documents"):
+        analyze(pc.causal(), 8, pairs="documents")
+    with pytest.raises(PatternValueError, match="did you mean 'causal'"):
+        analyze(pc.causal(), 8, pairs="casual")  # type: ignore[arg-type]
+
+
+def test_memory_positions_are_read_but_read_nothing() -> None:
+    stack = Stack([pc.causal() & pc.window(3)] * 2, memory=8)
+    r = analyze(stack, 8)
+    assert r.pairs == sum(9 + i for i in range(8))
+    assert r.depth_to_full is None  # no query reads memory positions 0 .. 4
+    assert r.witness is not None and r.witness[1] < 5
+    assert r.reach[1].lo == 8 * 4
+
+
+def test_hop_histogram_and_means() -> None:
+    r = analyze(pc.causal() & pc.window(1), 4, depth=5)
+    assert r.hops == ((4, 4), (3, 3), (2, 2), (1, 1), (0, 0), (0, 0))
+    assert r.mean_hops == pytest.approx((3 + 2 * 2 + 3) / 6)
+    assert analyze(pc.window(0), 4).mean_hops is None
+
+
+def test_cost_is_per_head_and_against_allowed_pairs() -> None:
+    r = analyze(heads([pc.causal()] * 3 + [pc.window(3)]), 16, head_dim=64)
+    (c,) = r.costs
+    assert c.edges == (136, 136, 136, 58)
+    assert c.density == pytest.approx((3 * 136 + 58) / (4 * 256))
+    assert c.flops == 4 * 64 * (3 * 136 + 58) / 4 and c.full_flops == 4 * 64 * 136
+    assert c.kv_bytes == 2 * 64 * 2 * (3 * 16 + 4) / 4 and c.full_kv_bytes == 2 * 64 * 2 * 16
+
+
+def test_more_layers_than_there_are_repeat_and_it_says_so() -> None:
+    r = analyze(Stack([pc.window(3), pc.causal()]), 32, depth=5)
+    assert len(r.reach) == 6
+    assert "repeats cyclically" in r.notes[0]
+
+
+def codes(r: Report) -> list[tuple[str, str]]:
+    return [(f.code, f.severity) for f in r.findings]
+
+
+def test_lint() -> None:
+    assert codes(analyze(pc.causal(), 16)) == []
+    assert codes(analyze(pc.documents([16]) - pc.full(), 16))[0] == ("PCC101", "error")
+    assert ("PCC102", "warning") in codes(analyze(pc.window(3) - pc.window(0), 16))
+    r = analyze(pc.documents([10]), 16)
+    assert [c for c, _ in codes(r)] == ["PCC102", "PCC103"]
+    assert "6 of 16 queries read no key, the first is 10" in r.findings[0].message
+    leak = analyze(Stack([pc.causal()] * 3 + [pc.window(2, 1)]), 16)
+    assert codes(leak) == [("PCC104", "error"), ("PCC106", "note")]
+    assert "layer 3 reads the future while most layers are causal: query 14 reads key 15" in (
+        leak.findings[0].message
+    )
+    assert ("PCC105", "warning") in codes(analyze(pc.causal() & pc.chunked(4), 16))
+    assert ("PCC106", "note") in codes(analyze(pc.window(3), 16))
+
+
+def test_bad_input_is_refused_with_a_sentence() -> None:
+    with pytest.raises(PatternValueError, match="n must be at most"):
+        analyze(pc.causal(), 2**41)
+    with pytest.raises(PatternValueError, match="depth must be at least 0"):
+        analyze(pc.causal(), 8, depth=-1)
+    with pytest.raises(
+        PatternValueError, match="engine: unknown name 'zone'; did you mean 'zones'"
+    ):
+        analyze(pc.causal(), 8, engine="zone")  # type: ignore[arg-type]
+    with pytest.raises(PatternError, match="a Stack, a Pattern"):
+        analyze("causal()", 8)  # type: ignore[arg-type]
+    p = pc.random_blocks(64, block=16)
+    with pytest.raises(SizeError, match='engine="zones"'):
+        analyze(Stack([p] * 2), 2**16, engine="zones")
