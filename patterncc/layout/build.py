@@ -1,4 +1,4 @@
-"""From zones to a layout: strips to full runs and partial tiles, partial tiles to mask words, both ways."""
+"""From zones to a layout: strips to full runs and partial tiles, those to mask words, both ways."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from patterncc.errors import SizeError
 from patterncc.layout import masks
 from patterncc.layout.layout import Layout, Runs
-from patterncc.layout.runs import inside, keys_of, lay, merged, ordering
+from patterncc.layout.runs import inside, lay, merged, ordering
 from patterncc.zones.tiles import Strips, local, strips
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _CHUNK = 2**20  # partial tiles that are cut at a time
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of `patterns` masks of n x n_k tokens: their sides, and how many there are each way."""
+    """The tiles of `patterns` masks of n x n_k tokens: their sides, and how many each way."""
 
     n: int
     n_k: int
@@ -106,7 +106,7 @@ def _row_strips(table: NDArray[Any], grid: Grid) -> Strips:
 
 
 def _column_strips(table: NDArray[Any], grid: Grid) -> Strips:
-    """Strips of the tile columns, of the zones that may fill a tile and the columns that are whole."""
+    """Strips of the tile columns, for the zones that may fill a tile and the whole columns only."""
     wide = table[table[:, 3] - table[:, 2] >= grid.block[1]]
     flipped = np.empty_like(wide)
     flipped[:, :4] = wide[:, [2, 3, 0, 1]]
@@ -123,8 +123,8 @@ def _check_count(rows: list[Strips], grid: Grid, max_tiles: int) -> None:
     )
     if count > max_tiles:
         raise SizeError(
-            f"the pattern leaves {count} tiles of {grid.block[0]} x {grid.block[1]} partly filled, more "
-            f"than {max_tiles}; use larger blocks, a shorter sequence or a pattern aligned to blocks"
+            f"the pattern leaves {count} tiles of {grid.block[0]} x {grid.block[1]} partly filled, "
+            f"more than {max_tiles}; use larger blocks, fewer tokens or a pattern aligned to blocks"
         )
 
 
@@ -143,7 +143,7 @@ def _full_intervals(rows: list[Strips], grid: Grid) -> Intervals:
 def _partial(
     tables: list[NDArray[Any]], rows: list[Strips], grid: Grid, full: Intervals
 ) -> Intervals:
-    """Every (tile, zone) touched and not filled by any zone: the tile's key, ascending, and the packed zone."""
+    """Every (tile, zone) touched where no zone fills the tile: its key, ascending; the packed zone."""
     keys, packed = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for u, (table, s) in enumerate(zip(tables, rows, strict=True)):
         columns = tuple(np.ascontiguousarray(c) for c in table.T)
@@ -207,6 +207,7 @@ def _turned(key: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
 
 
 def _sorted(key: NDArray[np.int64], value: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Both in the order of the keys."""
     order = ordering(key)
     return (key, value) if order is None else (key[order], value[order])
 
@@ -224,7 +225,7 @@ def edges_of(
     rows: Runs, zones: NDArray[np.int32], bits: NDArray[np.uint32], grid: Grid
 ) -> tuple[int, ...]:
     """The exact count of edges of each pattern, from its runs and the pairs that each mask holds."""
-    held = np.concatenate([[grid.block[0] * grid.block[1]], masks.sizes(zones, bits, grid.block)])
+    held = np.concatenate([[grid.block[0] * grid.block[1]], masks.sizes(zones, bits)])
     count = rows.run[:, 1] * held[rows.run[:, 2]]
     line = np.repeat(np.arange(len(rows.ptr) - 1), np.diff(rows.ptr))
     # full tiles of the last tile row count the queries that exist; masks hold no others

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from patterncc import primitives as leaf
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.layout.build import MAX_TILES, build
+from patterncc.layout.checks import MAX_LENGTH
 from patterncc.layout.choose import choose_block
 from patterncc.pattern import (
     Complement,
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from patterncc.layout.layout import Layout
-
-MAX_LENGTH = 2**31 - 1
-"""Queries or keys of a layout: its arrays are int32."""
 
 MAX_TEXT = 4096  # characters of a pattern's text that a layout keeps
 

@@ -7,6 +7,7 @@ zones are canonical: two equal masks of one zone are two equal integers, and not
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 SLOTS = 4  # zones that a mask may hold before it becomes bits
 MAX_BITS = 2**30  # bytes of bit masks
 _COMPARED = 64  # zones of a tile that are compared in pairs; more always become bits
-_CHUNK = 2**22  # entries of the temporary arrays
+_CHUNK = 2**21  # entries of the temporary arrays
+_ONES = ((1 << np.arange(33, dtype=np.uint64)) - 1).astype(np.uint32)  # [b]: bits 0 .. b - 1 set
 
 
 def pack(
@@ -38,23 +40,36 @@ def pack(
     """
     height, width = block
     top, left = row * height, column * width
-    i0 = np.maximum(bounds[0] - top, 0)
-    i1 = np.minimum(bounds[1] - top, height)
-    j0 = np.maximum(bounds[2] - left, 0)
-    j1 = np.minimum(bounds[3] - left, width)
-    skew = top - left
-    d0, d1 = bounds[4] + skew, bounds[5] + skew
-    # one pass, rows, then keys, then diagonals, reaches the tight form
+    i0, i1, j0, j1, d0, d1 = _tighten(
+        np.maximum(bounds[0] - top, 0),
+        np.minimum(bounds[1] - top, height),
+        np.maximum(bounds[2] - left, 0),
+        np.minimum(bounds[3] - left, width),
+        bounds[4] + (top - left),
+        bounds[5] + (top - left),
+    )
+    packed: NDArray[np.int64] = (i0 << 9 | i1).astype(np.int64) << 38
+    packed |= (j0 << 9 | j1).astype(np.int64) << 20
+    packed |= (d0 + 256) << 10 | (d1 + 256)
+    return packed
+
+
+def _tighten(
+    i0: NDArray[Any],
+    i1: NDArray[Any],
+    j0: NDArray[Any],
+    j1: NDArray[Any],
+    d0: NDArray[Any],
+    d1: NDArray[Any],
+) -> tuple[NDArray[Any], ...]:
+    """The tight bounds, in place: one pass over rows, keys and diagonals reaches them."""
     np.maximum(i0, j0 - d1 + 1, out=i0)
     np.minimum(i1, j1 - d0, out=i1)
     np.maximum(j0, i0 + d0, out=j0)
     np.minimum(j1, i1 - 1 + d1, out=j1)
     np.maximum(d0, j0 - i1 + 1, out=d0)
     np.minimum(d1, j1 - i0, out=d1)
-    packed: NDArray[np.int64] = (i0 << 9 | i1).astype(np.int64) << 38
-    packed |= (j0 << 9 | j1).astype(np.int64) << 20
-    packed |= (d0 + 256) << 10 | (d1 + 256)
-    return packed
+    return i0, i1, j0, j1, d0, d1
 
 
 def unpack(packed: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -64,41 +79,48 @@ def unpack(packed: NDArray[np.int64]) -> NDArray[np.int32]:
     fields = (packed[..., None] >> shifts) & widths
     fields[..., 4:] -= 256
     fields[packed == 0] = 0
-    return fields.astype(np.int32)
+    unpacked: NDArray[np.int32] = fields.astype(np.int32)
+    return unpacked
 
 
 def areas(zones: NDArray[Any]) -> NDArray[np.int64]:
-    """How many pairs each tight zone [..., 6] holds: its box less the two corners that the band cuts off."""
-    i0, i1, j0, j1, d0, d1 = np.moveaxis(zones.astype(np.int64), -1, 0)
+    """How many pairs each tight zone [..., 6] holds: its box less the corners that the band cuts off."""
+    i0, i1, j0, j1, d0, d1 = np.moveaxis(zones, -1, 0)
     above = np.maximum(j1 - i0 - d1, 0)  # the upper right corner, a staircase of this many steps
     below = np.maximum(d0 - (j0 - i1 + 1), 0)
-    box = (i1 - i0) * (j1 - j0)
-    return box - above * (above + 1) // 2 - below * (below + 1) // 2
+    held = (i1 - i0) * (j1 - j0) - (above * (above + 1) + below * (below + 1)) // 2
+    return held.astype(np.int64)
 
 
-def raster(zones: NDArray[Any], block: tuple[int, int]) -> NDArray[np.uint32]:
+def union_areas(zones: NDArray[np.int32]) -> NDArray[np.int64]:
+    """How many pairs each union of a few tight zones [m, k, 6] holds, by inclusion and exclusion."""
+    total = np.zeros(len(zones), dtype=np.int64)
+    members = range(zones.shape[1])
+    for count in range(1, zones.shape[1] + 1):
+        for chosen in combinations(members, count):
+            low = zones[:, chosen, 0::2].max(axis=1)
+            high = zones[:, chosen, 1::2].min(axis=1)
+            meet = np.stack(_tighten(*(side[:, c] for c in range(3) for side in (low, high))), axis=1)
+            some = (meet[:, 0::2] < meet[:, 1::2]).all(axis=1)
+            total += np.where(some, areas(meet), 0) * (1 if count % 2 else -1)
+    return total
+
+
+def raster(zones: NDArray[np.int32], block: tuple[int, int]) -> NDArray[np.uint32]:
     """Unions of tile-local zones [m, k, 6] as bits, uint32 [m, block[0], ceil(block[1] / 32)]."""
     height, width = block
     words = -(-width // 32)
-    z = zones.astype(np.int32)[:, :, None, :]  # m, k, row, bound
-    i = np.arange(height, dtype=np.int32)
-    low = np.maximum(z[..., 2], i + z[..., 4])
-    high = np.minimum(z[..., 3], i + z[..., 5])
-    inside = (i >= z[..., 0]) & (i < z[..., 1])
-    low, high = np.where(inside, low, 0), np.where(inside, high, 0)
+    bounds = zones.astype(np.int16)[..., None]  # union, zone, bound, row
+    i = np.arange(height, dtype=np.int16)
+    inside = (i >= bounds[:, :, 0]) & (i < bounds[:, :, 1])
+    low = np.maximum(bounds[:, :, 2], i + bounds[:, :, 4])
+    high = np.where(inside, np.minimum(bounds[:, :, 3], i + bounds[:, :, 5]), 0)
     out = np.empty((len(zones), height, words), dtype=np.uint32)
     for w in range(words):
-        a, b = np.clip(low - 32 * w, 0, 32), np.clip(high - 32 * w, 0, 32)
-        ones = np.left_shift(1, np.stack([a, b]).astype(np.int64)) - 1
-        bits = np.where(b > a, ones[1] ^ ones[0], 0).astype(np.uint32)
-        out[:, :, w] = np.bitwise_or.reduce(bits, axis=1)
+        first, last = np.clip(low - 32 * w, 0, 32), np.clip(high - 32 * w, 0, 32)
+        # an interval that ends before it begins leaves no bit
+        np.bitwise_or.reduce(_ONES[last] & ~_ONES[first], axis=1, out=out[:, :, w])
     return out
-
-
-def full_bits(rows: int, block: tuple[int, int]) -> NDArray[np.uint32]:
-    """The bits of a tile whose first `rows` queries read every key."""
-    zone = np.array([[[0, rows, 0, block[1], 1 - rows, block[1]]]])
-    return raster(zone, block)[0]
 
 
 @dataclass(frozen=True)
@@ -213,21 +235,21 @@ def _resolved(
 
 def _resolve(unions: NDArray[np.int64], rows: NDArray[Any], block: tuple[int, int]) -> _Resolved:
     """Decide unions of k distinct packed zones [m, k], ascending."""
-    if 1 < unions.shape[1] <= _COMPARED:
+    if unions.shape[1] <= _COMPARED:
         unions = _without_contained(unions)
-    unpacked = unpack(unions)
+    zones = unpack(unions)
     kind = np.where((unions != 0).sum(axis=1) > SLOTS, 2, 1).astype(np.int8)
-    # areas that add up to less than the tile settle it; the few others are looked at bit by bit
-    room = areas(unpacked).sum(axis=1) >= rows * block[1]
-    looked = np.flatnonzero(room | (kind == 2))
-    bits = raster(unpacked[looked], block)
-    for count in np.unique(rows[looked]):
-        filled = (bits == full_bits(int(count), block)).all(axis=(1, 2)) & (rows[looked] == count)
-        kind[looked[filled]] = 0
     few = np.zeros((len(unions), SLOTS), dtype=np.int64)
     few[:, : unions.shape[1]] = unions[:, :SLOTS]
     few[kind != 1] = 0
-    return _Resolved(kind, few, bits[kind[looked] == 2])
+    held = areas(zones).sum(axis=1)  # less than the tile settles it; the others are counted exactly
+    counted = np.flatnonzero((held >= rows * block[1]) & (kind == 1))
+    held[counted] = union_areas(unpack(few[counted]))
+    drawn = np.flatnonzero(kind == 2)
+    bits = raster(zones[drawn], block)
+    held[drawn] = np.bitwise_count(bits).sum(axis=(1, 2))
+    kind[held == rows * block[1]] = 0
+    return _Resolved(kind, few, bits[kind[drawn] == 2])
 
 
 def _without_contained(unions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -245,16 +267,13 @@ def _without_contained(unions: NDArray[np.int64]) -> NDArray[np.int64]:
     return kept
 
 
-def sizes(
-    zones: NDArray[np.int32], bits: NDArray[np.uint32], block: tuple[int, int]
-) -> NDArray[np.int64]:
+def sizes(zones: NDArray[np.int32], bits: NDArray[np.uint32]) -> NDArray[np.int64]:
     """How many pairs each mask word holds, words 1 and up."""
-    held = areas(zones).sum(axis=1)
+    held = areas(zones[:, 0])
     several = np.flatnonzero(zones[:, 1:].any(axis=(1, 2)))
-    step = max(1, _CHUNK // (SLOTS * block[0]))
-    for first in range(0, len(several), step):
-        part = several[first : first + step]
-        held[part] = np.bitwise_count(raster(zones[part], block)).sum(axis=(1, 2))
+    for first in range(0, len(several), _CHUNK // 64):
+        part = several[first : first + _CHUNK // 64]
+        held[part] = union_areas(zones[part])
     drawn = np.bitwise_count(bits).sum(axis=(1, 2), dtype=np.int64)
     total: NDArray[np.int64] = np.concatenate([held, drawn])
     return total

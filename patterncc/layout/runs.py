@@ -16,16 +16,6 @@ from patterncc.layout.layout import Runs
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Keys = "NDArray[np.int64]"
-
-
-def keys_of(line: NDArray[Any], position: NDArray[Any], stride: int) -> NDArray[np.int64]:
-    """line * stride + position as int64."""
-    key = line.astype(np.int64)
-    key *= stride
-    key += position
-    return key
-
 
 def ordering(key: NDArray[np.int64]) -> NDArray[np.intp] | None:
     """Indices that sort `key`, equal ones in their order, or None where it is sorted already."""
