@@ -405,7 +405,7 @@ def _decode(plan: Plan) -> str:
         plan,
         ["q", "k", "v", "out", "lse", "position"],
         "qkvo",
-        ["scale", "n", "n_k", "heads", "group", "lines", "count", "position_step", "q_offset"],
+        ["scale", "n", "n_k", "heads", "group", "lines", "count", "q_offset"],
     )
     which = piece(
         t.WHICH_TOKEN,

@@ -103,7 +103,7 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """Query rows at `position` .. of each sequence; a row outside the layout reads nothing.
 
-    position: int32 [1] or [B], the absolute position of q's first row.
+    position: int32 [B], the absolute position of q's first row.
     """
     q, k, v = _rows_together(q, k, v)
     batch, heads, count, _ = q.shape
@@ -118,8 +118,7 @@ def decode(
         (kv_heads if packed else heads) * count * batch,
         [q, k, v, out, lse, position, *_tables(plan, tensors, "rows")],
         [q, k, v, out],
-        [scale, spec.n, k.shape[2], heads, group, spec.q_lines]
-        + [count, int(position.numel() > 1), spec.q_offset],
+        [scale, spec.n, k.shape[2], heads, group, spec.q_lines] + [count, spec.q_offset],
         tensors,
     )
     return out, lse

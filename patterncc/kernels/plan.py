@@ -113,7 +113,7 @@ def _share(head_pattern: NDArray[np.int32]) -> int:
 
     >>> import numpy as np
     >>> _share(np.array([0, 0, 0, 0, 1, 1])), _share(np.array([0]))
-    (2, 0)
+    (4, 0)
     """
     changes = (head_pattern[1:] != head_pattern[:-1]).nonzero()[0] + 1
     return math.gcd(*changes.tolist())

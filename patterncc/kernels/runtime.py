@@ -1,34 +1,40 @@
 """From a plan to a running kernel: sources in a cache, layouts on a device, launches.
 
 The cache directory is PATTERNCC_CACHE or ~/.cache/patterncc; the environment is read here and
-nowhere below.  A source file is named by the hash of its content, written at once or not at all, and
-checked against its name before it is imported.
+nowhere below.  A source file is named by the hash of its content, written at once or not at all,
+and checked against its name before it is imported.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patterncc.errors import BackendError, SizeError
+from patterncc.errors import BackendError, SizeError, suggest
 from patterncc.kernels.emit import emit, entry
-from patterncc.kernels.plan import Plan, Spec
+from patterncc.kernels.plan import Backend, Plan, Spec, Target
+from patterncc.kernels.reference import LIMIT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patterncc.layout.layout import Layout, Runs
+
+log = logging.getLogger("patterncc")
 
 
 def cache_dir() -> Path:
@@ -86,6 +92,96 @@ def load_source(path: Path, name: str) -> Callable[..., Any]:
     return kernel
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which backend runs, and why, in one sentence."""
+
+    backend: Backend
+    reason: str
+
+
+def pick_backend(requested: str, device: torch.device) -> Choice:
+    """The backend for tensors on a device.
+
+    "auto" is the Triton kernels on CUDA and torch's flash kernels on the CPU; any other device is
+    refused, and nothing ever goes to dense attention by itself.
+
+    >>> pick_backend("auto", torch.device("cpu")).backend
+    'cpu'
+
+    Raises BackendError, with the remedy, for a backend that cannot run there.
+    """
+    kind = device.type
+    match requested:
+        case "auto" if kind == "cuda":
+            require_triton()
+            return Choice("triton", "tensors are on CUDA")
+        case "auto" | "cpu" if kind == "cpu":
+            return Choice("cpu", "tensors are on the CPU")
+        case "auto":
+            raise BackendError(f"no backend for tensors on {device}; move them to CUDA or the CPU")
+        case "cpu":
+            raise BackendError(f'backend="cpu" takes CPU tensors; these are on {device}')
+        case "triton" if kind == "cuda" or (kind == "cpu" and interpreting()):
+            require_triton()
+            return Choice("triton", "asked for" + (", interpreted" if interpreting() else ""))
+        case "triton":
+            raise BackendError(
+                f'backend="triton" needs CUDA tensors; these are on {device}.  Move them, use '
+                'backend="cpu", or set TRITON_INTERPRET=1 before Python starts, to run the kernels '
+                "slowly on the CPU"
+            )
+        case "reference":
+            return Choice("reference", "asked for; dense, for small inputs only")
+        case _:
+            known = ("auto", "triton", "cpu", "reference")
+            raise BackendError(f"no backend {requested!r}; {suggest(str(requested), known)}")
+
+
+Prepared = tuple[list[Tensor], str, Backend]
+"""A layout's tensors on a device, its spec's text, and the backend that reads both."""
+
+_prepared: WeakKeyDictionary[Layout, dict[tuple[torch.device, str], Prepared]] = WeakKeyDictionary()
+
+
+def prepared(layout: Layout, device: torch.device, requested: str) -> Prepared:
+    """What the op takes of a layout on a device, for the backend that `requested` picks.
+
+    Kept as long as the layout lives; the first use of a backend on a device is logged.
+    """
+    kept = _prepared.setdefault(layout, {})
+    key = (device, requested)
+    if key not in kept:
+        choice = pick_backend(requested, device)
+        _announce(choice, device)
+        spec = Spec.of(layout, choice.backend)
+        kept[key] = (_tensors(layout, spec, device), spec.text(), choice.backend)
+    return kept[key]
+
+
+@cache
+def _announce(choice: Choice, device: torch.device) -> None:
+    log.info("attention on %s runs on the %s backend: %s", device, choice.backend, choice.reason)
+
+
+def _tensors(layout: Layout, spec: Spec, device: torch.device) -> list[Tensor]:
+    """What the op carries for a backend."""
+    match spec.backend:
+        case "triton":
+            return kernel_tables(layout, spec, device)
+        case "cpu":
+            return [torch.from_numpy(np.array(x)) for x in layout.arrays.values()]
+        case "reference":
+            if layout.n * layout.n_k > LIMIT:
+                raise SizeError(
+                    f'backend="reference" is dense: {layout.n} x {layout.n_k} passes {LIMIT}; '
+                    'use backend="auto"'
+                )
+            return [torch.from_numpy(layout.dense()).to(device)]
+        case _:
+            assert_never(spec.backend)
+
+
 @lru_cache(maxsize=256)
 def kernel(plan: Plan) -> Any:
     """The Triton kernel of a plan: emitted, saved and imported once a process."""
@@ -100,7 +196,7 @@ def require_triton() -> None:
         raise BackendError('triton is not installed; pip install "triton>=3.6", or backend="cpu"')
 
 
-def target_of(device: torch.device) -> str:
+def target_of(device: torch.device) -> Target:
     """The target whose default sizes fit a device: sm_80, sm_90, sm_100 or interpreter."""
     if interpreting() or device.type != "cuda":
         return "interpreter"
@@ -126,7 +222,7 @@ def kernel_tables(layout: Layout, spec: Spec, device: torch.device) -> list[Tens
     bits = layout.bits.view(np.int32)
     rows, cols = layout.rows, layout.cols
     tables = [layout.head_pattern, rows.ptr, _counted(rows), cols.ptr, _counted(cols), zone, bits]
-    return [torch.from_numpy(np.ascontiguousarray(t)).to(device) for t in tables]
+    return [torch.from_numpy(np.array(t)).to(device) for t in tables]
 
 
 def _counted(runs: Runs) -> NDArray[np.int32]:

@@ -98,8 +98,8 @@ WHICH_COLUMN = """
     there = column * $step_k + cols < n_k
 """
 
-# The runs of a line, and the loop's state.  A run is first tile, tile count, mask word, tiles before
-# it; two sentinels end the table, so that reading one run ahead is always within it.
+# The runs of a line, and the loop's state.  A run is first tile, tile count, mask word, tiles
+# before it; two sentinels end the table, so that reading one run ahead is always within it.
 OPEN_LINE = """
     at = tl.load($ptr + line)
     end = tl.load($ptr + line + 1)
@@ -183,7 +183,7 @@ WHICH_TOKEN = """
     mine = members < $packed
     cols = tl.arange(0, $step_k)
     # The layout's row of this query; one that the layout does not have reads nothing.
-    i = tl.load(position + batch * position_step) + token - q_offset
+    i = tl.load(position + batch) + token - q_offset
     inside = (i >= 0) & (i < n)
     i = tl.where(inside, i, 0)
 """
