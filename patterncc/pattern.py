@@ -95,7 +95,7 @@ class Primitive(Pattern):
         shown, keyword = [], False
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.default is not None and value == f.default and type(value) is type(f.default):
+            if value == f.default and type(value) is type(f.default):
                 keyword = True  # a default left out: what follows is named
                 continue
             shown.append(f"{f.name}={_value(value)}" if keyword else _value(value))

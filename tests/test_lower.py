@@ -166,7 +166,7 @@ structured = st.one_of(
     st.builds(pr.axial, shape),
     st.builds(pr.tree, parents),
     st.builds(pr.documents, st.lists(st.integers(0, 9), max_size=8)),
-    st.builds(pr.clusters, st.lists(st.integers(-1, 3), min_size=48, max_size=48)),
+    st.builds(pr.clusters, st.lists(st.integers(-1, 3), min_size=64, max_size=64)),
 )
 
 

@@ -50,7 +50,8 @@ def axial(p: Axial, at: Site) -> I64:
     total = math.prod(shape)
     if not shape:
         return at.rows(i0=0, i1=1, j0=0, j1=1)
-    tables, step = [], 1
+    tables: list[I64] = []
+    step = 1
     for size in reversed(shape):
         span = step * size  # positions that differ in this axis and those after it
         first, last = _shared_groups(at, span, total)

@@ -176,10 +176,9 @@ def _zones(p: Pattern, at: Site) -> I64:
         case Intersection(parts):
             return _intersection(parts, at)
         case Difference(left, right):
-            table = _zones(left, at)
-            return sweep.difference(table, _zones(right, at)) if len(table) else table
+            return _difference(_zones(left, at), right, at)
         case Complement(of):
-            return sweep.difference(at.clip(at.rows()), _zones(of, at))
+            return _difference(at.clip(at.rows()), of, at)
         case Transpose(of):
             return algebra.transpose(_zones(of, at.T))
         case Primitive():
@@ -207,6 +206,17 @@ def _intersection(parts: tuple[Pattern, ...], at: Site) -> I64:
         met = algebra.intersect(met, table)
         at.allow(len(met), "an intersection")
     return met
+
+
+def _difference(table: I64, right: Pattern, at: Site) -> I64:
+    """What a table has and a pattern has not; the pattern is lowered where the table is."""
+    if not len(table):
+        return table
+    low, high = table.min(axis=0).tolist(), table.max(axis=0).tolist()
+    hull = Region(*(high[k] if k % 2 else low[k] for k in range(6)))
+    left = sweep.difference(table, _zones(right, at.within(hull)))
+    at.allow(len(left), "a difference")
+    return left
 
 
 def _one_zone(p: Pattern) -> bool:

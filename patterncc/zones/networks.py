@@ -128,7 +128,8 @@ def _ancestor_boxes(
     first, last, now = starts[opens], ends[closes], above[opens]
     wanted = (first < at.region.i1) & (last > at.region.i0)
     first, last, now = first[wanted], last[wanted], now[wanted]
-    boxes, made = [], 0
+    boxes: list[tuple[I64, I64, I64, I64]] = []
+    made = 0
     while True:
         alive = now >= max(0, at.region.j0)
         first, last, now = first[alive], last[alive], now[alive]

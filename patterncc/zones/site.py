@@ -126,8 +126,10 @@ class Site:
     def allow(self, count: int, owner: object) -> None:
         """Refuse before allocating when `owner` would make more than `max_zones` zones."""
         if count > self.max_zones:
+            text = str(owner)
+            text = text if len(text) <= 80 else f"{text[:76]} ..."
             raise SizeError(
-                f"{owner} would make {count} zones, more than max_zones = {self.max_zones}, for "
+                f"{text} would make {count} zones, more than max_zones = {self.max_zones}, for "
                 f"{self.frame.n} queries and {self.frame.n_k} keys; lower a slice of the queries, "
                 "intersect it with a window, take a coarser grain or raise max_zones"
             )
