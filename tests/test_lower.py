@@ -176,6 +176,22 @@ def test_structured_primitives(p: Pattern, f: Frame) -> None:
     check(p, f)
 
 
+@given(st.one_of(grids(), st.builds(pr.axial, shape)), st.data())
+def test_grids(p: pr.Grid | pr.Axial, data: st.DataObject) -> None:
+    size = min(40, math.prod(p.shape) + 2)
+    check(p, Frame.of(size))
+    first = data.draw(st.integers(0, size))
+    check(p, Frame.of(data.draw(st.integers(0, size - first)), size, first))
+
+
+@given(parents)
+def test_trees(nodes: list[int]) -> None:
+    p = pr.tree(nodes)
+    check(p, Frame.of(len(nodes) + 1))
+    own, above = len(nodes), sum(len(path(p.parents, i)) - 1 for i in range(len(nodes)))
+    assert len(lower(p, len(nodes) + 1)) <= 1 + own // 2 + above
+
+
 composed = st.recursive(
     structured,
     lambda inner: st.one_of(
