@@ -250,6 +250,7 @@ HOSTILE = {
     "complex": "1j",
     "ellipsis": "...",
     "infinity": "1e999",
+    "almost nothing": "1e-999999999",
     "null": "full()\0",
     "statement": "full(); full()",
     "assignment": "a = full()",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
@@ -143,7 +144,9 @@ class _Walk:
         if isinstance(value, float) and not self.scope.fractions:
             return self.note("a fraction cannot stand here", node, "sizes are integers")
         if isinstance(value, float) and math.isfinite(value):
-            return self.settled(bounded(Fraction(repr(value))), node)
+            text = self.parsed.line[self.parsed.start(node) : self.parsed.end(node)]
+            exact = text if re.fullmatch(r"[0-9.]{1,24}", text) else repr(value)
+            return self.settled(bounded(Fraction(exact)), node)
         if value is None or isinstance(value, str):
             return value
         if not isinstance(value, int):

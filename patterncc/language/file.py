@@ -39,7 +39,7 @@ class PatternFile:
     text: str = field(repr=False)
 
 
-def load(path: str | os.PathLike[str], **params: object) -> PatternFile:
+def load(path: str | os.PathLike[str], /, **params: object) -> PatternFile:
     """Read a pattern file; keyword arguments override its parameters.
 
     An override is an integer, a list of integers, or the text of an expression over the parameters
@@ -67,7 +67,7 @@ def load(path: str | os.PathLike[str], **params: object) -> PatternFile:
     return _read(text, name, Path(name).parent, params)
 
 
-def loads(text: str, file: str = "<string>", **params: object) -> PatternFile:
+def loads(text: str, /, file: str = "<string>", **params: object) -> PatternFile:
     """The same from a text; graph files are sought in the current folder.
 
     >>> f = loads("edges:\\n  near: causal() & window(w - 1)\\nparams:\\n  w: 4\\n", w=512)
