@@ -1,0 +1,111 @@
+"""analyze, explain and bench: what a stack reaches, why two tokens meet, how long things take."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from patterncc.cli.answer import Answer, answering, working
+from patterncc.cli.options import Size, n_option, pattern_options, read, sizes_of
+
+DEFAULT_N = 4096
+
+
+@click.command()
+@pattern_options
+@n_option("Tokens; default: the longest that the file expects something of, else 4096.")
+@click.option("--depth", type=Size(0), metavar="L", help="Layers; default: the stack's own.")
+@click.option("--engine", default="auto", metavar="NAME", help="auto, zones or tiles.")
+@click.option("--pairs", metavar="NAME", help="Pairs to reach: causal, all or documents.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="REPORT",
+    help="Write a .html, .json or .txt report.",
+)
+@answering
+def analyze(
+    file: Path,
+    params: tuple[str, ...],
+    bind: tuple[str, ...],
+    n: int | None,
+    depth: int | None,
+    engine: str,
+    pairs: str | None,
+    output: Path | None,
+) -> Answer:
+    """Say what FILE (a pattern file, or a model's config.json) reaches over depth, and its cost."""
+    from patterncc.analysis import analyze as analyse
+
+    loaded = read(file, params, bind)
+    length = n or max(sizes_of(loaded), default=DEFAULT_N)
+    more: dict[str, Any] = {"engine": engine, "pairs": pairs, **loaded.bindings}
+    with working(f"Following {loaded.name} over {length:,} tokens"):
+        report = analyse(loaded.stack, length, depth, **more)
+        if output is not None:
+            report.save(output)
+    data = {"file": str(file), "name": loaded.name, **report.to_json()}
+    text = str(report) + (f"\n\nwrote {output}" if output else "")
+    return Answer(data, text)
+
+
+@click.command()
+@pattern_options
+@click.option(
+    "--query", "-i", type=Size(0), required=True, metavar="I", help="The token that reads."
+)
+@click.option(
+    "--key", "-j", type=Size(0), required=True, metavar="J", help="The token that is read."
+)
+@n_option("Tokens; default: just enough for both.")
+@click.option(
+    "--depth", type=Size(0), metavar="L", help="Layers to search; default: the stack's own."
+)
+@answering
+def explain(
+    file: Path,
+    params: tuple[str, ...],
+    bind: tuple[str, ...],
+    query: int,
+    key: int,
+    n: int | None,
+    depth: int | None,
+) -> Answer:
+    """Say which rules let I read J; else the shortest path between them over the layers."""
+    from patterncc.analysis import explain as explained
+
+    loaded = read(file, params, bind)
+    length = n or max(query, key) + 1
+    with working(f"Searching paths from {query} to {key}"):
+        found = explained(loaded, length, query, key)
+    return Answer({"file": str(file), "n": length, **found.to_json()}, str(found))
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["compile", "reach", "cpu"]))
+@answering
+def bench(what: str) -> Answer:
+    """Measure patterncc beside its peers in the same run; losses are shown too."""
+    module = import_module(f"patterncc.bench.{what}")
+    with working(f"Measuring {what}"):
+        result: dict[str, Any] = module.run()
+    return Answer(result, module.text(result) if hasattr(module, "text") else _plain(result))
+
+
+def _plain(value: object, indent: str = "") -> str:
+    """A result without a table of its own, line by line."""
+    match value:
+        case dict():
+            return "\n".join(f"{indent}{k}:{_below(v, indent)}" for k, v in value.items())
+        case list():
+            return "\n".join(f"{indent}-{_below(v, indent)}" for v in value)
+        case _:
+            return f"{indent}{value}"
+
+
+def _below(value: object, indent: str) -> str:
+    return "\n" + _plain(value, indent + "  ") if isinstance(value, dict | list) else f" {value}"
