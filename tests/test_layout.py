@@ -81,7 +81,9 @@ def mask_of(layout: Layout, word: int) -> np.ndarray:
 
 
 def hold(layout: Layout, masks: list[np.ndarray]) -> None:
-    """The layout holds exactly these masks, one a pattern: every tile classed as it is, both ways."""
+    """The layout holds exactly these masks, one a pattern: every tile classed as it is, both
+    ways.
+    """
     height, width = layout.block
     found = tiles(layout)
     assert tiles(layout, columns=True) == found

@@ -214,7 +214,9 @@ def rewritten(layout: Layout, path: Path, alter: Callable[..., object]) -> Path:
 def test_damaged_files_are_refused(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Any byte changed, or any length cut or added: a LayoutError, never another error, never a layout."""
+    """Any byte changed, or any length cut or added: a LayoutError, never another error, never a
+    layout.
+    """
     path = tmp_path_factory.mktemp("damaged") / "a"
     pc.compile(P, 100, block=32).save(path)
     sound = path.read_bytes()

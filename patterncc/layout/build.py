@@ -118,6 +118,10 @@ def _column_strips(table: NDArray[Any], grid: Grid) -> Strips:
 
 def _check_count(rows: list[Strips], grid: Grid, max_tiles: int) -> None:
     """Predict the partial tiles; refuse before any is listed."""
+    if grid.patterns * (grid.lines + 1) * (grid.columns + 1) >= 2**62:  # tiles are named by int64
+        raise SizeError(
+            f"{grid.patterns} patterns of {grid.lines} x {grid.columns} tiles; use larger blocks"
+        )
     count = sum(
         int((s.last - s.first - (s.full_last - s.full_first)).sum(dtype=np.int64)) for s in rows
     )
@@ -143,7 +147,7 @@ def _full_intervals(rows: list[Strips], grid: Grid) -> Intervals:
 def _partial(
     tables: list[NDArray[Any]], rows: list[Strips], grid: Grid, full: Intervals
 ) -> Intervals:
-    """Every (tile, zone) touched where no zone fills the tile: its key, ascending; the packed zone."""
+    """Every (tile, zone) touched where no zone fills the tile: keys ascending, packed zones."""
     keys, packed = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for u, (table, s) in enumerate(zip(tables, rows, strict=True)):
         columns = tuple(np.ascontiguousarray(c) for c in table.T)
@@ -161,7 +165,7 @@ def _partial(
 def _listed(
     s: Strips, start: NDArray[Any], stop: NDArray[Any]
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-    """Zone, row and column of every tile in [start, stop) of every strip, about _CHUNK at a time."""
+    """Zone, row and column of every tile in [start, stop) of every strip, in parts."""
     some = np.flatnonzero(stop > start)
     if not len(some):
         return
@@ -224,7 +228,7 @@ def _runs(full: Intervals, filled: NDArray[np.int64], tiles: Tiles, grid: Grid) 
 def edges_of(
     rows: Runs, zones: NDArray[np.int32], bits: NDArray[np.uint32], grid: Grid
 ) -> tuple[int, ...]:
-    """The exact count of edges of each pattern, from its runs and the pairs that each mask holds."""
+    """The exact count of edges of each pattern, from its runs and the pairs of each mask."""
     held = np.concatenate([[grid.block[0] * grid.block[1]], masks.sizes(zones, bits)])
     count = rows.run[:, 1] * held[rows.run[:, 2]]
     line = np.repeat(np.arange(len(rows.ptr) - 1), np.diff(rows.ptr))

@@ -1,6 +1,6 @@
-"""Whether a layout is one: every array in range, rows and columns the same tiles, counts that add up.
+"""Whether a layout is sound: arrays in range, rows and columns the same tiles, counts that add up.
 
-`check` runs on every layout file before anything uses it: a kernel follows these arrays without looking.
+`check` runs on every layout file before anything uses it: a kernel follows the arrays blindly.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def check(layout: Layout) -> None:
 def corners(runs: Runs, layout: Layout, *, turned: bool = False) -> NDArray[np.int64]:
     """The corners of all regions of one mask word, [m, 2]: a key that names the place, and a value.
 
-    Let W(row, column) be the mask word + 1 of a touched tile and 0 elsewhere.  The corners are where
-    W(r, c) - W(r-1, c) - W(r, c-1) + W(r-1, c-1) is not 0.  They determine W, there are at most four a
-    run, and they are the same whether W is given by rows or by columns: an exact comparison of both
-    directions that never lists the tiles.
+    Let W(row, column) be the mask word + 1 of a touched tile and 0 elsewhere.  The corners are
+    where W(r, c) - W(r-1, c) - W(r, c-1) + W(r-1, c-1) is not 0.  They determine W, there are at
+    most four a run, and they are the same whether W is given by rows or by columns: an exact
+    comparison of both directions that never lists the tiles.
     """
-    lines, across = (layout.columns, layout.lines) if turned else (layout.lines, layout.columns)
+    lines = layout.columns if turned else layout.lines
     line = np.repeat(np.arange(len(runs.ptr) - 1, dtype=np.int64), np.diff(runs.ptr))
     pattern, line = np.divmod(line, max(1, lines))
     first = runs.run[:, 0].astype(np.int64)
@@ -145,7 +145,7 @@ def _zones(layout: Layout) -> None:
     """Tile-local bounds, tight, used slots first."""
     height, width = layout.block
     z = layout.zones.astype(np.int64)
-    used = z.any(axis=2)
+    used: NDArray[np.bool_] = (z != 0).any(axis=2)
     low, high = z[..., 0::2], z[..., 1::2]
     inside = (low >= [0, 0, 1 - height]).all(axis=2) & (high <= [height, width, width]).all(axis=2)
     inside &= (low < high).all(axis=2)
@@ -157,8 +157,8 @@ def _zones(layout: Layout) -> None:
         bad = np.flatnonzero(loose.any(axis=1) | (used[:, 1:] & ~used[:, :-1]).any(axis=1))
     if len(bad):
         raise LayoutError(
-            f"zones {bad[0]} is {layout.zones[bad[0]].tolist()}; bounds are tile-local and tight for "
-            f"tiles of {height} x {width}, unused slots are zeros and come last"
+            f"zones {bad[0]} is {layout.zones[bad[0]].tolist()}; bounds are tile-local and tight "
+            f"for tiles of {height} x {width}, unused slots are zeros and come last"
         )
 
 
@@ -173,7 +173,7 @@ def _bits(layout: Layout) -> None:
 
 
 def _missing_keys(layout: Layout) -> None:
-    """In the last tile column no mask reads a key that does not exist, and no tile there is full."""
+    """In a last tile column that is cut, no tile is full and no mask reads a missing key."""
     exist = layout.n_k % layout.block[1]
     if not exist:
         return
@@ -186,6 +186,4 @@ def _missing_keys(layout: Layout) -> None:
     reads = np.concatenate([[True], zones, drawn])  # a full tile reads all its columns
     bad = np.flatnonzero(last & reads[run[:, 2]])
     if len(bad):
-        raise LayoutError(
-            f"row_run {bad[0]} reads past key {layout.n_k - 1}, the last; its tile is cut by the end"
-        )
+        raise LayoutError(f"row_run {bad[0]} reads past key {layout.n_k - 1}, the last one")

@@ -1,4 +1,4 @@
-"""`compile`: from a pattern, a layer of heads or a stack to layouts, every size checked before it is paid for."""
+"""`compile`: from a pattern, a layer of heads or a stack to layouts; sizes are checked first."""
 
 from __future__ import annotations
 
@@ -76,12 +76,16 @@ def compile(
     max_tiles: int = MAX_TILES,
     **bindings: object,
 ) -> Layout | tuple[Layout, ...]:
-    """The layout of a pattern for n queries and n_k keys; a tuple of layouts, one a layer, for a Stack.
+    """The layout of a pattern for n queries and n_k keys; for a Stack a tuple, one a layer.
 
-    block: the tile's queries and keys, one number or two, powers of two from 16 to 256; None lets a cost
-    model choose.  q_offset: where query 0 stands; a stack's memory comes first, so there it is the default.
-    `layer` keys random edges; a stack counts its own layers.  Equal layers of a stack are one object, equal
-    heads of a layer share their runs.  Other keywords bind names, as in `lower`.
+    block: the tile's queries and keys, one number or two, powers of two from 16 to 256; None lets
+    a cost model choose.
+    q_offset: where query 0 stands; by default 0, in a stack behind its memory.
+    layer: keys random edges; a stack counts its own layers.
+    bindings: names in the pattern, as in `lower`.
+
+    Equal layers of a stack are one object, equal heads of a layer share their runs.  Heads draw
+    different random edges, and LongNet shifts by head, where they are listed: pc.heads([p] * 8).
 
     >>> from patterncc import causal, window
     >>> print(compile(causal() & window(100), 512, block=128))
@@ -96,8 +100,8 @@ def compile(
       mask 1: i [0, 100) j [28, 128) j-i [28, 128)
       mask 2: i [0, 128) j [0, 128) j-i [-100, 1)
 
-    Raises PatternValueError for sizes and blocks that cannot be, SizeError for a layout that would be too
-    large, PatternError for layers that are not attention.
+    Raises PatternValueError for sizes and blocks that cannot be, SizeError for a layout that would
+    be too large, PatternError for layers that are not attention.
     """
     n = _length("n", n)
     if n_k is not None:
@@ -113,6 +117,8 @@ def compile(
     _length("n_k", frame.n_k)
     job = _Job(frame, sides, max_tiles, bindings)
     if isinstance(p, Stack):
+        if layer:
+            raise PatternValueError("compile: a Stack counts its own layers; leave out layer")
         return job.layers(p)
     return job.layout(p, check_int("compile", "layer", layer, 0))
 
@@ -124,7 +130,7 @@ class _Job:
     frame: Frame
     block: tuple[int, int] | None
     max_tiles: int
-    bindings: dict[str, object]
+    bindings: dict[str, Any]
 
     def layers(self, stack: Stack) -> tuple[Layout, ...]:
         """Every layer; equal ones that draw nothing from their index are one object."""
@@ -169,7 +175,7 @@ class _Job:
 
 
 def shortened(text: str) -> str:
-    """The text of a pattern, or its beginning and its digest where it is very long (labels of every token)."""
+    """The text of a pattern; of a very long one (labels of all tokens) the start and a digest."""
     if len(text) <= MAX_TEXT:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -181,7 +187,7 @@ def _length(name: str, value: int) -> int:
     if value > MAX_LENGTH:
         raise SizeError(
             f"compile: {name} = {value} is past {MAX_LENGTH}, the longest layout; "
-            "pc.analyze answers up to 2**40 tokens, and slices of the queries can be compiled one by one"
+            "pc.analyze answers up to 2**40 tokens, and slices of the queries compile one by one"
         )
     return value
 
@@ -240,6 +246,6 @@ def _attention_only(p: Pattern) -> None:
     for x in _leaves(p):
         if isinstance(x, leaf.Recurrent | leaf.Convolution):
             raise PatternError(
-                f"compile: {name_of(type(x))} stands for a layer that is not attention; it has no layout. "
-                "Leave such layers out of what is compiled; pc.analyze counts them"
+                f"compile: {name_of(type(x))} is a layer that is not attention and has no layout; "
+                "leave such layers out of what is compiled (pc.analyze counts them)"
             )

@@ -22,12 +22,12 @@ _LINES = 24  # lines of runs and of masks that a text shows
 
 
 def dense(layout: Layout, *, columns: bool = False) -> NDArray[np.bool_]:
-    """The mask of the layout's rows, or of its columns (the same tiles, laid out for the backward pass)."""
+    """The mask that the rows hold, or the columns (the same one, laid out for backward)."""
     entries = layout.n * layout.n_k * len(layout.head_pattern)
     if entries > DENSE_LIMIT:
         raise SizeError(
-            f"dense() of {len(layout.head_pattern)} x {layout.n} x {layout.n_k} passes {DENSE_LIMIT} "
-            "entries; read layout.rows.run instead"
+            f"dense() of {len(layout.head_pattern)} x {layout.n} x {layout.n_k} passes "
+            f"{DENSE_LIMIT} entries; read layout.rows.run instead"
         )
     height, width = layout.block
     lines, across = layout.lines, layout.columns

@@ -1,15 +1,15 @@
-"""Layout: which tiles of a mask are touched, as runs, and the masks of those that are only partly full.
+"""Layout: which tiles of a mask are touched, as runs, and the masks of the partial ones.
 
-A tile is `block[0]` queries x `block[1]` keys; tile row r starts at query ``r * block[0]`` counted from
-query 0 of the layout, tile column c at key ``c * block[1]`` counted from its key 0.  Touched tiles
-stand in *runs*: consecutive tiles of a row with one mask word each.
+A tile is `block[0]` queries x `block[1]` keys; tile row r starts at query ``r * block[0]`` counted
+from query 0 of the layout, tile column c at key ``c * block[1]`` counted from its key 0.  Touched
+tiles stand in *runs*: consecutive tiles of a row with one mask word each.
 
     mask word 0            full: every pair of the tile is an edge (and all its keys exist)
     1 .. len(zones)        `zones[word - 1]`: the union of up to 4 tile-local zones
     above                  `bits[word - 1 - len(zones)]`: one bit a pair, row-major
 
-A tile that reaches past the last key is never "full": its mask leaves the missing keys out.  Missing
-queries (rows past n) may be set or not; nobody reads them.
+A tile that reaches past the last key is never "full": its mask leaves the missing keys out.
+Missing queries (rows past n) may be set or not; nobody reads them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """One direction of a layout, CSR: the runs of line u * lines + r are ``run[ptr[l] : ptr[l + 1]]``.
+    """One direction of a layout, CSR: line l = u * lines + r has ``run[ptr[l] : ptr[l + 1]]``.
 
     `ptr` is int32 [patterns * lines + 1], `run` int32 [runs, 3]: first tile, tile count, mask word.
     Tiles ascend within a line and runs do not overlap.
@@ -46,10 +46,10 @@ class Layout:
     """A compiled mask for n queries and n_k keys; heads with equal patterns share their runs.
 
     rows: runs over key tiles for each query tile row (the forward pass and dQ).
-    cols: runs over query tiles for each key tile column (dK and dV), same tiles and same mask words.
-    head_pattern: int32 [heads], the pattern number of each head; length 1 serves any number of heads.
-    zones: int32 [count, 4, 6], tile-local i0 i1 j0 j1 d0 d1 (d = j - i, both tile-local), half-open;
-    unused slots are all zero, which no pair satisfies.
+    cols: runs over query tiles for each key tile column (dK and dV), same tiles, same mask words.
+    head_pattern: int32 [heads], the pattern of each head; length 1 serves any number of heads.
+    zones: int32 [count, 4, 6], tile-local i0 i1 j0 j1 d0 d1 (d = j - i, both tile-local),
+    half-open and tight; unused slots are all zero, which no pair satisfies, and come last.
     bits: uint32 [count, block[0], ceil(block[1] / 32)], bit b of word w is key column 32 * w + b.
     edges: the exact count of edges of each pattern.
     """
@@ -125,7 +125,7 @@ class Layout:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of everything but the device: lengths, offsets, block, pattern text and all arrays."""
+        """sha256 of all but the device: lengths, offsets, block, pattern text and arrays."""
         head = [self.n, self.n_k, self.q_offset, self.k_offset, *self.block]
         digest = hashlib.sha256(json.dumps([*head, self.edges, self.pattern]).encode())
         for array in self.arrays.values():
@@ -135,7 +135,7 @@ class Layout:
 
     @property
     def arrays(self) -> dict[str, NDArray[np.int32]]:
-        """The arrays by name, all int32 (`bits` is a view), in the order in which they are hashed and saved."""
+        """The arrays by name, all int32 (`bits` is a view), as they are hashed and saved."""
         return {
             "head_pattern": self.head_pattern,
             "row_ptr": self.rows.ptr,
@@ -152,7 +152,7 @@ class Layout:
         return sum(a.nbytes for a in self.arrays.values())
 
     def dense(self) -> NDArray[np.bool_]:
-        """The mask [n, n_k], or [heads, n, n_k] if heads differ, read back from runs and masks alone.
+        """The mask [n, n_k], or [heads, n, n_k] if heads differ, from runs and masks alone.
 
         Raises SizeError for more than 2**30 entries.
         """

@@ -1,7 +1,8 @@
-"""Masks of partial tiles: tile-local zones packed into one integer each, unions resolved, bits rasterised.
+"""Masks of partial tiles: tile-local zones packed into integers, unions resolved, bits drawn.
 
-A tile-local zone has bounds of 0 .. 256 and diagonals of -255 .. 256, so all six fit in 56 bits.  Tight
-zones are canonical: two equal masks of one zone are two equal integers, and nothing needs hashing.
+A tile-local zone has bounds of 0 .. 256 and diagonals of -255 .. 256, so all six fit in 56 bits.
+Tight zones are canonical: two equal masks of one zone are two equal integers, and nothing needs
+hashing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def pack(
     column: NDArray[Any],
     block: tuple[int, int],
 ) -> NDArray[np.int64]:
-    """The part of each zone inside its tile, tile-local and tight, packed into one positive integer.
+    """The part of each zone inside its tile, tile-local, tight, packed into a positive integer.
 
     `bounds` are the six columns i0 .. d1 of zones that touch the tile (row, column).
 
@@ -84,23 +85,26 @@ def unpack(packed: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def areas(zones: NDArray[Any]) -> NDArray[np.int64]:
-    """How many pairs each tight zone [..., 6] holds: its box less the corners that the band cuts off."""
+    """How many pairs each tight zone [..., 6] holds: its box less what the band cuts off."""
     i0, i1, j0, j1, d0, d1 = np.moveaxis(zones, -1, 0)
     above = np.maximum(j1 - i0 - d1, 0)  # the upper right corner, a staircase of this many steps
     below = np.maximum(d0 - (j0 - i1 + 1), 0)
     held = (i1 - i0) * (j1 - j0) - (above * (above + 1) + below * (below + 1)) // 2
-    return held.astype(np.int64)
+    counted: NDArray[np.int64] = held.astype(np.int64)
+    return counted
 
 
 def union_areas(zones: NDArray[np.int32]) -> NDArray[np.int64]:
-    """How many pairs each union of a few tight zones [m, k, 6] holds, by inclusion and exclusion."""
+    """How many pairs unions of a few tight zones [m, k, 6] hold, by inclusion and exclusion."""
     total = np.zeros(len(zones), dtype=np.int64)
     members = range(zones.shape[1])
     for count in range(1, zones.shape[1] + 1):
         for chosen in combinations(members, count):
             low = zones[:, chosen, 0::2].max(axis=1)
             high = zones[:, chosen, 1::2].min(axis=1)
-            meet = np.stack(_tighten(*(side[:, c] for c in range(3) for side in (low, high))), axis=1)
+            meet = np.stack(
+                _tighten(*(side[:, c] for c in range(3) for side in (low, high))), axis=1
+            )
             some = (meet[:, 0::2] < meet[:, 1::2]).all(axis=1)
             total += np.where(some, areas(meet), 0) * (1 if count % 2 else -1)
     return total
@@ -138,9 +142,10 @@ def settle(
     rows: NDArray[np.int64],
     block: tuple[int, int],
 ) -> Words:
-    """The mask word of each tile; tile t holds the zones packed[start[t] : start[t + 1]], of rows[t] queries.
+    """The mask word of each tile.
 
-    Equal masks get one word.  The order of a tile's zones does not matter.
+    Tile t holds the zones packed[start[t] : start[t + 1]], and rows[t] of its queries exist.  Equal
+    masks get one word; the order of a tile's zones does not matter.
     """
     count = np.diff(start, append=len(packed))
     single, several = np.flatnonzero(count == 1), np.flatnonzero(count > 1)
@@ -179,7 +184,8 @@ def _no_bits(block: tuple[int, int]) -> NDArray[np.uint32]:
 class _Resolved:
     """What each of m unions of zones amounts to.
 
-    kind: int8 [m], 0 full, 1 a few zones, 2 bits.  zones: int64 [m, SLOTS], packed, ascending, 0 last.
+    kind: int8 [m], 0 full, 1 a few zones, 2 bits.
+    zones: int64 [m, SLOTS], packed, ascending, 0 last.
     bits: uint32 [number of kind 2, ...], in order.
     """
 
@@ -195,7 +201,7 @@ def _resolved(
     rows: NDArray[np.int64],
     block: tuple[int, int],
 ) -> tuple[_Resolved, NDArray[np.intp]]:
-    """The distinct unions among tiles of several zones, resolved, and which of them each tile has."""
+    """The distinct unions of tiles of several zones, resolved, and which one each tile has."""
     owner = np.repeat(np.arange(len(start)), count)
     before = np.cumsum(count) - count
     zone = packed[np.arange(len(owner)) + np.repeat(start - before, count)]
@@ -284,13 +290,14 @@ def _check_bits(count: int, block: tuple[int, int]) -> None:
     size = count * block[0] * -(-block[1] // 32) * 4
     if size > MAX_BITS:
         raise SizeError(
-            f"{count} tiles of {block[0]} x {block[1]} need bit masks, {size} bytes, more than {MAX_BITS}; "
-            "use smaller blocks or a pattern of fewer scattered edges"
+            f"{count} tiles of {block[0]} x {block[1]} need bit masks, {size} bytes, more than "
+            f"{MAX_BITS}; use smaller blocks or a pattern of fewer scattered edges"
         )
 
 
 def distinct(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-    """The distinct rows of an integer array [m, k] in ascending order, and for each row its place among them.
+    """The distinct rows of an integer array [m, k] in ascending order, and for each row its place
+    among them.
 
     >>> [x.tolist() for x in distinct(np.array([[7], [3], [7]]))]
     [[[3], [7]], [1, 0, 1]]

@@ -1,13 +1,13 @@
-"""Runs: intervals of tiles merged, tiles of one mask word joined, and both laid out line by line (CSR).
+"""Runs: intervals of tiles merged, tiles of one mask word joined, both laid out by lines (CSR).
 
-A tile is named by one integer, ``line * stride + position`` with a stride one larger than the line is long:
-tiles of one line are neighbours when their keys are, and the last of a line never is next to the first of
-the following one.  Intervals of tiles are pairs of such keys, half-open.
+A tile is named by one integer, ``line * stride + position`` with a stride one larger than the line
+is long: tiles of one line are neighbours when their keys are, and the last of a line never is next
+to the first of the following one.  Intervals of tiles are pairs of such keys, half-open.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -63,7 +63,8 @@ def lay(
     lines: int,
     length: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """`ptr` and `run` of full intervals and of partial tiles with their words; both sorted and disjoint.
+    """`ptr` and `run` of full intervals and of partial tiles with their words; both sorted and
+    disjoint.
 
     lines: how many lines there are over all patterns; length: tiles in a line.
     """

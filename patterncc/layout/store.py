@@ -1,4 +1,4 @@
-"""Layout files: safetensors of int32 tensors with text metadata, written whole and checked when read."""
+"""Layout files: safetensors of int32 with text metadata, written whole and checked when read."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def save(layout: Layout, path: str | Path) -> None:
 
 
 def _parts(arrays: dict[str, NDArray[np.int32]], metadata: dict[str, str]) -> Iterator[bytes]:
-    """The file in pieces.  Written here, not by the safetensors package: its order of metadata changes
-    from file to file, and equal layouts shall be equal files."""
+    """The file in pieces.  Written here, not by the safetensors package: its order of metadata
+    changes from file to file, and equal layouts shall be equal files."""
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name, array in arrays.items():
@@ -79,7 +79,8 @@ def _parts(arrays: dict[str, NDArray[np.int32]], metadata: dict[str, str]) -> It
 
 
 def load(path: str | Path) -> Layout:
-    """Read a layout file and check sizes, shapes, ranges, both directions, counts and hash before use.
+    """Read a layout file and check sizes, shapes, ranges, both directions, counts and hash before
+    use.
 
     Raises LayoutError, with the file and what is wrong in it.
     """
@@ -122,7 +123,8 @@ def _load(path: Path) -> Layout:
     check(layout)
     if layout.hash != metadata["hash"]:
         raise LayoutError(
-            f"its contents have hash {layout.hash[:16]}, it says {metadata['hash'][:16]}: it was altered"
+            f"its contents have hash {layout.hash[:16]}, it says {metadata['hash'][:16]}: "
+            "it was altered"
         )
     return layout
 
@@ -140,12 +142,18 @@ def _header(beginning: bytes, size: int) -> dict[str, Any]:
         raise LayoutError("its header is not a JSON object")
     if set(header) != {"__metadata__", *NAMES}:
         raise LayoutError(f"it holds {sorted(header)}; a layout holds {sorted(NAMES)} and metadata")
-    ends = [
-        t.get("data_offsets", [0, -1])[-1] for t in map(header.get, NAMES) if isinstance(t, dict)
-    ]
-    if not all(isinstance(e, int) for e in ends) or 8 + length + max(ends) != size:
+    if 8 + length + max(_end(header[name]) for name in NAMES) != size:
         raise LayoutError(f"the file has {size} bytes; its header describes another length")
     return header
+
+
+def _end(tensor: object) -> int:
+    """Where a tensor's bytes end, or -1 where its entry does not say."""
+    match tensor:
+        case {"data_offsets": [int(), int(end)]}:
+            return end
+        case _:
+            return -1
 
 
 def _metadata(header: dict[str, Any]) -> dict[str, str]:

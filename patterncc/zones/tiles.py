@@ -1,13 +1,14 @@
 """Coarsening: from zones to the tiles that they touch and the tiles that they fill.
 
-Within the queries of one tile row a tight zone reads one interval of keys: every row reads an interval
-[lo(i), hi(i)), both ends move by at most one key a row, so neighbouring intervals overlap or adjoin.
+Within the queries of one tile row a tight zone reads one interval of keys: each query reads an
+interval [lo(i), hi(i)) whose ends move by at most one key a row, so neighbours overlap or adjoin.
 
-           keys         touched tiles: lo(first row) .. hi(last row)
-      \\#########\\       filled tiles: those between lo(last row) and hi(first row), when the zone holds
-       \\#########\\      all existing rows of the tile row
+    first row    ###########          touched: the tiles of lo(first row) .. hi(last row)
+                  ###########
+    last row       ###########        filled: the tiles within lo(last row) .. hi(first row),
+                                      when the zone holds all existing rows of the tile row
 
-So a zone and a tile row give one *strip*: two intervals of tiles, in closed form, whatever the width.
+So a zone and a tile row give one *strip*: two intervals of tiles, in closed form however wide.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 
 MAX_STRIPS = 2**25  # about 2 GB while they are made
 
-Ints = "NDArray[np.int32] | NDArray[np.int64]"
-
 
 @dataclass(frozen=True)
 class Strips:
-    """One strip for every zone and every tile row that it meets, in the order of the zones, rows ascending.
+    """One strip for every zone and every tile row that it meets, zone by zone, rows ascending.
 
-    zone, row: which.  [first, last): the tiles that the zone touches in that row, never empty.
-    [full_first, full_last): those that it fills, which means that every *existing* pair of the tile is in
-    the zone; an empty interval stands at `last`, so [first, full_first) and [full_last, last) always are
-    the tiles that are touched and not filled.  All are arrays of one length and of the table's dtype.
+    zone, row: which.
+    [first, last): the tiles that the zone touches in that row, never empty.
+    [full_first, full_last): those that it fills: every *existing* pair of the tile is in the zone.
+
+    Where it fills none, both stand at `last`, so [first, full_first) and [full_last, last) always
+    are the tiles touched and not filled.  Arrays of one length, of the table's dtype.
     """
 
     zone: NDArray[Any]
@@ -51,7 +52,7 @@ class Strips:
 
 
 def local(zones: ZoneSet) -> NDArray[Any]:
-    """The table counted from query 0 and key 0 of the frame: int32 where no sum can overflow, else int64.
+    """The table counted from query 0 and key 0 of the frame; int32 where no sum can overflow.
 
     >>> from patterncc.zones.zoneset import Frame, ZoneSet
     >>> local(ZoneSet.make(Frame.of(4, q_offset=8), [(8, 12, 0, 12, -2, 1)])).tolist()
@@ -69,8 +70,8 @@ def strips(
 ) -> Strips:
     """The strips of a table of tight zones within [0, n) x [0, n_k), tiles of block[0] x block[1].
 
-    The transposed table with n and n_k and the sides of the block exchanged gives the columns' strips:
-    the same tiles are filled in both.
+    The transposed table with n and n_k and the sides of the block exchanged gives the columns'
+    strips: the same tiles are filled in both.
 
     >>> causal = np.array([[0, 512, 0, 512, -511, 1]])
     >>> s = strips(causal, 512, 512, (128, 128))
@@ -85,8 +86,8 @@ def strips(
     total = int(counts.sum(dtype=np.int64))
     if total > max_strips:
         raise SizeError(
-            f"{len(table)} zones meet {total} tile rows of {height} queries, more than {max_strips}; "
-            "use larger blocks or a pattern of fewer zones"
+            f"{len(table)} zones meet {total} tile rows of {height} queries, more than "
+            f"{max_strips}; use larger blocks or a pattern of fewer zones"
         )
     zone, row = _expand(begin, counts, total, table.dtype)
     columns = [np.ascontiguousarray(c) for c in table.T]
