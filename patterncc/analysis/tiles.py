@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 TOKEN_GRAIN = 4096  # positions up to which tiles of side 1 cost next to nothing
 MOST_ROWS = 16384  # tile rows that are affordable: 32 MiB a matrix
+BOUND_ROWS = 4096  # the same for bounds, which take four products a layer
 SEARCH_WORDS = 2**32  # 64-bit words that the search past the given depth may touch
 
 
@@ -281,8 +282,8 @@ def _affordable(run: Run) -> int:
 
 
 def _choose_side(t: Topology, so_far: ZoneSet) -> int:
-    """Side 1 where it is affordable, else the patterns' own block (times a power of two), else the
-    smallest power of two that makes few enough tile rows."""
+    """Side 1 where it costs little, else the patterns' own block (times a power of two) if that
+    makes the run exact, else the smallest power of two that makes few enough tile rows."""
     n = t.frame.n
     if n <= TOKEN_GRAIN:
         return 1
@@ -295,9 +296,10 @@ def _choose_side(t: Topology, so_far: ZoneSet) -> int:
             return side
     if n <= MOST_ROWS:
         return 1
-    if block > 1:
-        return side
-    return 2 ** max(0, math.ceil(math.log2(n / MOST_ROWS)))
+    side = 1
+    while -(-n // side) > BOUND_ROWS:
+        side *= 2
+    return side
 
 
 def _own_block(t: Topology) -> int:
