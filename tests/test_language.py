@@ -182,6 +182,17 @@ def test_messages(name: str, text: str, message: str) -> None:
     assert f"{caught.value}\n" == message
 
 
+@pytest.mark.parametrize(("name", "text", "message"), CASES, ids=[c[0] for c in CASES])
+def test_the_loader_without_c_says_the_same(
+    name: str, text: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patterncc.language.source._Loader", yaml.Loader)
+    with pytest.raises(PatternSyntaxError) as caught:
+        loads(text, "a.yaml")
+    if "not readable as YAML" not in message:
+        assert f"{caught.value}\n" == message
+
+
 def test_the_golden_messages_are_all_read() -> None:
     assert len(CASES) == GOLDEN.read_text(encoding="utf-8").count("===== ") > 45
 

@@ -151,7 +151,7 @@ def _unquoted(line: str) -> tuple[str, int, int, str] | None:
             want = _CLOSING[line[opened.pop()]]
             if char != want:
                 return f"'{char}' stands where '{want}' should", at, at + 1, f"write '{want}'"
-        elif hint := _hint(line, at):
+        elif char in "&|!∪∩∖¬" and (hint := _hint(line, at)):
             return hint
     if quote:
         return f"{quote} is never closed", begun, begun + 1, f"write the missing {quote}"
