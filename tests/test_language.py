@@ -14,10 +14,16 @@ from hypothesis import strategies as st
 
 import patterncc as pc
 from patterncc import PatternError, PatternSyntaxError, PatternValueError
-from patterncc.language import NEVER, Measure, load, loads, parse_expression
-from patterncc.language.source import MAX_BYTES, Scalar, read_yaml
+from patterncc.language import MEASURES, NEVER, Measure, load, loads, parse_expression
+from patterncc.language.assembly import KEYS, MAX_HEADS, MAX_LAYERS
+from patterncc.language.expression import MAX_TERMS
+from patterncc.language.source import MAX_BYTES, MAX_DEPTH, MAX_NODES, Scalar, read_yaml
+from patterncc.language.syntax import MAX_LENGTH, MAX_NESTING
+from patterncc.language.values import MAX_LIST, signature
 from patterncc.pattern import Pattern
+from patterncc.primitives import PRIMITIVES
 
+REFERENCE = (Path(__file__).parent.parent / "docs" / "language.md").read_text(encoding="utf-8")
 GOLDEN = Path(__file__).parent / "golden" / "language_errors.txt"
 CASE = re.compile(
     r"===== (?P<name>.*)\n(?P<text>(?:.*\n)*?)-----\n(?P<message>(?:.*\n)*?)(?====== |\Z)"
@@ -168,6 +174,38 @@ def test_expressions(text: str, pattern: Pattern | None) -> None:
 def test_expressions_with_names() -> None:
     names: dict[str, Pattern | int] = {"w": 4, "near": pc.window(3)}
     assert parse_expression("near | sink(w)", names=names) == pc.window(3) | pc.sink(4)
+
+
+# The reference in docs
+
+
+def test_the_reference_shows_files_that_hold() -> None:
+    from patterncc.expect import prove
+
+    blocks = re.findall(r"```yaml\n(.*?)```", REFERENCE, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert all(outcome.holds for outcome in prove(loads(block)))
+
+
+def test_the_reference_has_every_primitive_key_and_measure() -> None:
+    told = set(re.findall(r"`(\w+\([^`]*\))`", REFERENCE))
+    assert {signature(name) for name in PRIMITIVES} <= told
+    assert all(f"`{key}`" in REFERENCE for key in KEYS)
+    assert all(f"`{name}(n=" in REFERENCE for name in MEASURES)
+
+
+def test_the_reference_shows_a_true_message() -> None:
+    (shown,) = re.findall(r"```text\n(.*?)```", REFERENCE, flags=re.DOTALL)
+    with pytest.raises(PatternSyntaxError) as caught:
+        loads("edges:\n  near: causal() & windw(3)\n", "a.yaml")
+    assert f"{caught.value}\n" == shown
+
+
+def test_the_reference_states_the_bounds() -> None:
+    stated = [MAX_DEPTH, MAX_NODES, MAX_LENGTH, MAX_NESTING, MAX_TERMS, MAX_LIST]
+    for bound in (*stated, MAX_LAYERS, MAX_HEADS):
+        assert f"{bound:,}" in REFERENCE
 
 
 # What a file refuses
