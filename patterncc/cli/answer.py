@@ -32,8 +32,8 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
     @wraps(command)
-    def run(*, as_json: bool, **arguments: Any) -> None:
-        answer = command(**arguments)
+    def run(*context: click.Context, as_json: bool, **arguments: Any) -> None:
+        answer = command(*context, **arguments)
         if as_json:
             click.echo(_json(answer.data))
         elif answer.styled and sys.stdout.isatty():
@@ -98,12 +98,16 @@ def _json(data: dict[str, Any]) -> str:
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """A spinner on stderr while something long runs; silent unless a person looks on."""
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr while something long runs; silent unless a person looks on.
+
+    It yields a function that says what is being done now.
+    """
     if not sys.stderr.isatty():
-        yield
+        yield lambda _: None
         return
     from rich.console import Console
+    from rich.markup import escape
 
-    with Console(stderr=True).status(what):
-        yield
+    with Console(stderr=True).status(escape(what)) as status:
+        yield lambda now: status.update(escape(f"{what}: {now}"))

@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 from patterncc.cli.answer import FAILED, WELL, Answer, answering, working
-from patterncc.cli.options import Block, n_option, pattern_options
+from patterncc.cli.options import Block, n_option, pattern_options, read
 from patterncc.errors import PatternValueError
+
+TARGETS = ("sm_80", "sm_90", "sm_100")
 
 
 @click.command("compile")
@@ -19,7 +21,7 @@ from patterncc.errors import PatternValueError
     default="sm_90",
     show_default=True,
     metavar="ARCH",
-    help="GPU to compile for: sm_80, sm_90 or sm_100.",
+    help="GPU to compile for.",
 )
 @click.option("--block", type=Block(), metavar="B[xB]", help="Tile size; default: chosen by cost.")
 @click.option("--head-dim", type=click.IntRange(1, 1024), default=64, show_default=True)
@@ -47,7 +49,24 @@ def compile_(
     output: Path,
 ) -> Answer:
     """Compile FILE for N tokens: layout, readable kernel source and a manifest, in DIR."""
-    raise PatternValueError("compile: not there yet")
+    from patterncc.cli.artifact import compiled, text, write
+
+    loaded = read(file, params, bind)
+    check_folder(output)
+    with working(f"Compiling {loaded.name} for {target}") as say:
+        files, manifest = compiled(loaded, n, block, target, dtype, head_dim, say)
+        write(output, files)
+    return Answer({"output": str(output), **manifest}, text(output, manifest))
+
+
+def check_folder(output: Path) -> None:
+    """Refuse a folder that cannot be one, before anything is computed."""
+    if output.exists() and not output.is_dir():
+        raise PatternValueError(f"compile: {str(output)!r} is a file; name a folder")
+    if not output.absolute().parent.is_dir():
+        raise PatternValueError(
+            f"compile: the folder {str(output.absolute().parent)!r} does not exist; make it"
+        )
 
 
 @click.command()
@@ -61,10 +80,21 @@ def doctor() -> Answer:
     return Answer(found, doc.text(found), WELL if found["ok"] else FAILED)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def demo(arguments: tuple[str, ...]) -> None:
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("build/demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for pictures and the summary page.",
+)
+@click.pass_context
+@answering
+def demo(ctx: click.Context, output: Path) -> Answer:
     """Run a real pretrained model with its attention replaced by compiled patterns."""
     from patterncc.demo import main
 
-    main(list(arguments))
+    as_json: bool = ctx.find_root().obj
+    return Answer(main(output, say=lambda line: click.echo(line, err=as_json)), "")

@@ -79,20 +79,26 @@ def explain(
     from patterncc.analysis import explain as explained
 
     loaded = read(file, params, bind)
-    length = n or max(query, key) + 1
-    with working(f"Searching paths from {query} to {key}"):
-        found = explained(loaded, length, query, key)
+    memory = loaded.stack.memory  # positions count it, lengths do not
+    length = n or max(1, max(query, key) + 1 - memory)
+    more: dict[str, Any] = dict(loaded.bindings)
+    with working(f"Searching paths from {key} to {query}"):
+        found = explained(loaded.stack, length, query, key, depth, names=loaded.edges, **more)
     return Answer({"file": str(file), "n": length, **found.to_json()}, str(found))
 
 
 @click.command()
 @click.argument("what", type=click.Choice(["compile", "reach", "cpu"]))
+@click.option(
+    "--repeats", type=click.IntRange(1, 1000), help="Runs of each way; medians are shown."
+)
 @answering
-def bench(what: str) -> Answer:
+def bench(what: str, repeats: int | None) -> Answer:
     """Measure patterncc beside its peers in the same run; losses are shown too."""
     module = import_module(f"patterncc.bench.{what}")
-    with working(f"Measuring {what}"):
-        result: dict[str, Any] = module.run()
+    more = {} if repeats is None else {"repeats": repeats}
+    with working(f"Measuring {what}") as say:
+        result: dict[str, Any] = module.run(progress=say, **more)
     return Answer(result, module.text(result) if hasattr(module, "text") else _plain(result))
 
 

@@ -88,11 +88,14 @@ def n_option(help_text: str, required: bool = False) -> Callable[..., Any]:
 
 
 def read(file: Path, params: tuple[str, ...] = (), bind: tuple[str, ...] = ()) -> PatternFile:
-    """A pattern file with its overrides, or a model's config.json as a file without parameters."""
+    """A pattern file with its overrides; a gallery name or a model's config.json will do too."""
+    from patterncc import gallery
     from patterncc.language import load
 
     if file.suffix == ".json":
         return _from_config(file, params, bind)
+    if not file.suffix and not file.exists():
+        file = gallery.path(str(file))
     loaded = load(file, **pairs(params, "-p"))
     if not bind:
         return loaded
