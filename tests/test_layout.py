@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 import patterncc as pc
 from patterncc.errors import PatternError, PatternValueError, SizeError
-from patterncc.layout import Layout, build
+from patterncc.layout import Layout
+from patterncc.layout.build import build
 from patterncc.layout.checks import check
 from patterncc.layout.choose import choose_block
-from patterncc.layout.compiler import shortened
 from patterncc.layout.decode import dense
+from patterncc.layout.layers import shortened
 from patterncc.zones import Frame, ZoneSet
 from tests.strategies import frames, zone_rows
 

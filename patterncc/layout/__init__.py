@@ -1,7 +1,23 @@
 """Layouts: the tiles of a mask as runs, with the masks of the partial ones."""
 
-from patterncc.layout.build import MAX_TILES, build
-from patterncc.layout.compiler import compile
-from patterncc.layout.layout import Layout, Runs
+from __future__ import annotations
 
-__all__ = ["MAX_TILES", "Layout", "Runs", "build", "compile"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from patterncc.layout.compiler import compile
+
+if TYPE_CHECKING:
+    from patterncc.layout.checks import check
+    from patterncc.layout.layout import Layout, Runs
+
+__all__ = ["Layout", "Runs", "check", "compile"]
+
+_LAZY = {"Layout": "layout", "Runs": "layout", "check": "checks"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names that need numpy, loaded on first use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'patterncc.layout' has no attribute {name!r}")
+    return getattr(import_module(f"patterncc.layout.{_LAZY[name]}"), name)

@@ -10,6 +10,7 @@ import numpy as np
 from patterncc.errors import SizeError
 from patterncc.layout import masks
 from patterncc.layout.layout import Layout, Runs
+from patterncc.layout.limits import MAX_TILES
 from patterncc.layout.runs import inside, lay, merged, ordering
 from patterncc.zones.tiles import Strips, local, strips
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     Intervals = tuple[NDArray[np.int64], NDArray[np.int64]]
 
-MAX_TILES = 30_000_000  # partial tiles, each zone's counted for itself; about 2 GB
 _CHUNK = 2**20  # partial tiles that are cut at a time
 
 

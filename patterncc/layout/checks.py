@@ -12,17 +12,12 @@ import numpy as np
 from patterncc.errors import LayoutError
 from patterncc.layout import masks
 from patterncc.layout.build import Grid, edges_of
+from patterncc.layout.limits import MAX_LENGTH, SIDES, SLOTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patterncc.layout.layout import Layout, Runs
-
-SIDES = (16, 32, 64, 128, 256)
-"""What a side of a tile may be."""
-
-MAX_LENGTH = 2**31 - 1
-"""Queries or keys of a layout: its arrays are int32."""
 
 
 def check(layout: Layout) -> None:
@@ -93,7 +88,7 @@ def _shapes(layout: Layout) -> None:
         _shape(f"{name}_ptr", runs.ptr, (grid.patterns * lines + 1,))
         _shape(f"{name}_run", runs.run, (None, 3))
     _shape("head_pattern", layout.head_pattern, (None,))
-    _shape("zones", layout.zones, (None, masks.SLOTS, 6))
+    _shape("zones", layout.zones, (None, SLOTS, 6))
     _shape("bits", layout.bits, (None, layout.block[0], -(-layout.block[1] // 32)))
 
 

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
-from patterncc import primitives as leaf
-from patterncc.errors import PatternError, PatternValueError, SizeError
-from patterncc.layout.build import MAX_TILES, build
-from patterncc.layout.checks import MAX_LENGTH
-from patterncc.layout.choose import choose_block
-from patterncc.pattern import (
-    Complement,
-    Difference,
-    Intersection,
-    Pattern,
-    Transpose,
-    Union,
-    check_int,
-    name_of,
-)
+from patterncc.errors import PatternError, PatternValueError, SizeError, joined
+from patterncc.layout.limits import MAX_LENGTH, MAX_TILES, SIDES
+from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Layer, Stack
-from patterncc.zones.lower import lower
-from patterncc.zones.zoneset import Frame, ZoneSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from patterncc.layout.layout import Layout
 
-MAX_TEXT = 4096  # characters of a pattern's text that a layout keeps
-
 Block = int | tuple[int, int] | None
-
-_BY_HEAD = (leaf.RandomBlocks, leaf.RandomEdges, leaf.Expander, leaf.LongNet)
-_BY_LAYER = (leaf.RandomBlocks, leaf.RandomEdges, leaf.Expander)
 
 
 @overload
@@ -113,73 +90,19 @@ def compile(
         start = q_offset or 0
     else:
         raise PatternError(f"compile: {p!r} is not a pattern, pc.heads([...]) or a Stack")
+    layer = check_int("compile", "layer", layer, 0)
+    # numpy, the lowering and the rest load only now: a length that is refused costs nothing
+    from patterncc.layout.layers import Job
+    from patterncc.zones.zoneset import Frame
+
     frame = Frame.of(n, n_k, start, k_offset)
     _length("n_k", frame.n_k)
-    job = _Job(frame, sides, max_tiles, bindings)
+    job = Job(frame, sides, check_int("compile", "max_tiles", max_tiles, 0), bindings)
     if isinstance(p, Stack):
         if layer:
             raise PatternValueError("compile: a Stack counts its own layers; leave out layer")
         return job.layers(p)
-    return job.layout(p, check_int("compile", "layer", layer, 0))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What all layers of one call share."""
-
-    frame: Frame
-    block: tuple[int, int] | None
-    max_tiles: int
-    bindings: dict[str, Any]
-
-    def layers(self, stack: Stack) -> tuple[Layout, ...]:
-        """Every layer; equal ones that draw nothing from their index are one object."""
-        made: dict[object, Layout] = {}
-        layouts = []
-        for index, each in enumerate(stack):
-            layer = index if _depends(each, _BY_LAYER) else 0
-            key = (_same(each), layer)
-            if key not in made:
-                made[key] = self.layout(each, layer)
-            layouts.append(made[key])
-        return tuple(layouts)
-
-    def layout(self, each: Layer, layer: int) -> Layout:
-        """One layer: its distinct heads lowered, equal ones shared, and built together."""
-        patterns = each.patterns if isinstance(each, Heads) else (each,)
-        lowered: dict[object, int] = {}
-        tables: dict[bytes, int] = {}
-        zone_sets: list[ZoneSet] = []
-        head_pattern = []
-        for head, p in enumerate(patterns):
-            drawn = head if _depends(p, _BY_HEAD) else 0
-            key = (_same(p), drawn)
-            if key not in lowered:
-                _attention_only(p)
-                zones = self._lower(p, layer, drawn)
-                content = (
-                    hashlib.sha256(zones.table.tobytes()).digest() if len(patterns) > 1 else b""
-                )
-                lowered[key] = tables.setdefault(content, len(zone_sets))
-                if lowered[key] == len(zone_sets):
-                    zone_sets.append(zones)
-            head_pattern.append(lowered[key])
-        block = self.block or choose_block(zone_sets)
-        return build(
-            zone_sets, head_pattern, block, pattern=shortened(str(each)), max_tiles=self.max_tiles
-        )
-
-    def _lower(self, p: Pattern, layer: int, head: int) -> ZoneSet:
-        f = self.frame
-        return lower(p, f.n, f.n_k, f.q_offset, f.k_offset, layer=layer, head=head, **self.bindings)
-
-
-def shortened(text: str) -> str:
-    """The text of a pattern; of a very long one (labels of all tokens) the start and a digest."""
-    if len(text) <= MAX_TEXT:
-        return text
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{text[: MAX_TEXT - 64]}... ({len(text)} characters, sha256 {digest})"
+    return job.layout(p, layer)
 
 
 def _length(name: str, value: int) -> int:
@@ -202,50 +125,6 @@ def _sides(block: Block) -> tuple[int, int] | None:
             f"compile: block is one number or two (queries, keys), not {block!r}"
         )
     for side in sides:
-        check_int("compile", "block", side, 16, 256)
-        if int(side) & (int(side) - 1):
-            raise PatternValueError(
-                f"compile: block {side} is not a power of two; use 16, 32, 64, 128 or 256"
-            )
+        if check_int("compile", "block", side, SIDES[0], SIDES[-1]) not in SIDES:
+            raise PatternValueError(f"compile: block {side} is not one of {joined(SIDES)}")
     return int(sides[0]), int(sides[1])
-
-
-def _leaves(p: Pattern) -> Iterator[Pattern]:
-    """Every primitive of the tree."""
-    match p:
-        case Union(parts) | Intersection(parts):
-            inner = parts
-        case Difference(left, right):
-            inner = (left, right)
-        case Complement(of) | Transpose(of):
-            inner = (of,)
-        case _:
-            inner = ()
-            yield p
-    for part in inner:
-        yield from _leaves(part)
-
-
-def _same(each: Layer) -> object:
-    """What equal layers have in common; graphs given as objects are equal only to themselves."""
-    patterns = each.patterns if isinstance(each, Heads) else (each,)
-    given = any(
-        isinstance(x, leaf.Edges) and not isinstance(x.source, str)
-        for p in patterns
-        for x in _leaves(p)
-    )
-    return id(each) if given else each
-
-
-def _depends(each: Layer, kinds: tuple[type[Pattern], ...]) -> bool:
-    patterns = each.patterns if isinstance(each, Heads) else (each,)
-    return any(isinstance(x, kinds) for p in patterns for x in _leaves(p))
-
-
-def _attention_only(p: Pattern) -> None:
-    for x in _leaves(p):
-        if isinstance(x, leaf.Recurrent | leaf.Convolution):
-            raise PatternError(
-                f"compile: {name_of(type(x))} is a layer that is not attention and has no layout; "
-                "leave such layers out of what is compiled (pc.analyze counts them)"
-            )

@@ -8,6 +8,7 @@ import numpy as np
 
 from patterncc.errors import SizeError
 from patterncc.layout import masks
+from patterncc.layout.limits import DENSE_LIMIT
 from patterncc.layout.runs import spread
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from patterncc.layout.layout import Layout, Runs
 
-DENSE_LIMIT = 2**30  # entries of a bool mask
 _LINES = 24  # lines of runs and of masks that a text shows
 
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.errors import SizeError
+from patterncc.layout.limits import MAX_BITS, SLOTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SLOTS = 4  # zones that a mask may hold before it becomes bits
-MAX_BITS = 2**30  # bytes of bit masks
 _COMPARED = 64  # zones of a tile that are compared in pairs; more always become bits
 _CHUNK = 2**21  # entries of the temporary arrays
 _ONES = ((1 << np.arange(33, dtype=np.uint64)) - 1).astype(np.uint32)  # [b]: bits 0 .. b - 1 set

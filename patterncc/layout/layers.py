@@ -1,0 +1,133 @@
+"""Layers to layouts: heads lowered one by one, what is equal made once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from patterncc import primitives as leaf
+from patterncc.errors import PatternError
+from patterncc.layout.build import build
+from patterncc.layout.choose import choose_block
+from patterncc.layout.limits import MAX_TEXT
+from patterncc.pattern import (
+    Complement,
+    Difference,
+    Intersection,
+    Pattern,
+    Transpose,
+    Union,
+    name_of,
+)
+from patterncc.stack import Heads, Layer, Stack
+from patterncc.zones.lower import lower
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from patterncc.layout.layout import Layout
+    from patterncc.zones.zoneset import Frame, ZoneSet
+
+_BY_HEAD = (leaf.RandomBlocks, leaf.RandomEdges, leaf.Expander, leaf.LongNet)
+_BY_LAYER = (leaf.RandomBlocks, leaf.RandomEdges, leaf.Expander)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all layers of one call share."""
+
+    frame: Frame
+    block: tuple[int, int] | None
+    max_tiles: int
+    bindings: dict[str, Any]
+
+    def layers(self, stack: Stack) -> tuple[Layout, ...]:
+        """Every layer; equal ones that draw nothing from their index are one object."""
+        made: dict[object, Layout] = {}
+        layouts = []
+        for index, each in enumerate(stack):
+            layer = index if _depends(each, _BY_LAYER) else 0
+            key = (_same(each), layer)
+            if key not in made:
+                made[key] = self.layout(each, layer)
+            layouts.append(made[key])
+        return tuple(layouts)
+
+    def layout(self, each: Layer, layer: int) -> Layout:
+        """One layer: its distinct heads lowered, equal ones shared, and built together."""
+        patterns = each.patterns if isinstance(each, Heads) else (each,)
+        lowered: dict[object, int] = {}
+        tables: dict[bytes, int] = {}
+        zone_sets: list[ZoneSet] = []
+        head_pattern = []
+        for head, p in enumerate(patterns):
+            drawn = head if _depends(p, _BY_HEAD) else 0
+            key = (_same(p), drawn)
+            if key not in lowered:
+                _attention_only(p)
+                zones = self._lower(p, layer, drawn)
+                content = (
+                    hashlib.sha256(zones.table.tobytes()).digest() if len(patterns) > 1 else b""
+                )
+                lowered[key] = tables.setdefault(content, len(zone_sets))
+                if lowered[key] == len(zone_sets):
+                    zone_sets.append(zones)
+            head_pattern.append(lowered[key])
+        block = self.block or choose_block(zone_sets)
+        return build(
+            zone_sets, head_pattern, block, pattern=shortened(str(each)), max_tiles=self.max_tiles
+        )
+
+    def _lower(self, p: Pattern, layer: int, head: int) -> ZoneSet:
+        f = self.frame
+        return lower(p, f.n, f.n_k, f.q_offset, f.k_offset, layer=layer, head=head, **self.bindings)
+
+
+def shortened(text: str) -> str:
+    """The text of a pattern; of a very long one (labels of all tokens) the start and a digest."""
+    if len(text) <= MAX_TEXT:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{text[: MAX_TEXT - 64]}... ({len(text)} characters, sha256 {digest})"
+
+
+def _leaves(p: Pattern) -> Iterator[Pattern]:
+    """Every primitive of the tree."""
+    match p:
+        case Union(parts) | Intersection(parts):
+            inner = parts
+        case Difference(left, right):
+            inner = (left, right)
+        case Complement(of) | Transpose(of):
+            inner = (of,)
+        case _:
+            inner = ()
+            yield p
+    for part in inner:
+        yield from _leaves(part)
+
+
+def _same(each: Layer) -> object:
+    """What equal layers have in common; graphs given as objects are equal only to themselves."""
+    patterns = each.patterns if isinstance(each, Heads) else (each,)
+    given = any(
+        isinstance(x, leaf.Edges) and not isinstance(x.source, str)
+        for p in patterns
+        for x in _leaves(p)
+    )
+    return id(each) if given else each
+
+
+def _depends(each: Layer, kinds: tuple[type[Pattern], ...]) -> bool:
+    patterns = each.patterns if isinstance(each, Heads) else (each,)
+    return any(isinstance(x, kinds) for p in patterns for x in _leaves(p))
+
+
+def _attention_only(p: Pattern) -> None:
+    for x in _leaves(p):
+        if isinstance(x, leaf.Recurrent | leaf.Convolution):
+            raise PatternError(
+                f"compile: {name_of(type(x))} is a layer that is not attention and has no layout; "
+                "leave such layers out of what is compiled (pc.analyze counts them)"
+            )
