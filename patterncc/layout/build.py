@@ -231,11 +231,12 @@ def edges_of(
     """The exact count of edges of each pattern, from its runs and the pairs of each mask."""
     held = np.concatenate([[grid.block[0] * grid.block[1]], masks.sizes(zones, bits)])
     count = rows.run[:, 1] * held[rows.run[:, 2]]
-    line = np.repeat(np.arange(len(rows.ptr) - 1), np.diff(rows.ptr))
-    # full tiles of the last tile row count the queries that exist; masks hold no others
     missing = grid.lines * grid.block[0] - grid.n
-    short = (rows.run[:, 2] == 0) & (line % max(1, grid.lines) == grid.lines - 1)
-    count[short] -= rows.run[short, 1].astype(np.int64) * missing * grid.block[1]
+    for last in range(grid.lines, len(rows.ptr), max(1, grid.lines)) if missing else ():
+        # full tiles of a last tile row count the queries that exist; masks hold no others
+        part = slice(rows.ptr[last - 1], rows.ptr[last])
+        held[0] = (grid.block[0] - missing) * grid.block[1]
+        count[part] = rows.run[part, 1] * held[rows.run[part, 2]]
     total = np.concatenate([[0], np.cumsum(count)])
     ends = total[rows.ptr[:: max(1, grid.lines)]]
     return tuple(int(x) for x in np.diff(ends)) if grid.lines else (0,) * grid.patterns

@@ -96,8 +96,8 @@ def areas(zones: NDArray[Any]) -> NDArray[np.int64]:
 def union_areas(zones: NDArray[np.int32]) -> NDArray[np.int64]:
     """How many pairs unions of a few tight zones [m, k, 6] hold, by inclusion and exclusion."""
     total = np.zeros(len(zones), dtype=np.int64)
-    members = range(zones.shape[1])
-    for count in range(1, zones.shape[1] + 1):
+    members = np.flatnonzero(zones.any(axis=(0, 2))).tolist()  # slots in use, usually two
+    for count in range(1, len(members) + 1):
         for chosen in combinations(members, count):
             low = zones[:, chosen, 0::2].max(axis=1)
             high = zones[:, chosen, 1::2].min(axis=1)
