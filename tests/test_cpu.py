@@ -93,10 +93,11 @@ def check(case: Case, dtype: torch.dtype, seed: int = 0) -> None:
     near = with_grads([q, k, v], grad, mask, 0.3)
     assert (ours[0].dtype, ours[1].dtype) == (dtype, torch.float32)
     assert torch.equal(ours[1] == -torch.inf, exact[1] == -torch.inf)
-    # One rounding: of the result, or of what it is made from.  dQ and dK are differences of terms of
-    # this size, and a probability is exp(score - LSE), whose LSE is kept in fp32.
-    spent = exact[1][exact[1] != -torch.inf].abs().max() if (exact[1] != -torch.inf).any() else 0.0
-    step = torch.finfo(dtype).eps + spent * torch.finfo(torch.float32).eps
+    # One rounding: of the result, or of what it is made from.  dQ and dK are differences of terms
+    # of size `terms`; a probability is exp(score - LSE), and both are kept in fp32.
+    finite_lse = exact[1][exact[1] != -torch.inf]
+    spent = finite_lse.abs().max() if len(finite_lse) else 0.0
+    step = torch.finfo(dtype).eps + 2 * spent * torch.finfo(torch.float32).eps
     terms = 0.3 * (grad.double() @ v.double().repeat_interleave(case.G, 1).mT).abs().max()
     sizes = (0, 0, terms * k.abs().max(), terms * q.abs().max(), 0)
     for mine, peer, true, size in zip(ours, near, exact, sizes, strict=True):
@@ -114,7 +115,9 @@ LEAVES = st.one_of(
     st.builds(pc.chunked, st.integers(1, 70)),
     st.builds(pc.global_tokens, st.lists(st.integers(0, 150), min_size=1, max_size=3)),
     st.builds(pc.sink, st.integers(0, 20)),
-    st.builds(lambda r, s: pc.random_blocks(r, block=16, seed=s), st.integers(0, 4), st.integers(0, 9)),
+    st.builds(
+        lambda r, s: pc.random_blocks(r, block=16, seed=s), st.integers(0, 4), st.integers(0, 9)
+    ),
     st.builds(lambda r, s: pc.random_edges(r, seed=s), st.integers(0, 4), st.integers(0, 9)),
     st.sampled_from([pc.full(), pc.causal(), pc.strided(7), pc.summary(16, 2), BLOCKED]),
 )
@@ -155,3 +158,129 @@ def plain(*layer: pc.Pattern, n: int = 700, block: int = 16, Hkv: int = 2, G: in
 @example(plain(BLOCKED, pc.window(9), Hkv=2, G=1), torch.float32)
 def test_exact_within_rounding(case: Case, dtype: torch.dtype) -> None:
     check(case, dtype)
+
+
+@settings(max_examples=30)
+@given(cases(), st.integers(1, 20), st.data())
+def test_decode_gives_the_rows_of_forward(case: Case, rows: int, data: st.DataObject) -> None:
+    rows = min(rows, case.n)
+    places = [data.draw(st.integers(0, case.n - rows)) for _ in range(case.B)]
+    make = torch.Generator().manual_seed(1)
+    q = torch.randn(case.B, case.H, case.n, case.D, generator=make)
+    k = torch.randn(case.B, case.Hkv, case.n_k, case.D, generator=make)
+    v = torch.randn(case.B, case.Hkv, case.n_k, case.Dv, generator=make)
+    tensors, spec = arguments(case.layout())
+    out, lse = cpu.forward(q, k, v, tensors, spec, 0.3)
+    picked = torch.stack([q[b, :, i : i + rows] for b, i in enumerate(places)])
+    position = torch.tensor(places, dtype=torch.int32) + case.q_offset
+    some, some_lse = cpu.decode(picked, k, v, tensors, spec, 0.3, position)
+    for b, i in enumerate(places):
+        torch.testing.assert_close(some[b], out[b, :, i : i + rows], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(some_lse[b], lse[b, :, i : i + rows], atol=1e-5, rtol=1e-5)
+
+
+def test_decode_refuses_a_position_outside_the_layout() -> None:
+    tensors, spec = arguments(pc.compile(pc.window(3), 20, q_offset=5, block=16))
+    q, k = torch.zeros(1, 1, 2, 16), torch.zeros(1, 1, 25, 16)
+    cpu.decode(q, k, k, tensors, spec, 1.0, 23)
+    with pytest.raises(pc.TensorError, match=r"position 24 leave the layout.*\[5, 25\)"):
+        cpu.decode(q, k, k, tensors, spec, 1.0, 24)
+
+
+def test_gradients_by_differences_in_float64() -> None:
+    tensors, spec = arguments(pc.compile(BLOCKED & pc.causal(), 50, block=16))
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, h, 50, 16, generator=make, dtype=torch.float64).requires_grad_()
+        for h in (2, 1, 1)
+    )
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v):
+            out, lse = cpu.forward(q, k, v, tensors, spec, 0.3)
+            ctx.save_for_backward(q, k, v, out, lse)
+            return out
+
+        @staticmethod
+        def backward(ctx, grad):
+            return cpu.backward(grad, *ctx.saved_tensors, tensors, spec, 0.3)
+
+    assert torch.autograd.gradcheck(Attention.apply, (q, k, v), fast_mode=True)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any one result had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, Tensor) and not x._is_view():
+                self.elements = max(self.elements, x.numel())
+        return result
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pc.window(60, 60) | pc.global_tokens([0, 2000]),
+        pc.window(1, 1, block=64) | pc.random_blocks(2, block=64),
+        pc.causal(),
+        pc.random_edges(3),
+    ],
+    ids=["window+global", "blocks", "causal", "edges"],
+)
+def test_nothing_is_as_large_as_queries_times_keys(pattern: pc.Pattern) -> None:
+    n = 2048
+    tensors, spec = arguments(pc.compile(pattern, n, block=64))
+    q, k, v = (torch.randn(1, 1, n, 16) for _ in range(3))
+    with Largest() as largest:
+        out, lse = cpu.forward(q, k, v, tensors, spec, 0.25)
+        cpu.backward(out, q, k, v, out, lse, tensors, spec, 0.25)
+    assert largest.elements <= max(2 * q.numel(), cpu_schedule.BIAS_KEYS * 512) < n * n / 3
+
+
+def test_schedules_are_few_calls() -> None:
+    """A band, a column of keys and rows of globals, whatever the length."""
+    counts = []
+    for n in (4096, 16384):
+        layout = pc.compile(pc.window(300, 300) | pc.global_tokens(range(64)), n, block=64)
+        tensors, spec = arguments(layout)
+        counts.append(len(cpu_cache.prepared(tensors, spec, 0).schedule.calls))
+    assert max(counts) < 24 and counts[1] - counts[0] <= 6
+
+
+def test_caches_are_bounded() -> None:
+    cpu_cache.clear()
+    kept = cpu_cache._Bounded[int](10)
+    assert [kept.get(i, lambda i=i: (i, 4)) for i in (0, 1, 0, 2, 0)] == [0, 1, 0, 2, 0]
+    assert sorted(kept.values) == [0, 2] and kept.size == 8
+    assert kept.get(9, lambda: (9, 11)) == 9 and 9 not in kept.values
+
+
+@given(st.integers(0, 3), st.data())
+def test_masks_are_what_their_words_say(seed: int, data: st.DataObject) -> None:
+    pattern = data.draw(
+        st.sampled_from([pc.window(7, 5), pc.random_edges(4, seed=seed), pc.full()])
+    )
+    layout = pc.compile(pattern, 60, block=(16, 32))
+    masks = Masks(layout.block, layout.zones, layout.bits)
+    words = np.full((4, 2), -1, np.int32)
+    for r in range(4):
+        for first, count, word in layout.rows.run[layout.rows.ptr[r] : layout.rows.ptr[r + 1]]:
+            words[r, first : first + count] = word
+    allowed = masks.allowed(words)
+    assert np.array_equal(allowed[:60, :60], layout.dense())
+    i0, i1, j0, j1 = masks.bounds(words)
+    assert allowed[i0:i1, j0:j1].sum() == allowed.sum()
+
+
+def test_other_dtypes_are_refused() -> None:
+    tensors, spec = arguments(pc.compile(pc.window(3), 20, block=16))
+    q = torch.zeros(1, 1, 20, 16, dtype=torch.int32)
+    with pytest.raises(pc.TensorError, match=r"takes CPU tensors of float16.*q is torch.int32"):
+        cpu.forward(q, q, q, tensors, spec, 1.0)
