@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+_SHOWN = 160  # characters of a source line in a message
+
 
 class PatternError(Exception):
     """Root of every error that patterncc raises on purpose."""
@@ -49,14 +51,18 @@ class Span:
         return f"{self.file}:{self.line}:{self.column}"
 
     def caret(self) -> str:
-        """The source line with a caret under the span.
+        """The source line with a caret under the span; of a long line, the stretch around it.
 
         >>> print(Span("a.yaml", 3, 9, 5, "  near: windw(3)").caret())
           near: windw(3)
                 ^^^^^
         """
-        pad = "".join("\t" if c == "\t" else " " for c in self.text[: self.column - 1])
-        return f"{self.text}\n{pad}{'^' * max(1, self.length)}"
+        first = max(0, self.column - 1 - _SHOWN // 2) if len(self.text) > _SHOWN else 0
+        text = self.text[first : first + _SHOWN]
+        pad = "".join("\t" if c == "\t" else " " for c in text[: self.column - 1 - first])
+        carets = "^" * max(1, min(self.length, len(text) - len(pad)))
+        before, after = "..." if first else "", "..." if first + _SHOWN < len(self.text) else ""
+        return f"{before}{text}{after}\n{' ' * len(before)}{pad}{carets}"
 
 
 @dataclass(frozen=True)

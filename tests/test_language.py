@@ -16,10 +16,9 @@ import patterncc as pc
 from patterncc import PatternError, PatternSyntaxError, PatternValueError
 from patterncc.language import MEASURES, NEVER, Measure, load, loads, parse_expression
 from patterncc.language.assembly import KEYS, MAX_HEADS, MAX_LAYERS
-from patterncc.language.expression import MAX_TERMS
 from patterncc.language.source import MAX_BYTES, MAX_DEPTH, MAX_NODES, Scalar, read_yaml
 from patterncc.language.syntax import MAX_LENGTH, MAX_NESTING
-from patterncc.language.values import MAX_LIST, signature
+from patterncc.language.values import MAX_ELEMENTS, MAX_LIST, MAX_TERMS, signature
 from patterncc.pattern import Pattern
 from patterncc.primitives import PRIMITIVES
 
@@ -203,7 +202,7 @@ def test_the_reference_shows_a_true_message() -> None:
 
 
 def test_the_reference_states_the_bounds() -> None:
-    stated = [MAX_DEPTH, MAX_NODES, MAX_LENGTH, MAX_NESTING, MAX_TERMS, MAX_LIST]
+    stated = [MAX_DEPTH, MAX_NODES, MAX_LENGTH, MAX_NESTING, MAX_TERMS, MAX_LIST, MAX_ELEMENTS]
     for bound in (*stated, MAX_LAYERS, MAX_HEADS):
         assert f"{bound:,}" in REFERENCE
 
@@ -236,11 +235,20 @@ def test_the_golden_messages_are_all_read() -> None:
 
 
 def test_a_file_of_noise_reports_the_first_twenty() -> None:
-    lines = "".join(f"  a{k}: nothing{k}()\n" for k in range(1000))
+    for count, more in ((21, 1), (99, 79), (20_000, "many")):
+        lines = "".join(f"  a{k}: nothing{k}()\n" for k in range(count))
+        with pytest.raises(PatternSyntaxError) as caught:
+            loads("edges:\n" + lines)
+        assert len(caught.value.diagnostics) == 20
+        assert str(caught.value).endswith(f"... and {more} more mistakes in this file")
+
+
+def test_of_a_long_line_the_stretch_around_the_mistake_is_shown() -> None:
     with pytest.raises(PatternSyntaxError) as caught:
-        loads("edges:\n" + lines)
-    assert len(caught.value.diagnostics) == 20
-    assert str(caught.value).endswith("... and 980 more mistakes in this file")
+        parse_expression("full() | " * 200 + "windw(3)" + " | full()" * 200)
+    _, line, carets, _ = str(caught.value).splitlines()
+    assert len(line) < 200 and line.strip().startswith("...") and line.endswith("...")
+    assert line[carets.index("^") :].startswith("windw(3)") and carets.strip() == "^" * 5
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -352,6 +360,19 @@ def test_names_that_grow_without_end() -> None:
     cycle = "edges:\n" + "".join(f"  a{k}: a{(k + 1) % 3000}\n" for k in range(3000))
     with pytest.raises(PatternSyntaxError, match="'a0' is defined by itself"):
         loads(cycle)
+
+
+def test_small_expressions_do_not_add_up_without_end() -> None:
+    lists = "".join(f"  a{k}: clusters([0] * 10**6)\n" for k in range(9))
+    with pytest.raises(PatternSyntaxError, match="more than 10000000 elements in the lists"):
+        loads("edges:\n" + lists)
+    terms = "edges:\n  a: " + " | ".join(["full()"] * 800) + "\n"
+    unions = "".join(f"  a{k}: a | full()\n" for k in range(150))
+    with pytest.raises(PatternSyntaxError, match="the union of all edges has more than 10000"):
+        loads(terms + unions)
+    twice = terms.replace("a:", "b0:") + "  a: b0 | b0 | b0 | b0 | b0\n"
+    with pytest.raises(PatternSyntaxError, match="more than 1000000 primitives and operators in"):
+        loads(twice + unions)
 
 
 def test_a_range_of_a_billion_costs_nothing() -> None:

@@ -22,7 +22,7 @@ from patterncc.language.expectation import parse_expect
 from patterncc.language.expression import evaluate, evaluate_edges
 from patterncc.language.source import Broken, Entries, Node, Scalar, plain
 from patterncc.language.syntax import Parsed, parse
-from patterncc.language.values import BAD, Bad, Named
+from patterncc.language.values import BAD, MAX_NOTED, MAX_TERMS, Bad, Named
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Layer
 
@@ -101,9 +101,12 @@ def _ordered(draft: Draft, parsed: Mapping[str, Parsed], needs: dict[str, list[s
             cycle = list(reversed(error.args[1]))
             start = min(range(len(cycle) - 1), key=lambda k: cycle[k])
             turn = cycle[start:-1] + cycle[: start + 1]
-            what = f"'{turn[0]}' is defined by itself: {' -> '.join(turn)}"
+            shown = turn if len(turn) < 10 else [*turn[:8], f"({len(turn) - 9} more)", turn[0]]
+            what = f"'{turn[0]}' is defined by itself: {' -> '.join(shown)}"
             tree = parsed[turn[0]]
             draft.note(what, tree.span(tree.tree), "write it from other edge sets and primitives")
+            if len(draft.problems) >= MAX_NOTED:
+                return []
             for name in cycle:
                 left.pop(name, None)
             left = {n: [w for w in wanted if w in left] for n, wanted in left.items()}
@@ -113,7 +116,10 @@ def _layers(draft: Draft) -> None:
     """Layers in order; a file without any is one layer, the union of all its edges."""
     node = draft.nodes.get("layers")
     if node is None:
-        if draft.edges:
+        if sum(draft.names[name].terms for name in draft.edges) > MAX_TERMS:
+            what = f"the union of all edges has more than {MAX_TERMS} primitives and operators"
+            draft.note(what, draft.root, "choose some of them under 'layers'")
+        elif draft.edges:
             draft.layers = [reduce(or_, draft.edges.values())]
         elif "edges" not in draft.nodes and not draft.problems:
             draft.note("no edges: nobody reads anything", draft.root, "add the key 'edges'")

@@ -15,7 +15,7 @@ from patterncc.language.expectation import Expect
 from patterncc.language.expression import evaluate, evaluate_edges
 from patterncc.language.source import Broken, Entries, Listing, Node, Scalar
 from patterncc.language.syntax import Parsed, parse
-from patterncc.language.values import BAD, NAMES, Bad, Named, Scope, Value
+from patterncc.language.values import BAD, NAMES, Bad, Ledger, Named, Scope, Value
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Layer
 
@@ -38,13 +38,14 @@ class Draft:
     memory: int = 0
     bindings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     expects: list[Expect] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
 
     def note(self, what: str, span: Span | None, remedy: str = "") -> None:
         self.problems.append(Diagnostic(what, span, remedy))
 
     @property
     def scope(self) -> Scope:
-        return Scope(self.names, self.folder)
+        return Scope(self.names, self.folder, ledger=self.ledger)
 
 
 def fields_of(draft: Draft, node: Node, known: Iterable[str], owner: str) -> dict[str, Node]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from patterncc.errors import Diagnostic, PatternError, Span, suggest
@@ -161,7 +161,7 @@ def _evaluated(
 ) -> Value | Bad:
     """A part of the line, with fractions allowed."""
     part = Parsed(parsed.scalar, node, parsed.shift, parsed.line)
-    return evaluate(part, Scope(scope.names, scope.folder, fractions=True), problems).value
+    return evaluate(part, replace(scope, fractions=True), problems).value
 
 
 def _usage(name: str) -> str:

@@ -15,12 +15,17 @@ from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
 
 from patterncc.errors import Diagnostic, PatternError, PatternSyntaxError, Span, suggest
+from patterncc.language.refusals import LANGUAGE, refusal
 from patterncc.language.source import plain
 from patterncc.language.syntax import MAX_NESTING, Parsed, parse
 from patterncc.language.values import (
     BAD,
     FUNCTIONS,
+    MAX_ELEMENTS,
+    MAX_FILE_TERMS,
     MAX_LIST,
+    MAX_NOTED,
+    MAX_TERMS,
     Bad,
     Named,
     Refused,
@@ -36,8 +41,6 @@ from patterncc.language.values import (
 from patterncc.pattern import Pattern
 from patterncc.primitives import PRIMITIVES
 
-MAX_TERMS = 10_000  # primitives and operators of one edge set, its named sets written out
-
 _OPERATORS: dict[type[ast.operator], str] = {
     **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**"},
     **{ast.BitOr: "|", ast.BitAnd: "&", ast.Div: "/", ast.BitXor: "^", ast.MatMult: "@"},
@@ -50,14 +53,6 @@ _REMEDIES = {
     "<<": "write * 2**k",
     ">>": "write // 2**k",
 }
-_REFUSED: dict[type[ast.expr], str] = {
-    **{ast.Lambda: "a lambda", ast.IfExp: "'if ... else'", ast.Subscript: "an index"},
-    **{ast.ListComp: "a comprehension", ast.SetComp: "a comprehension"},
-    **{ast.DictComp: "a comprehension", ast.GeneratorExp: "a comprehension"},
-    **{ast.Dict: "a dictionary", ast.Set: "a set in braces", ast.JoinedStr: "an f-string"},
-    **{ast.Starred: "'*'", ast.NamedExpr: "':='", ast.Await: "'await'", ast.Yield: "'yield'"},
-}
-_LANGUAGE = "expressions are names, integers, lists, calls, arithmetic and | & - ~ .T"
 
 
 def parse_expression(
@@ -117,6 +112,8 @@ class _Walk:
     def value(self, node: ast.expr, depth: int) -> Value | Bad:
         """The value of a node that stands `depth` levels inside the expression."""
         self.depth = max(self.depth, depth)
+        if len(self.problems) >= MAX_NOTED:
+            return BAD
         if depth > MAX_NESTING:
             return self.note(
                 f"nested more than {MAX_NESTING} deep", node, "give parts a name under 'edges'"
@@ -150,7 +147,7 @@ class _Walk:
         if value is None or isinstance(value, str):
             return value
         if not isinstance(value, int):
-            return self.note(f"{node.value!r} is not part of the pattern language", node, _LANGUAGE)
+            return self.note(f"{node.value!r} is not part of the pattern language", node, LANGUAGE)
         return self.settled(bounded(value), node)
 
     def settled(self, result: Value | Refused, where: ast.expr | Span) -> Value | Bad:
@@ -183,10 +180,26 @@ class _Walk:
     def count(self, terms: int, node: ast.expr) -> bool:
         """Add to the size of the expression; False, once, when it passes its bound."""
         before, self.terms = self.terms, self.terms + terms
+        self.scope.ledger.terms += terms
+        remedy = 'put the edges in a file and name it: edges("graph.npz")'
         if before <= MAX_TERMS < self.terms:
             what = f"more than {MAX_TERMS} primitives and operators, named sets written out"
-            self.note(what, node, 'put the edges in a file and name it: edges("graph.npz")')
+            self.note(what, node, remedy)
+        elif self.scope.ledger.terms > MAX_FILE_TERMS:
+            what = f"more than {MAX_FILE_TERMS} primitives and operators in this file"
+            self.note(what, node, remedy)
+            return False
         return self.terms <= MAX_TERMS
+
+    def keep(self, values: Value | Refused, where: ast.expr | Span) -> bool:
+        """Add a list to what the file holds; False when it passes the bound."""
+        if isinstance(values, tuple | range):
+            self.scope.ledger.elements += len(values)
+        if self.scope.ledger.elements <= MAX_ELEMENTS:
+            return True
+        what = f"more than {MAX_ELEMENTS} elements in the lists of this file"
+        self.note(what, where, "make lists shorter, or give them when the pattern is lowered")
+        return False
 
     def listed(self, node: ast.expr, items: list[ast.expr], depth: int) -> Value | Bad:
         numbers: list[int] = []
@@ -223,11 +236,9 @@ class _Walk:
 
     def binary(self, node: ast.BinOp, left: Value | Bad, right: Value | Bad) -> Value | Bad:
         sign = _OPERATORS[type(node.op)]
-        where = self.parsed.symbol(node.left, node.right, sign)
         if sign in _REMEDIES and not (sign == "/" and self.scope.fractions):
-            return self.note(
-                f"'{sign}' is not part of the pattern language", where, _REMEDIES[sign]
-            )
+            what = f"'{sign}' is not part of the pattern language"
+            return self.note(what, self.sign(node), _REMEDIES[sign])
         if isinstance(left, Bad) or isinstance(right, Bad):
             return BAD
         if isinstance(left, Pattern) and isinstance(right, Pattern) and sign in "|&-":
@@ -236,13 +247,19 @@ class _Walk:
             return left | right if sign == "|" else left & right if sign == "&" else left - right
         if is_number(left) and is_number(right) and sign not in "|&":
             assert isinstance(left, int | Fraction) and isinstance(right, int | Fraction)
-            return self.settled(arithmetic(sign, left, right), where)
+            result = arithmetic(sign, left, right)
+            return self.settled(result, self.sign(node) if isinstance(result, Refused) else node)
         if isinstance(left, tuple | range) and sign in ("+", "*"):
-            return self.settled(concatenated(sign, left, right), where)
+            values = concatenated(sign, left, right)
+            return self.settled(values, self.sign(node)) if self.keep(values, node) else BAD
         need = "edge sets" if sign in "|&" else "two integers"
         need = "two edge sets or two integers" if sign == "-" else need
         what = f"'{sign}' joins {need}, not {described(left)} and {described(right)}"
-        return self.note(what, where)
+        return self.note(what, self.sign(node))
+
+    def sign(self, node: ast.BinOp) -> Span:
+        """Where the operator stands."""
+        return self.parsed.symbol(node.left, node.right, _OPERATORS[type(node.op)])
 
     def unary(self, node: ast.UnaryOp, depth: int) -> Value | Bad:
         if isinstance(node.op, ast.Not):
@@ -334,6 +351,8 @@ class _Walk:
             if isinstance(value, range) and not lazy and len(value) > MAX_LIST:
                 what = f"{name}: {key} has {len(value)} elements; at most {MAX_LIST} are kept"
                 return self.note(what, self.argument(node, name, key))
+            if not (isinstance(value, range) and lazy) and not self.keep(value, node):
+                return BAD
         if name == "edges":
             return self.graph(node, arguments["source"])
         try:
@@ -389,12 +408,5 @@ class _Walk:
         if isinstance(node, ast.BoolOp):
             for operand in node.values:
                 self.value(operand, depth + 1)
-            word, sign = ("and", "&") if isinstance(node.op, ast.And) else ("or", "|")
-            where = self.parsed.symbol(node.values[0], node.values[1], word)
-            what = f"'{word}' joins truth values, not edge sets"
-            return self.note(what, where, f"write '{sign}'")
-        if isinstance(node, ast.Compare):
-            what = "a comparison stands in 'expect' only"
-            return self.note(what, node, "move it there")
-        what = _REFUSED.get(type(node), type(node).__name__)
-        return self.note(f"{what} is not part of the pattern language", node, _LANGUAGE)
+        self.problems.append(refusal(self.parsed, node))
+        return BAD

@@ -12,7 +12,7 @@ from patterncc.language.assembly import KEYS, PASSES
 from patterncc.language.draft import Draft, fields_of
 from patterncc.language.expectation import Expect
 from patterncc.language.source import MAX_BYTES, Entries, Node, Scalar, read_yaml
-from patterncc.language.values import Value
+from patterncc.language.values import MAX_NOTED, Value
 from patterncc.pattern import Pattern
 from patterncc.stack import Stack
 
@@ -116,7 +116,8 @@ def _sorted(problems: list[Diagnostic]) -> list[Diagnostic]:
     more = len(ordered) - MAX_SHOWN
     if more > 0:
         last = ordered[MAX_SHOWN - 1]
-        told = f"{last.remedy}\n    ... and {more} more mistakes in this file".lstrip("\n")
+        many = "many" if len(ordered) >= MAX_NOTED else more
+        told = f"{last.remedy}\n    ... and {many} more mistakes in this file".lstrip("\n")
         ordered[MAX_SHOWN - 1] = replace(last, remedy=told)
     return ordered[:MAX_SHOWN]
 

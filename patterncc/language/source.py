@@ -44,6 +44,11 @@ class Source:
         """The index at which each line starts."""
         return [0, *(m.end() for m in _BREAK.finditer(self.text))]
 
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines, so that the places of a long one share its text."""
+        return _BREAK.split(self.text)
+
     def index(self, line: int, column: int) -> int:
         """The character at a 0-based line and column, as YAML's marks give them."""
         return min(self.starts[min(line, len(self.starts) - 1)] + column, len(self.text))
@@ -55,8 +60,7 @@ class Source:
         'a.yaml:2:4'
         """
         line = bisect_right(self.starts, first) - 1
-        end = self.starts[line + 1] if line + 1 < len(self.starts) else len(self.text)
-        text = self.text[self.starts[line] : end].rstrip("\r\n")
+        text = self.lines[line]
         column = first - self.starts[line]
         length = max(1, min(last - first, len(text) - column))
         return Span(self.file, line + 1, column + 1, length, text)

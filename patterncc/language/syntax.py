@@ -104,7 +104,9 @@ def parse(scalar: Scalar, problems: list[Diagnostic]) -> Parsed | None:
 
 def _too_deep(scalar: Scalar) -> Diagnostic:
     return Diagnostic(
-        f"nested more than {MAX_NESTING} deep", scalar.span, "give parts a name under 'edges'"
+        "nested too deep, or too long a chain of operators",
+        scalar.part(0, 1),
+        "give parts a name under 'edges'",
     )
 
 

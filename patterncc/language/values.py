@@ -16,6 +16,11 @@ from patterncc.primitives import PRIMITIVES
 
 MAX_INTEGER = 2**64  # of any intermediate result; of the denominator of a fraction too
 MAX_LIST = 10**6  # elements of a list; a range given to global_tokens may be longer
+MAX_ELEMENTS = 10**7  # of all lists that one file makes
+MAX_TERMS = 10_000  # primitives and operators of one edge set, its named sets written out
+MAX_FILE_TERMS = 10**6  # of all edge sets of one file
+
+MAX_NOTED = 100  # mistakes of one file after which the rest of it is not read
 
 FUNCTIONS = ("max", "min", "range")
 NAMES = frozenset({*PRIMITIVES, *FUNCTIONS, "never"})  # what a file cannot name anew
@@ -49,6 +54,14 @@ class Named:
     depth: int = 1
 
 
+@dataclass
+class Ledger:
+    """What the expressions of one file hold together: small ones cannot add up without end."""
+
+    elements: int = 0  # of lists
+    terms: int = 0  # primitives and operators, named sets written out
+
+
 @dataclass(frozen=True)
 class Scope:
     """What an expression may refer to: names, the folder of graph files, fractions in `expect`."""
@@ -56,6 +69,7 @@ class Scope:
     names: Mapping[str, Named] = field(default_factory=dict)
     folder: Path | None = None
     fractions: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 def signature(name: str) -> str:
