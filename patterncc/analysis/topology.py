@@ -23,7 +23,7 @@ from patterncc.pattern import (
     Union,
     check_int,
 )
-from patterncc.primitives import Documents, LongNet, RandomBlocks, RandomEdges
+from patterncc.primitives import Documents, Expander, LongNet, RandomBlocks, RandomEdges
 from patterncc.stack import Heads, Layer, Stack
 from patterncc.zones import Frame, ZoneSet
 from patterncc.zones.lower import lower
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 PairsName = Literal["causal", "all", "documents"]
 PAIRS: tuple[PairsName, ...] = ("causal", "all", "documents")
 MOST_POSITIONS = 2**40
+_DRAWN = (
+    RandomBlocks,
+    RandomEdges,
+    Expander,
+)  # random edges differ from layer to layer, head to head
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +130,7 @@ def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, A
     zones: list[ZoneSet] = []
     head_index = []
     for head, pattern in enumerate(patterns):
-        key = (pattern, head if _drawn(pattern, (RandomBlocks, RandomEdges, LongNet)) else None)
+        key = (pattern, head if _drawn(pattern, (*_DRAWN, LongNet)) else None)
         if key not in places:
             places[key] = len(zones)
             part = lower(pattern, n, frame.n, frame.n - n, layer=index, head=head, **bindings)
@@ -140,7 +145,7 @@ def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, A
 def _key(layer: Layer, index: int) -> object:
     """Layers with equal keys have equal edges: a layer with random edges draws its own."""
     patterns = patterns_of(layer)
-    drawn = any(_drawn(p, (RandomBlocks, RandomEdges)) for p in patterns)
+    drawn = any(_drawn(p, _DRAWN) for p in patterns)
     return (layer, index if drawn else None)
 
 

@@ -102,7 +102,9 @@ def after(first: ZoneSet, then: ZoneSet, max_pairs: int = MAX_PAIRS) -> ZoneSet:
     if len(a) * len(b) > max_pairs:
         meeting = count_pairs(a[:, 2], a[:, 3], b[:, 0], b[:, 1])
         refuse_above(meeting, "pairs of zones in one composition", max_pairs)
-    return _without_contained(then | first | (then @ first)).simplify()
+    result = _without_contained(then | first | (then @ first))
+    # a few zones that did not become more need no search for ones to merge
+    return result if len(result) <= len(first) <= FEW else result.simplify()
 
 
 def _without_contained(zones: ZoneSet) -> ZoneSet:
