@@ -18,6 +18,15 @@ from patterncc.kernels.cpu_mask import Masks
 from patterncc.kernels.plan import Spec
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small calls gain nothing from threads, and wait long for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Case:
     """Sizes of one call; `layer` is a pattern, or one a head."""
