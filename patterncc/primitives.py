@@ -7,7 +7,7 @@ at the end of this module are what people write.  Every class states its edges: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +97,7 @@ class Chunked(Primitive):
 class GlobalTokens(Primitive):
     """i in tokens or j in tokens: tokens that read everything and are read by everything."""
 
-    tokens: tuple[int, ...] | range
+    tokens: Sequence[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", _tokens("global_tokens", self.tokens))
@@ -162,7 +162,7 @@ class Documents(Primitive):
     document belong to none.
     """
 
-    lengths: tuple[int, ...] | str
+    lengths: Sequence[int] | str
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", _listed("documents", "lengths", self.lengths, 0))
@@ -175,7 +175,7 @@ class Clusters(Primitive):
     A label for every position, or a name bound at lowering.
     """
 
-    labels: tuple[int, ...] | str
+    labels: Sequence[int] | str
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _listed("clusters", "labels", self.labels, -1))
@@ -219,8 +219,8 @@ class LongNet(Primitive):
     For each (segment, rate): i and j in one segment, both in its residue class ``head % rate``.
     """
 
-    segments: tuple[int, ...]
-    rates: tuple[int, ...]
+    segments: Sequence[int]
+    rates: Sequence[int]
 
     def __post_init__(self) -> None:
         for name in ("segments", "rates"):
@@ -252,8 +252,8 @@ class Grid(Primitive):
     neighborhood attention (NATTEN) does.
     """
 
-    shape: tuple[int, ...]
-    window: tuple[int, ...] | int
+    shape: Sequence[int]
+    window: Sequence[int] | int
     edges: str = "cut"
 
     def __post_init__(self) -> None:
@@ -275,7 +275,7 @@ class Grid(Primitive):
 class Axial(Primitive):
     """Same line of a grid along any axis: coordinates differ in at most one axis."""
 
-    shape: tuple[int, ...]
+    shape: Sequence[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _listed("axial", "shape", self.shape, 1))
@@ -287,7 +287,7 @@ class Axial(Primitive):
 class Tree(Primitive):
     """Ancestors and the node itself: parents[i] < i, and -1 for a root (speculative decoding)."""
 
-    parents: tuple[int, ...]
+    parents: Sequence[int]
 
     def __post_init__(self) -> None:
         parents = _listed("tree", "parents", self.parents, -1)
@@ -417,7 +417,7 @@ def _listed(owner: str, name: str, value: object, least: int) -> Any:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise PatternValueError(f"{owner}: {name} is a list of integers, not {value!r}")
     numbers = tuple(check_int(owner, name, v, least) for v in value)
-    positions = {"lengths": sum, "shape": math.prod}.get(name)
-    if positions and positions(numbers) > 2**40:
+    positions: dict[str, Callable[[tuple[int, ...]], int]] = {"lengths": sum, "shape": math.prod}
+    if name in positions and positions[name](numbers) > 2**40:
         raise PatternValueError(f"{owner}: {name} makes more than 2**40 positions")
     return numbers

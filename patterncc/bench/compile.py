@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from patterncc.bench.protocol import in_turn, machine, peak_bytes
@@ -37,17 +38,16 @@ def run(
     found = []
     for name, pattern, block in cases():
         say(name)
-        layout = compile(pattern, N, block=block)
+        way = partial(compile, pattern, N, block=block)
+        layout = way()
         found.append(
             {
                 "case": name,
                 "n": N,
                 "block": block,
                 "tile_density": layout.tile_density,
-                "seconds": in_turn(
-                    {"ours": lambda p=pattern, b=block: compile(p, N, block=b)}, repeats
-                )["ours"],
-                "peak_bytes": peak_bytes(lambda p=pattern, b=block: compile(p, N, block=b)),
+                "seconds": in_turn({"ours": way}, repeats)["ours"],
+                "peak_bytes": peak_bytes(way),
             }
         )
     say(f"create_block_mask, compiled, at {peer_n} tokens")

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from patterncc import gallery
 from patterncc.analysis import Report, analyze
 from patterncc.demo.page import page
-from patterncc.language import PatternFile, gallery, load
+from patterncc.language import PatternFile, load
 from patterncc.zones.lower import lower
 
 TOKENS, SEQUENCES = 128, 64
@@ -18,10 +19,10 @@ LONG = 16384
 
 # Gallery files with their windows made small enough for a model of 128 tokens.
 FILES: tuple[tuple[str, dict[str, int]], ...] = (
-    ("mistral-7b", {"w": 32}),
-    ("streaming-llm", {"w": 32, "sinks": 4}),
-    ("gpt-oss", {"w": 16}),
-    ("gemma-3", {"w": 16}),
+    ("mistral-7b", {"sliding_window": 32}),
+    ("streaming-llm", {"recent": 32}),
+    ("gpt-oss", {"sliding_window": 16}),
+    ("gemma-3", {"sliding_window": 16}),
     ("llama-4", {"chunk": 32}),
     ("logsparse", {}),
 )
@@ -50,7 +51,7 @@ def main(
     start = time.perf_counter()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    loaded = [(load(gallery() / f"{name}.yaml", **params), params) for name, params in files]
+    loaded = [(load(gallery.path(name), **params), params) for name, params in files]
     rows = _fidelity([file for file, _ in loaded], say)
     timings = _long(long, say)
     pictures = _pictures(loaded, folder)
@@ -82,7 +83,8 @@ def _fidelity(files: list[PatternFile], say: Callable[[str], None]) -> list[Row]
     )
     rows = []
     for file in files:
-        report = analyze(file.stack, TOKENS, depth=layers, pairs="causal", **file.bindings)
+        bindings: dict[str, Any] = dict(file.bindings)
+        report = analyze(file.stack, TOKENS, depth=layers, pairs="causal", **bindings)
         close = compare(model, ids, file.stack, dense)
         row = Row(
             file.name,
@@ -125,8 +127,8 @@ def _long(n: int, say: Callable[[str], None]) -> list[Any]:
     from patterncc.demo.longrun import measure
     from patterncc.layout import compile
 
-    file = load(gallery() / "streaming-llm.yaml", w=1024, sinks=4)
-    (pattern,) = set(file.stack.layers)
+    file = load(gallery.path("streaming-llm"), recent=1024)
+    (pattern,) = file.stack.heads(0)
     zones = lower(pattern, n)
     layout = compile(pattern, n)
     say(
@@ -154,19 +156,11 @@ def _pictures(
 
     pictures = []
     for file, params in loaded:
-        panels = [
-            show.panel(f"layer {l}", lower(file.stack.heads(l)[0], TOKENS, layer=l), TOKENS)
-            for l in _distinct_layers(file)
-        ]
-        show.save(panels, folder / f"{file.name}.png", title=file.name)
-        chosen = ", ".join(f"{k}={v}" for k, v in params.items())
-        pictures.append((f"{file.name}.png", f"{file.name} {chosen}: {file.summary}"))
+        panels = [show.panel(*drawn, TOKENS) for drawn in show.masks(file.stack, TOKENS)]
+        show.picture(panels, file.name, folder / f"{file.name}.png")
+        chosen = "".join(f", {k}={v}" for k, v in params.items())
+        pictures.append((f"{file.name}.png", f"{file.name}{chosen}"))
     return pictures
-
-
-def _distinct_layers(file: PatternFile) -> list[int]:
-    """The first index of each different layer."""
-    return sorted({str(layer): i for i, layer in reversed(list(enumerate(file.stack)))}.values())
 
 
 def _write(

@@ -248,9 +248,9 @@ def _drop_contained(table: I64) -> I64:
     for k in np.argsort(-size, kind="stable")[:16].tolist():
         if alive[k]:
             low, high = table[k, 0::2], table[k, 1::2]
-            inside: NDArray[np.bool_] = (table[:, 0::2] >= low).all(axis=1) & (table[:, 1::2] <= high).all(axis=1)
-            inside[k] = False
+            inside = (table[:, 0::2] >= low).all(axis=1) & (table[:, 1::2] <= high).all(axis=1)
             alive &= ~inside
+            alive[k] = True
     return take(table, alive)
 
 
