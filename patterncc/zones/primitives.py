@@ -29,6 +29,8 @@ from patterncc.primitives import (
 from patterncc.zones.site import FAR, Site
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     I64 = NDArray[np.int64]
@@ -150,17 +152,17 @@ def _block_rows(p: object, at: Site, block: int, left: int, right: int) -> I64:
     return at.rows(starts * block, ends * block, low * block, high * block)
 
 
-def _between(tokens: tuple[int, ...] | range, low: int, high: int) -> tuple[int, ...] | range:
+def _between(tokens: Sequence[int], low: int, high: int) -> Sequence[int]:
     """The tokens in [low, high), still a range if they were one."""
     return tokens[bisect_left(tokens, low) : bisect_left(tokens, high)]
 
 
-def _most_runs(tokens: tuple[int, ...] | range) -> int:
+def _most_runs(tokens: Sequence[int]) -> int:
     """At most how many runs of consecutive tokens there are."""
     return min(1, len(tokens)) if isinstance(tokens, range) and tokens.step == 1 else len(tokens)
 
 
-def _runs(tokens: tuple[int, ...] | range) -> tuple[I64, I64]:
+def _runs(tokens: Sequence[int]) -> tuple[I64, I64]:
     """Runs of consecutive ascending tokens: their starts and ends."""
     if isinstance(tokens, range) and tokens.step == 1:
         ends = [[tokens.start], [tokens.stop]] if len(tokens) else [[], []]
