@@ -20,6 +20,8 @@ from patterncc.layout.layers import shortened
 from patterncc.zones import Frame, ZoneSet
 from tests.strategies import frames, zone_rows
 
+PATTERN_FILES = Path(__file__).parents[1] / "patterns"
+
 SIDES = st.sampled_from([16, 32, 64, 128, 256])
 BLOCKS = st.tuples(SIDES, SIDES)
 
@@ -169,6 +171,31 @@ def test_duplicate_and_contained_zones_are_one_mask() -> None:
     z = ZoneSet.make(Frame.of(32), [(0, 9, 0, 9, -9, 10), (0, 9, 0, 9, -9, 10), (2, 5, 1, 8, 0, 3)])
     layout = build([z], [0], (32, 32))
     assert layout.zones.tolist() == [[[0, 9, 0, 9, -8, 9], *[[0] * 6] * 3]]
+
+
+def test_adjoining_zones_are_one() -> None:
+    pieces = [(0, 32, 0, 8, -99, 99), (0, 32, 8, 20, -99, 99), (5, 9, 2, 11, -99, 99)]
+    z = ZoneSet.make(Frame.of(64), pieces)
+    layout = build([z], [0], (32, 32))
+    assert layout.zones.tolist() == [[[0, 32, 0, 20, -31, 20], *[[0] * 6] * 3]]
+
+
+BINDINGS: dict[str, object] = {
+    "docs": [100, 150, 50],
+    "chunk": [k // 16 % 64 for k in range(1324)],
+    "routing": [k * 7 % 4 for k in range(300)],
+}
+
+
+@pytest.mark.parametrize("path", sorted(PATTERN_FILES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_gallery_compiles(path: Path) -> None:
+    stack = pc.load(path).stack
+    for index, layout in enumerate(pc.compile(stack, 300, block=32, **BINDINGS)[:6]):
+        mask = layout.dense()
+        for head, p in enumerate(stack.heads(index)):
+            z = pc.lower(p, 300, q_offset=stack.memory, layer=index, head=head, **BINDINGS)
+            assert ((mask if layout.heads is None else mask[head]) == z.dense()).all()
+        check(layout)
 
 
 def test_the_order_of_zones_does_not_matter() -> None:

@@ -19,8 +19,10 @@ from patterncc.layout.limits import MAX_BITS, SLOTS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_COMPARED = 64  # zones of a tile that are compared in pairs; more always become bits
+_MERGED = 2 * SLOTS  # zones of a tile that are merged where that is exact
+_COMPARED = 64  # zones of a tile of which contained ones are dropped
 _CHUNK = 2**21  # entries of the temporary arrays
+_LAST = np.iinfo(np.int64).max
 _ONES = ((1 << np.arange(33, dtype=np.uint64)) - 1).astype(np.uint32)  # [b]: bits 0 .. b - 1 set
 
 
@@ -48,6 +50,18 @@ def pack(
         bounds[4] + (top - left),
         bounds[5] + (top - left),
     )
+    return _join(i0, i1, j0, j1, d0, d1)
+
+
+def _join(
+    i0: NDArray[Any],
+    i1: NDArray[Any],
+    j0: NDArray[Any],
+    j1: NDArray[Any],
+    d0: NDArray[Any],
+    d1: NDArray[Any],
+) -> NDArray[np.int64]:
+    """Six tile-local bounds as one integer of 9 + 9 + 9 + 9 + 10 + 10 bits."""
     packed: NDArray[np.int64] = (i0 << 9 | i1).astype(np.int64) << 38
     packed |= (j0 << 9 | j1).astype(np.int64) << 20
     packed |= (d0 + 256) << 10 | (d1 + 256)
@@ -240,7 +254,9 @@ def _resolved(
 
 def _resolve(unions: NDArray[np.int64], rows: NDArray[Any], block: tuple[int, int]) -> _Resolved:
     """Decide unions of k distinct packed zones [m, k], ascending."""
-    if unions.shape[1] <= _COMPARED:
+    if unions.shape[1] <= _MERGED:
+        unions = _merged(unions)
+    elif unions.shape[1] <= _COMPARED:
         unions = _without_contained(unions)
     zones = unpack(unions)
     kind = np.where((unions != 0).sum(axis=1) > SLOTS, 2, 1).astype(np.int8)
@@ -257,6 +273,31 @@ def _resolve(unions: NDArray[np.int64], rows: NDArray[Any], block: tuple[int, in
     return _Resolved(kind, few, bits[kind[drawn] == 2])
 
 
+def _merged(unions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pairs of zones whose hull holds no further pair replaced by it; zeros moved to the end."""
+    zones = unpack(unions)
+    low, high = zones[..., 0::2], zones[..., 1::2]  # views: what is merged is seen at once
+    again = np.ones(len(unions), dtype=bool)
+    while again.any():
+        again[:] = False
+        for a, b in combinations(range(unions.shape[1]), 2):
+            both = np.flatnonzero((high[:, a, 0] > 0) & (high[:, b, 0] > 0))
+            hull = np.empty((len(both), 6), dtype=np.int32)
+            hull[:, 0::2] = np.minimum(low[both, a], low[both, b])
+            hull[:, 1::2] = np.maximum(high[both, a], high[both, b])
+            pair = zones[both][:, [a, b]]
+            exact = areas(hull) <= areas(pair).sum(axis=1)  # else there is surely something between
+            if not exact.any():
+                continue
+            both, hull, pair = both[exact], hull[exact], pair[exact]
+            exact = areas(hull) == union_areas(pair)
+            zones[both[exact], a] = hull[exact]
+            zones[both[exact], b] = 0
+            again[both[exact]] = True
+    packed = np.where(high[..., 0] > 0, _join(*np.moveaxis(zones, -1, 0)), _LAST)
+    return _ascending(packed)
+
+
 def _without_contained(unions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Zones inside another zone of the same union replaced by 0, and zeros moved to the end."""
     z = unpack(unions)
@@ -266,10 +307,14 @@ def _without_contained(unions: NDArray[np.int64]) -> NDArray[np.int64]:
         inside &= low[:, :, None, c] >= low[:, None, :, c]
         inside &= high[:, :, None, c] <= high[:, None, :, c]
     contained = inside.sum(axis=2) > 1  # each is inside itself, and equal ones are gone already
-    last = np.iinfo(np.int64).max
-    kept = np.sort(np.where(contained, last, unions), axis=1)
-    kept[kept == last] = 0
-    return kept
+    return _ascending(np.where(contained, _LAST, unions))
+
+
+def _ascending(packed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each row sorted, _LAST turned into 0 at its end."""
+    ordered = np.sort(packed, axis=1)
+    ordered[ordered == _LAST] = 0
+    return ordered
 
 
 def sizes(zones: NDArray[np.int32], bits: NDArray[np.uint32]) -> NDArray[np.int64]:
