@@ -235,7 +235,7 @@ def test_the_golden_messages_are_all_read() -> None:
 
 
 def test_a_file_of_noise_reports_the_first_twenty() -> None:
-    for count, more in ((21, 1), (99, 79), (20_000, "many")):
+    for count, more in ((21, 1), (99, 79), (9_000, "many")):
         lines = "".join(f"  a{k}: nothing{k}()\n" for k in range(count))
         with pytest.raises(PatternSyntaxError) as caught:
             loads("edges:\n" + lines)
@@ -335,7 +335,7 @@ def test_hostile_expressions_are_refused_at_no_cost(name: str) -> None:
         ("[" * DEEP, "more than 16 levels of YAML"),
         ("{a: " * DEEP, "more than 16 levels of YAML"),
         ("\n".join(" " * k + f"a{k}:" for k in range(40)), "more than 16 levels of YAML"),
-        ("- a\n" * 250_000, "more than 100000 entries of YAML"),
+        ("- a\n" * 50_000, "more than 20000 entries of YAML"),
     ],
     ids=["lists", "flow lists", "flow mappings", "mappings", "entries"],
 )

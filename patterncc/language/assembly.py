@@ -22,12 +22,13 @@ from patterncc.language.expectation import parse_expect
 from patterncc.language.expression import evaluate, evaluate_edges
 from patterncc.language.source import Broken, Entries, Node, Scalar, plain
 from patterncc.language.syntax import Parsed, parse
-from patterncc.language.values import BAD, MAX_NOTED, MAX_TERMS, Bad, Named
+from patterncc.language.values import BAD, MAX_TERMS, Bad, Named
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Layer
 
 MAX_LAYERS = 10_000
 MAX_HEADS = 1024
+MAX_CYCLES = 20  # told of one file; each is sought anew
 
 KEYS = (
     *("name", "summary", "source", "params", "edges", "layers", "memory", "bindings", "expect"),
@@ -94,7 +95,7 @@ def _edges(draft: Draft) -> None:
 def _ordered(draft: Draft, parsed: Mapping[str, Parsed], needs: dict[str, list[str]]) -> list[str]:
     """Names in order of evaluation; each cycle is reported once and its names are left out."""
     left = {name: list(wanted) for name, wanted in needs.items()}
-    while True:
+    for _ in range(MAX_CYCLES):
         try:
             return list(TopologicalSorter(left).static_order())
         except CycleError as error:
@@ -105,11 +106,10 @@ def _ordered(draft: Draft, parsed: Mapping[str, Parsed], needs: dict[str, list[s
             what = f"'{turn[0]}' is defined by itself: {' -> '.join(shown)}"
             tree = parsed[turn[0]]
             draft.note(what, tree.span(tree.tree), "write it from other edge sets and primitives")
-            if len(draft.problems) >= MAX_NOTED:
-                return []
             for name in cycle:
                 left.pop(name, None)
             left = {n: [w for w in wanted if w in left] for n, wanted in left.items()}
+    return []
 
 
 def _layers(draft: Draft) -> None:

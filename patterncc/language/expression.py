@@ -41,6 +41,8 @@ from patterncc.language.values import (
 from patterncc.pattern import Pattern
 from patterncc.primitives import PRIMITIVES
 
+MAX_SUGGESTED = 1000  # names among which the nearest is sought
+
 _OPERATORS: dict[type[ast.operator], str] = {
     **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**"},
     **{ast.BitOr: "|", ast.BitAnd: "&", ast.Div: "/", ast.BitXor: "^", ast.MatMult: "@"},
@@ -172,6 +174,8 @@ class _Walk:
         if node.id == "never":
             return self.note("'never' stands in 'expect' only", node)
         number = {"never"} if self.scope.fractions else set()
+        if len(self.scope.names) > MAX_SUGGESTED:
+            return self.note(f"unknown name '{node.id}'", node)
         near = suggest(node.id, {*self.scope.names, *PRIMITIVES, *FUNCTIONS, *number})
         if near.startswith("known"):
             near = suggest(node.id, self.scope.names)

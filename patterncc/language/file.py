@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from patterncc.errors import Diagnostic, PatternError, PatternSyntaxError
+from patterncc.errors import Diagnostic, PatternError, PatternSyntaxError, Span
 from patterncc.language.assembly import KEYS, PASSES
 from patterncc.language.draft import Draft, fields_of
 from patterncc.language.expectation import Expect
@@ -90,7 +90,7 @@ def _read(text: str, file: str, folder: Path, params: Mapping[str, object]) -> P
             fill(draft)
     elif not problems:
         what = "a pattern file is a mapping with the keys " + ", ".join(KEYS)
-        draft.note(what, root.span if root else None, "start with 'edges:'")
+        draft.note(what, root.span if root else Span(file, 1, 1, 1, ""), "start with 'edges:'")
     if problems:
         raise PatternSyntaxError(_sorted(problems))
     return PatternFile(

@@ -21,7 +21,7 @@ from patterncc.errors import Diagnostic, Span
 
 MAX_BYTES = 2**20  # of a pattern file
 MAX_DEPTH = 16  # of nested mappings and lists; the deepest key of a pattern file stands at 6
-MAX_NODES = 100_000  # mappings, lists and scalars together
+MAX_NODES = 20_000  # mappings, lists and scalars together
 
 # What YAML 1.1 does not allow, and the line breaks that other tools do not count as lines.
 _UNREADABLE = re.compile(
