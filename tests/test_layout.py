@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +222,36 @@ def test_sizes_at_a_million_tokens() -> None:
     assert len(window.zones) == 4
     assert window.nbytes < 2**20
     assert window.edges == (pc.lower(p, n).count(),)
+
+
+def peak(make: Callable[[], object]) -> int:
+    """The most bytes that were allocated at one time."""
+    tracemalloc.start()
+    try:
+        make()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_at_a_million_tokens() -> None:
+    n = 2**20
+    p = pc.causal() & (pc.window(511) | pc.global_tokens(range(64)))
+    assert peak(lambda: pc.compile(p, n, block=128)) < 10_000_000
+    bird = pc.window(1, 1, block=64) | pc.global_tokens(range(64)) | pc.random_blocks(3, block=64)
+    assert peak(lambda: pc.compile(bird, n, block=64)) < 50_000_000
+
+
+def test_a_length_is_refused_before_numpy_loads() -> None:
+    code = """
+import sys, patterncc as pc
+try:
+    pc.compile(pc.causal(), 10**12)
+except pc.SizeError:
+    print("numpy" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
 
 
 def test_a_hub_row_is_one_run() -> None:

@@ -184,6 +184,7 @@ class Layout:
 
     def __repr__(self) -> str:
         return (
-            f"<Layout {self.pattern or 'of zones'}: {self.n} x {self.n_k}, block {self.block[0]} x "
-            f"{self.block[1]}, {self.full_tiles} full and {self.partial_tiles} partial tiles>"
+            f"<Layout {self.pattern[:100] or 'of zones'}: {self.n} x {self.n_k}, block "
+            f"{self.block[0]} x {self.block[1]}, {self.full_tiles} full and "
+            f"{self.partial_tiles} partial tiles>"
         )

@@ -227,7 +227,7 @@ def _resolved(
     start = np.cumsum(count) - count
     entry = np.zeros(len(start), dtype=np.intp)
     parts: list[_Resolved] = []
-    offset = 0
+    offset = drawn = 0
     for k in np.unique(count).tolist():
         where = np.flatnonzero(count == k)
         unions = np.empty((len(where), k + 1), dtype=np.int64)
@@ -237,11 +237,11 @@ def _resolved(
         entry[where] = place + offset
         offset += len(unions)
         step = max(1, _CHUNK // (k * max(k, block[0])))
-        parts += [
-            _resolve(part[:, :k], part[:, k], block)
-            for part in (unions[f : f + step] for f in range(0, len(unions), step))
-        ]
-    _check_bits(sum(len(p.bits) for p in parts), block)
+        for first in range(0, len(unions), step):
+            part = unions[first : first + step]
+            parts.append(_resolve(part[:, :k], part[:, k], block))
+            drawn += len(parts[-1].bits)
+            _check_bits(drawn, block)
     return (
         _Resolved(
             np.concatenate([p.kind for p in parts]),
