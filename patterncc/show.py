@@ -136,7 +136,8 @@ def natural_size(stack: Stack, bindings: Mapping[str, Any], known: Sequence[int]
         try:
             drawn = masks(stack, n, bindings=bindings)
             fits.append(n)
-            if any(4 * z.count() <= z.frame.n * z.frame.n_k for _, z in drawn):
+            counts = [(z.count(), z.frame.n * z.frame.n_k) for _, z in drawn]
+            if all(edges for edges, _ in counts) and any(4 * e <= pairs for e, pairs in counts):
                 return n
         except SizeError:
             break

@@ -70,7 +70,7 @@ class Commands(click.Group):
             _fail(ctx, type(error).__name__, str(error) or "out of memory", [])
         except click.UsageError as error:
             if ctx.obj:
-                click.echo(_json({"error": {"kind": "UsageError", "message": str(error)}}))
+                click.echo(_json({"error": {"kind": "UsageError", "message": error.format_message()}}))
             raise
 
 

@@ -1,0 +1,312 @@
+"""The command line: exit codes, one JSON object, errors without tracebacks, whole files."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from patterncc import Layout
+from patterncc.cli import main
+from patterncc.gallery import folder
+
+NEAR = """\
+name: near
+params:
+  w: 16
+edges:
+  near: causal() & window(w - 1)
+layers:
+  - repeat: 4
+    edges: near
+expect:
+  - depth_to_full(n=256) == 17
+"""
+
+
+@pytest.fixture
+def near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A pattern file, alone in the folder that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    Path("near.yaml").write_text(NEAR)
+    return "near.yaml"
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(w) for w in words])
+
+
+def as_json(*words: object, status: int = 0) -> dict[str, Any]:
+    result = run(*words, "--json")
+    assert result.exit_code == status, result.output
+    found = json.loads(result.stdout)  # exactly one value: json.loads refuses a second
+    assert isinstance(found, dict)
+    return found
+
+
+def refused(*words: object) -> str:
+    """The message of a command that must fail as bad input, both as text and as JSON."""
+    before = sorted(Path().rglob("*"))
+    told = as_json(*words, status=2)["error"]
+    result = run(*words)
+    assert result.exit_code == 2
+    assert not result.stdout
+    assert "Traceback" not in result.stderr
+    assert sorted(Path().rglob("*")) == before
+    assert told["message"].splitlines()[0] in result.stderr
+    return str(told["message"])
+
+
+def test_without_a_command_help_is_printed():
+    result = run()
+    assert result.exit_code == 0
+    assert "check" in result.output and "Exit status" in result.output
+
+
+@pytest.mark.parametrize("command", list(main.commands))
+def test_every_command_has_help_and_json(command: str):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.output
+
+
+def test_check_says_what_holds(near: str):
+    assert run("check", near).output == f"ok      {near}  (1 of 1 expectations hold)\n"
+    found = as_json("check", near)
+    assert found["ok"] is True
+    assert found["files"][0]["expect"][0]["holds"] is True
+
+
+def test_check_fails_with_1_where_an_expectation_does(near: str):
+    result = run("check", near, "-p", "w=32")
+    assert result.exit_code == 1
+    assert "near.yaml:10:5" in result.output and "^^^" in result.output
+    assert as_json("check", near, "-p", "w=32", status=1)["ok"] is False
+
+
+def test_check_fails_with_1_where_lint_finds_an_error(near: str):
+    Path(near).write_text("layers:\n  - edges: causal() & ~causal()\n")
+    result = run("check", near)
+    assert result.exit_code == 1
+    assert "PCC101" in result.output
+
+
+def test_check_reads_all_files_though_one_is_broken(near: str):
+    Path("bad.yaml").write_text("edges:\n  a: windw(3)\nlayers:\n  - edges: b\n")
+    result = run("check", "bad.yaml", near)
+    assert result.exit_code == 2
+    assert "did you mean 'window'?" in result.output and "bad.yaml:4" in result.output
+    assert "ok      near.yaml" in result.output
+    statuses = [f["status"] for f in as_json("check", "bad.yaml", near, status=2)["files"]]
+    assert statuses == ["error", "ok"]
+
+
+def test_show_draws_in_the_terminal(near: str):
+    result = run("show", near, "--n", 8, "-p", "w=2")
+    assert result.output.splitlines()[2] == "0 █▄"
+    found = as_json("show", near, "--n", 8, "-p", "w=2")
+    assert found["masks"] == [
+        {"title": "all layers", "n": 8, "n_k": 8, "edges": 15, "density": 15 / 64}
+    ]
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_show_writes_a_picture(near: str, ending: str):
+    result = run("show", near, "-o", f"mask.{ending}")
+    assert result.output == f"wrote mask.{ending}\n"
+    head = Path(f"mask.{ending}").read_bytes()[:8]
+    assert head.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
+
+
+def test_analyze_prints_and_saves_a_report(near: str):
+    assert "full at 17 layers" in run("analyze", near, "--n", 256).output
+    found = as_json("analyze", near, "--n", 256, "-o", "report.html")
+    assert found["depth_to_full"]["value"] == 17
+    assert Path("report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_analyze_answers_at_a_trillion_tokens(near: str):
+    found = as_json("analyze", near, "--n", "2**40")
+    assert found["n"] == 2**40
+    assert found["reach"][4]["badge"] == "exact"
+
+
+def test_explain_finds_the_way(near: str):
+    found = as_json("explain", near, "--query", 40, "--key", 3)
+    assert found["layers"] == 3
+    assert [step["query"] for step in found["path"]][-1] == 40
+
+
+def test_compile_leaves_layout_source_and_manifest(near: str):
+    result = run("compile", near, "--n", 1000, "--block", 64, "-o", "out")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    layout = Layout.load("out/layout.safetensors")
+    assert manifest["layouts"][0]["hash"] == layout.hash
+    for name, row in manifest["kernels"].items():
+        assert row["resources"]["shared"] <= row["resources"]["shared_limit"], row
+        compile(Path("out", name).read_text(), name, "exec")
+    assert {p.name for p in Path("out").iterdir()} == {
+        "layout.safetensors",
+        "manifest.json",
+        *manifest["kernels"],
+    }
+
+
+def test_compile_again_into_the_same_folder(near: str):
+    for n in (500, 1000):
+        found = as_json("compile", near, "--n", n, "--block", 64, "-o", "out")
+    assert found["n"] == Layout.load("out/layout.safetensors").n == 1000
+    assert not [p for p in Path().iterdir() if p.name.startswith(".")]
+
+
+def test_doctor_says_which_backend_runs_and_why():
+    found = as_json("doctor")
+    assert found["backend"]["auto"] in ("cpu", "triton")
+    assert found["backend"]["reason"]
+    assert "torch" in run("doctor").output
+
+
+def test_gallery_names_stand_for_files():
+    assert "mistral-7b" in as_json("show", "mistral-7b", "--n", 64)["name"]
+
+
+@pytest.mark.parametrize("path", sorted(folder().glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_gallery_file_is_drawn_at_its_natural_size(path: Path):
+    found = as_json("show", path)
+    assert all(m["edges"] for m in found["masks"])
+
+
+BAD_LINES = {
+    "unknown primitive": ("edges:\n  a: windw(3)\n", "did you mean 'window'"),
+    "negative size": ("edges:\n  a: window(-5)\n", "at least"),
+    "huge size": ("edges:\n  a: window(10**15)\n", "at most"),
+    "tag": ("edges: !!python/object:os.system\n  a: full()\n", "tag"),
+    "alias": ("edges: &x\n  a: full()\nlayers: *x\n", "alias"),
+    "duplicate key": ("edges:\n  a: full()\n  a: causal()\n", "twice"),
+    "cycle": ("edges:\n  a: b\n  b: a\n", "b"),
+    "attribute": ("edges:\n  a: causal().__class__\n", "__class__"),
+    "not yaml": ("edges: [\n", "bad.yaml"),
+    "empty": ("", "mapping"),
+    "binary": ("\x00\x01\x02", "bad.yaml"),
+}
+
+
+@pytest.mark.parametrize("kind", list(BAD_LINES))
+@pytest.mark.parametrize("command", ["show", "analyze"])
+def test_bad_files_are_refused_with_a_place(near: str, kind: str, command: str):
+    text, word = BAD_LINES[kind]
+    Path("bad.yaml").write_text(text)
+    message = refused(command, "bad.yaml")
+    assert "bad.yaml" in message or kind == "empty"
+    assert word in message
+
+
+def test_files_that_are_too_large_or_missing_or_folders(near: str):
+    Path("large.yaml").write_text("#" * (2**20 + 1))
+    Path("folder.yaml").mkdir()
+    assert "1048576" in refused("show", "large.yaml")
+    assert "No such file" in refused("show", "none.yaml")
+    assert "folder.yaml" in refused("show", "folder.yaml")
+    assert "gallery has no pattern" in refused("show", "mistrall")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("analyze", "near.yaml", "--n", "0"),
+        ("analyze", "near.yaml", "--n", "-5"),
+        ("analyze", "near.yaml", "--n", "many"),
+        ("analyze", "near.yaml", "--n", "2**41"),
+        ("analyze", "near.yaml", "--n", "9**99"),
+        ("analyze", "near.yaml", "--engine", "zone"),
+        ("analyze", "near.yaml", "--pairs", "some"),
+        ("analyze", "near.yaml", "-o", "report.pdf"),
+        ("analyze", "near.yaml", "-o", "no/such/report.html"),
+        ("analyze", "near.yaml", "-p", "w"),
+        ("analyze", "near.yaml", "-p", "v=3"),
+        ("analyze", "near.yaml", "-p", "w=import os"),
+        ("analyze", "near.yaml", "--bind", "docs=a,b"),
+        ("show", "near.yaml", "--layer", "9"),
+        ("show", "near.yaml", "--layer", "-1"),
+        ("show", "near.yaml", "-o", "mask.gif"),
+        ("show", "near.yaml", "-o", "no/such/mask.png"),
+        ("show", "near.yaml", "--cells", "0"),
+        ("explain", "near.yaml", "--query", "9"),
+        ("explain", "near.yaml", "--query", "9", "--key", "9", "--n", "5"),
+        ("compile", "near.yaml", "-o", "out"),
+        ("compile", "near.yaml", "--n", "10**12", "-o", "out"),
+        ("compile", "near.yaml", "--n", "512", "-o", "near.yaml"),
+        ("compile", "near.yaml", "--n", "512", "-o", "no/such/out"),
+        ("compile", "near.yaml", "--n", "512", "-o", "out", "--block", "100"),
+        ("compile", "near.yaml", "--n", "512", "-o", "out", "--head-dim", "512"),
+        ("compile", "near.yaml", "--n", "512", "-o", "out", "--target", "sm_42"),
+        ("bench", "everything"),
+        ("analyse", "near.yaml"),
+    ],
+    ids=" ".join,
+)
+def test_bad_options_are_refused(near: str, words: tuple[str, ...]):
+    assert refused(*words)
+
+
+def test_a_huge_layout_is_refused_before_anything_is_allocated(near: str):
+    """Peak memory in a process of its own, against one that only imports what it needs."""
+    code = """
+import resource, sys
+from patterncc.cli import main
+import patterncc.layout, patterncc.language
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    main(["compile", "near.yaml", "--n", "10**12", "-o", "out"], standalone_mode=False)
+except SystemExit as stop:
+    assert stop.code == 2
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, torch_loaded = done.stdout.split()
+    assert int(grown) < 50 * 1024  # KiB on Linux
+    assert torch_loaded == "False"
+    assert not Path("out").exists()
+
+
+def test_an_output_that_cannot_be_written_leaves_nothing(near: str):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "patterncc",
+            "compile",
+            near,
+            "--n",
+            "2048",
+            "--block",
+            "16",
+            "-o",
+            "out",
+        ],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048)),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in Path().iterdir()] == [near]
+
+
+def test_a_real_process_exits_with_the_same_codes(near: str):
+    def status(*words: str) -> int:
+        command = [sys.executable, "-m", "patterncc", *words]
+        return subprocess.run(command, capture_output=True).returncode
+
+    assert status("check", near) == 0
+    assert status("check", near, "-p", "w=32") == 1
+    assert status("check", "none.yaml") == 2
