@@ -163,7 +163,7 @@ def test_fact_sparse_transformer_strided() -> None:
     assert full_at(Stack([far, local]), 256) == 2
 
 
-@pytest.mark.parametrize("n", [64, 100, 256])
+@pytest.mark.parametrize("n", [64, 100, 256, 65_536])
 def test_fact_logsparse(n: int) -> None:
     assert full_at(pc.logsparse(), n) == n.bit_length() - 1
 

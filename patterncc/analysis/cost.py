@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from patterncc.analysis import offsets
 from patterncc.analysis.topology import Level, Pairs, Topology
 from patterncc.zones import algebra
 
@@ -53,7 +54,7 @@ _FIELDS = tuple(LevelCost.__dataclass_fields__)[1:]
 
 
 def _cost(t: Topology, pairs: Pairs, level: Level, head_dim: int) -> LevelCost:
-    counts = [zones.count() for zones in level.head_zones]
+    counts = [offsets.count(zones) for zones in level.head_zones]
     keys = [_last_row_keys(t, zones.table) for zones in level.head_zones]
     edges = tuple(counts[k] for k in level.head_index)
     heads = len(edges)

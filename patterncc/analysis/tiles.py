@@ -287,7 +287,7 @@ def _choose_side(t: Topology, so_far: ZoneSet) -> int:
     n = t.frame.n
     if n <= TOKEN_GRAIN:
         return 1
-    block = _own_block(t)
+    block = _own_block(t, so_far)
     if block > 1:
         side = block
         while -(-n // side) > MOST_ROWS:
@@ -302,8 +302,9 @@ def _choose_side(t: Topology, so_far: ZoneSet) -> int:
     return side
 
 
-def _own_block(t: Topology) -> int:
-    """The greatest common divisor of the block sizes in the patterns; 1 where there are none."""
+def _own_block(t: Topology, so_far: ZoneSet) -> int:
+    """The greatest common divisor of the block sizes in the patterns, or where they name none, of
+    the positions at which boxes begin and end."""
     sizes = [
         int(block)
         for patterns in map(patterns_of, t.stack.layers)
@@ -311,4 +312,9 @@ def _own_block(t: Topology) -> int:
         for node in walk(pattern)
         if (block := getattr(node, "block", 1)) > 1
     ]
-    return math.gcd(*sizes) if sizes else 1
+    if sizes:
+        return math.gcd(*sizes)
+    corners = np.concatenate(
+        [z.table[:, :4].ravel() for z in (so_far, *(v.zones for v in t.levels))]
+    )
+    return int(np.gcd.reduce(corners[corners != t.frame.n])) or 1

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from patterncc.analysis import offsets
 from patterncc.analysis.topology import Pairs, Topology
 from patterncc.errors import SizeError
 from patterncc.zones import ZoneSet
 from patterncc.zones.algebra import MAX_ZONES, areas, count_pairs, intersect, refuse_above, take
 
-MAX_PAIRS = 2**18  # pairs of zones that one composition may meet before the tiles engine takes over
+MAX_PAIRS = 2**19  # pairs of zones that one composition may meet before the tiles engine takes over
 FEW = 64  # zones up to which all pairs are compared
+SLOW_LAYERS = 256  # layers that are tried one by one where doubling is refused
 MOST_PAIRS = MAX_ZONES  # the same where the zones engine was asked for by name
 
 
@@ -43,7 +45,7 @@ def measured(t: Topology, pairs: Pairs, zones: ZoneSet, max_pairs: int = MAX_PAI
     Raises SizeError when counting would cut the zones into more than 8 * max_pairs pieces.
     """
     whole = reached(t, pairs, zones)
-    if len(whole) > 1024:
+    if len(whole) > 1024 and offsets.bands(whole) is None:
         first, last = whole.table[:, 0], whole.table[:, 1]
         cuts = np.sort(np.concatenate([first, last]))
         pieces = int((np.searchsorted(cuts, last) - np.searchsorted(cuts, first)).sum())
@@ -55,7 +57,7 @@ def _count(zones: ZoneSet) -> int:
     """The exact count; of two zones by what they share, which is quicker than a sweep."""
     table = zones.table
     if len(table) != 2:
-        return zones.count()
+        return offsets.count(zones)
     common = intersect(table[:1], table[1:])
     return int(sum(areas(table).tolist()) - sum(areas(common).tolist()))
 
@@ -99,6 +101,10 @@ def after(first: ZoneSet, then: ZoneSet, max_pairs: int = MAX_PAIRS) -> ZoneSet:
     if not len(first) or not len(then):
         return first if len(first) else then
     a, b = then.table, first.table
+    if len(a) * len(b) > FEW:
+        added, adding = offsets.bands(first), offsets.bands(then)
+        if added is not None and adding is not None:
+            return offsets.after(first, added, adding)
     if len(a) * len(b) > max_pairs:
         meeting = count_pairs(a[:, 2], a[:, 3], b[:, 0], b[:, 1])
         refuse_above(meeting, "pairs of zones in one composition", max_pairs)
@@ -134,13 +140,23 @@ def search(
 ) -> Found:
     """The least depth past `depth` at which reach is full, or that it never is.
 
-    Whole periods of the stack are doubled until reach is full or stands still, then halved back:
-    the cost grows with the logarithm of the answer.
+    Raises SizeError where that would take too many zones, or too many layers one by one.
     """
+    try:
+        return _search_by_doubling(t, pairs, depth, at, max_pairs)
+    except SizeError:
+        return _search_by_layers(t, pairs, depth, at, max_pairs)
+
+
+def _search_by_doubling(
+    t: Topology, pairs: Pairs, depth: int, at: Symbolic, max_pairs: int
+) -> Found:
+    """Whole periods are doubled until reach is full or stands still, then halved back: the cost
+    grows with the logarithm of the answer."""
     cycle = ZoneSet.make(t.frame, [])
     for index in range(depth, depth + t.period):
         cycle = after(cycle, t.level(index).zones, max_pairs)
-    powers = [cycle]  # powers[k] is 2**k cycles
+    powers = [cycle]  # powers[k] is 2**k periods
     last = at
     while True:
         new = measured(t, pairs, after(at.zones, powers[-1], max_pairs), max_pairs)
@@ -150,14 +166,23 @@ def search(
             return Found(None, new)
         last = new
         powers.append(after(powers[-1], powers[-1], max_pairs))
-    now, cycles = at, 0
+    now, periods = at, 0
     for k in reversed(range(len(powers) - 1)):
         tried = measured(t, pairs, after(now.zones, powers[k], max_pairs), max_pairs)
         if tried.count < pairs.count:
-            now, cycles = tried, cycles + 2**k
-    depth += cycles * t.period
-    while now.count < pairs.count:
-        then = t.level(depth).zones
-        now = step(t, pairs, now, then, max_pairs)
-        depth += 1
-    return Found(depth, now)
+            now, periods = tried, periods + 2**k
+    return _search_by_layers(t, pairs, depth + periods * t.period, now, max_pairs)
+
+
+def _search_by_layers(t: Topology, pairs: Pairs, depth: int, at: Symbolic, max_pairs: int) -> Found:
+    """One layer at a time: powers of a stack can need more zones than its reach does."""
+    still = 0
+    for index in range(depth, depth + max(SLOW_LAYERS, t.period)):
+        new = step(t, pairs, at, t.level(index).zones, max_pairs)
+        if new.count == pairs.count:
+            return Found(index + 1, new)
+        still = still + 1 if new.count == at.count else 0
+        at = new
+        if still >= t.period:
+            return Found(None, at)
+    raise SizeError(f"the depth to full is more than {SLOW_LAYERS} layers past layer {depth}")
