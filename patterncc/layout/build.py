@@ -107,7 +107,10 @@ def _row_strips(table: NDArray[Any], grid: Grid) -> Strips:
 
 def _column_strips(table: NDArray[Any], grid: Grid) -> Strips:
     """Strips of the tile columns, for the zones that may fill a tile and the whole columns only."""
-    wide = table[table[:, 3] - table[:, 2] >= grid.block[1]]
+    height = min(grid.block[0], (grid.n - 1) % grid.block[0] + 1)  # of the shortest tile row
+    width = grid.block[1]
+    fills = (table[:, 3] - table[:, 2] >= width) & (table[:, 1] - table[:, 0] >= height)
+    wide = table[fills & (table[:, 5] - table[:, 4] >= width + height - 1)]
     flipped = np.empty_like(wide)
     flipped[:, :4] = wide[:, [2, 3, 0, 1]]
     flipped[:, 4], flipped[:, 5] = 1 - wide[:, 5], 1 - wide[:, 4]
