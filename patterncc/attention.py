@@ -1,152 +1,29 @@
-"""`attention`: one registered torch op over a layout, with gradients; and a module around it.
-
-The op takes plain tensors and one line of text, never a Python object, so it traces, compiles and
-exports as one node.
-"""
+"""`attention`: a layout's edges and nothing else, with gradients; `SparseAttention` around it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, assert_never, overload
+import operator
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Literal, TypeVar, cast, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from patterncc.errors import TensorError
-from patterncc.kernels import runtime
-from patterncc.kernels.plan import HEAD_DIMS, Backend, Spec
+from patterncc.errors import PatternError, PatternValueError, TensorError
+from patterncc.kernels import op, runtime
+from patterncc.kernels.plan import HEAD_DIMS, Backend
+from patterncc.layout import compile as compile_layout
 from patterncc.layout.layout import Layout
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from patterncc.pattern import Pattern, check_int
+from patterncc.stack import Heads
 
 DTYPES: dict[Backend, tuple[torch.dtype, ...]] = {
     "triton": (torch.float16, torch.bfloat16, torch.float32),
     "cpu": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
     "reference": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
 }
-
-
-# --- the ops
-
-
-@torch.library.custom_op("patterncc::attention", mutates_args=())
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], plan: str, scale: float
-) -> tuple[Tensor, Tensor]:
-    spec = Spec.parse(plan)
-    out, lse = _backend(spec.backend).forward(q, k, v, layout, spec, scale)
-    return out.contiguous(), lse.contiguous()
-
-
-@_attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], plan: str, scale: float
-) -> tuple[Tensor, Tensor]:
-    out = q.new_empty(*q.shape[:3], v.shape[-1])
-    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
-
-
-@torch.library.custom_op("patterncc::attention_backward", mutates_args=())
-def _attention_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    layout: Sequence[Tensor],
-    plan: str,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    spec = Spec.parse(plan)
-    grads = _backend(spec.backend).backward(grad_out, q, k, v, out, lse, layout, spec, scale)
-    grad_q, grad_k, grad_v = (g.contiguous() for g in grads)
-    return grad_q, grad_k, grad_v
-
-
-@_attention_backward.register_fake
-def _(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    layout: Sequence[Tensor],
-    plan: str,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-@torch.library.custom_op("patterncc::decode", mutates_args=())
-def _decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Sequence[Tensor],
-    plan: str,
-    scale: float,
-    position: Tensor,
-) -> tuple[Tensor, Tensor]:
-    spec = Spec.parse(plan)
-    out, lse = _backend(spec.backend).decode(q, k, v, layout, spec, scale, position)
-    return out.contiguous(), lse.contiguous()
-
-
-@_decode.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Sequence[Tensor],
-    plan: str,
-    scale: float,
-    position: Tensor,
-) -> tuple[Tensor, Tensor]:
-    out = q.new_empty(*q.shape[:3], v.shape[-1])
-    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, layout, plan, scale = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(q, k, v, out, lse, *layout)
-    ctx.plan, ctx.scale = plan, scale
-
-
-def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[object, ...]:
-    q, k, v, out, lse, *layout = ctx.saved_tensors
-    grads = _attention_backward(grad_out, q, k, v, out, lse, layout, ctx.plan, ctx.scale)
-    return *grads, [None] * len(layout), None, None
-
-
-_attention.register_autograd(_differentiate, setup_context=_save)
-
-
-def _backend(name: Backend) -> ModuleType:
-    """The module that runs an op: each has forward, backward and decode."""
-    match name:
-        case "triton":
-            from patterncc.kernels import launch
-
-            return launch
-        case "cpu":
-            from patterncc.kernels import cpu
-
-            return cpu
-        case "reference":
-            from patterncc.kernels import reference
-
-            return reference
-        case _:
-            assert_never(name)
-
-
-# --- the public function
 
 
 @overload
@@ -220,23 +97,41 @@ def attention(
         )
     _check_tensors(q, k, v, enable_gqa)
     _check_layout(q, k, layout, position)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    if not 0 < scale < math.inf:
-        raise TensorError(f"attention: scale must be positive and finite, not {scale}")
-    tensors, plan, runs_on = _prepared(layout, q.device, backend)
-    _check_backend(q, v, runs_on)
-    if position is None:
-        out, lse = _attention(q, k, v, tensors, plan, scale)
-    else:
-        at = _positions(position, q, layout)
-        out, lse = _decode(q, k, v, tensors, plan, scale, at)
+    at = None if position is None else _positions(position, q, layout)
+    out, lse = _run(q, k, v, _prepared(layout, q.device, backend), scale, at)
     return (out, lse) if return_lse else out
 
 
-# a graph treats a layout's tables as constants, guarded by the layout itself
-_prepared: Callable[[Layout, torch.device, str], runtime.Prepared] = (
-    torch.compiler.assume_constant_result(runtime.prepared)  # type: ignore[no-untyped-call]
-)
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prepared: runtime.Prepared,
+    scale: float | None,
+    position: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The op on tensors that fit the layout."""
+    tensors, plan, runs_on = prepared
+    _check_backend(q, v, runs_on)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    if not 0 < scale < math.inf:
+        raise TensorError(f"attention: scale must be positive and finite, not {scale}")
+    if position is None:
+        out, lse = op.attention(q, k, v, tensors, plan, scale)
+    else:
+        out, lse = op.decode(q, k, v, tensors, plan, scale, position)
+    return out, lse
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _constant(make: F) -> F:
+    """`make`'s results are constants of a graph that torch traces, guarded by its arguments."""
+    return cast(F, torch.compiler.assume_constant_result(make))  # type: ignore[no-untyped-call]
+
+
+_prepared = _constant(runtime.prepared)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
@@ -323,8 +218,156 @@ def _positions(position: int | Tensor, q: Tensor, layout: Layout) -> Tensor:
             f"attention: {q.shape[2]} rows at position {position} are outside the layout's queries "
             f"[{first}, {last})"
         )
+    return _row(position, q)
+
+
+def _row(position: int, q: Tensor) -> Tensor:
     return torch.full((len(q),), position, dtype=torch.int32, device=q.device)
 
 
 def _shape(x: Tensor) -> str:
     return f"({', '.join(map(str, x.shape))})"
+
+
+class SparseAttention(nn.Module):
+    """Self-attention over the edges of a pattern: projections around `attention`.
+
+    x [B, L, dim] -> [B, L, dim].  The layout of each length is compiled once and kept; it is not
+    part of the state dict, whose weights are q.weight, k.weight, v.weight and out.weight.
+
+    pattern: a Pattern, or pc.heads([...]) with one pattern for each head.  kv_heads: default
+    `heads`.  head_dim: default dim / heads.  block, layer: as in `compile`.
+
+    >>> from patterncc import causal, window
+    >>> m = SparseAttention(64, heads=4, kv_heads=2, pattern=causal() & window(31))
+    >>> m(torch.randn(2, 100, 64)).shape
+    torch.Size([2, 100, 64])
+
+    Raises PatternValueError for sizes that do not divide.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int | None = None,
+        pattern: Pattern | Heads | None = None,
+        *,
+        head_dim: int | None = None,
+        bias: bool = False,
+        block: int | tuple[int, int] | None = None,
+        layer: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not isinstance(pattern, Pattern | Heads):
+            raise PatternError(f"SparseAttention: {pattern!r} is not a pattern or pc.heads([...])")
+        check = partial(check_int, "SparseAttention", least=1)
+        self.dim, self.heads = check("dim", dim), check("heads", heads)
+        self.kv_heads = self.heads if kv_heads is None else check("kv_heads", kv_heads)
+        for name, whole, part in (("dim", dim, heads), ("heads", heads, self.kv_heads)):
+            if whole % part and (head_dim is None or name == "heads"):
+                raise PatternValueError(
+                    f"SparseAttention: {name} {whole} is not a multiple of {part}"
+                )
+        if isinstance(pattern, Heads) and len(pattern.patterns) != heads:
+            raise PatternValueError(
+                f"SparseAttention: {heads} heads, but a pattern for {len(pattern.patterns)}"
+            )
+        self.head_dim = dim // heads if head_dim is None else check("head_dim", head_dim)
+        self.pattern, self.block, self.layer, self.backend = pattern, block, layer, backend
+        self.q = nn.Linear(dim, self.heads * self.head_dim, bias=bias)
+        self.k = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
+        self.v = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
+        self.out = nn.Linear(self.heads * self.head_dim, dim, bias=bias)
+
+    def layout(self, n: int) -> Layout:
+        """The layout for n tokens, compiled on first use."""
+        return _compiled(self.pattern, n, self.block, self.layer)
+
+    def new_cache(self, batch: int, capacity: int) -> tuple[Tensor, Tensor]:
+        """Zeroed K and V buffers [batch, kv_heads, capacity, head_dim] for decode steps."""
+        shape = (batch, self.kv_heads, capacity, self.head_dim)
+        weight = self.k.weight
+        return weight.new_zeros(shape), weight.new_zeros(shape)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        layout: Layout | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        position: int | None = None,
+    ) -> Tensor:
+        """All of x attends to itself; or, with a cache, x stands at `position` after what it holds.
+
+        layout: in place of the pattern's own (documents that differ from batch to batch, say).
+        cache, position: from `new_cache`, for causal patterns without gradient; the keys and values
+        of x are written to it at `position` .. before its rows are read.
+
+        Raises TensorError for x of another shape, or a cache that x does not fit in.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise TensorError(
+                f"SparseAttention: x has shape {_shape(x)}; it must be (batch, length, {self.dim})"
+            )
+        q, k, v = (_split(project(x), self.head_dim) for project in (self.q, self.k, self.v))
+        if cache is not None:
+            k, v = _store(cache, k, v, position)
+        elif position is not None:
+            raise TensorError("SparseAttention: position needs a cache; see new_cache")
+        if layout is not None:
+            o = attention(q, k, v, layout, enable_gqa=True, position=position, backend=self.backend)
+        else:
+            n = operator.index(k.shape[2])  # a traced graph has its own layout, so one length
+            recipe = self.pattern, n, self.block, self.layer
+            at = None if position is None else _row(position, q)
+            o, _ = _run(q, k, v, _prepared_for(*recipe, q.device, self.backend), None, at)
+        joined: Tensor = self.out(o.transpose(1, 2).flatten(2))
+        return joined
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows beside the projections."""
+        return f"{self.dim}, heads={self.heads}, kv_heads={self.kv_heads}, pattern={self.pattern}"
+
+
+@lru_cache(maxsize=64)
+def _compiled(
+    pattern: Pattern | Heads, n: int, block: int | tuple[int, int] | None, layer: int
+) -> Layout:
+    return compile_layout(pattern, n, block=block, layer=layer)
+
+
+@_constant
+def _prepared_for(
+    pattern: Pattern | Heads,
+    n: int,
+    block: int | tuple[int, int] | None,
+    layer: int,
+    device: torch.device,
+    backend: str,
+) -> runtime.Prepared:
+    return runtime.prepared(_compiled(pattern, n, block, layer), device, backend)
+
+
+def _split(x: Tensor, head_dim: int) -> Tensor:
+    """[B, L, H * D] -> [B, H, L, D]."""
+    return x.reshape(*x.shape[:2], -1, head_dim).transpose(1, 2)
+
+
+def _store(
+    cache: tuple[Tensor, Tensor], k: Tensor, v: Tensor, position: int | None
+) -> tuple[Tensor, Tensor]:
+    """Write new keys and values into a cache's buffers, and give the buffers."""
+    if position is None:
+        raise TensorError("SparseAttention: a cache needs the position of x's first token")
+    last = position + k.shape[2]
+    for buffer, new in zip(cache, (k, v), strict=True):
+        fits = buffer.shape[:2] == new.shape[:2] and buffer.shape[3] == new.shape[3]
+        if not fits or not 0 <= position <= last <= buffer.shape[2]:
+            raise TensorError(
+                f"SparseAttention: keys of shape {_shape(new)} at position {position} do not fit a "
+                f"cache of shape {_shape(buffer)}"
+            )
+        buffer[:, :, position:last] = new.detach()
+    return cache

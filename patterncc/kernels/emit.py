@@ -117,7 +117,7 @@ def _mask_tests(plan: Plan) -> list[str]:
     """The jitted helpers of the mask classes in use."""
     tests = []
     if plan.zones:
-        tests.append(piece(t.IN_ZONE))
+        tests.append(piece(t.IN_ZONE_BY_KEY if plan.kind == "dkdv" else t.IN_ZONE))
         more = [piece(t.IN_ZONES_MORE, offset=8 * k) for k in range(1, plan.zones)]
         head = piece(t.IN_ZONES_HEAD, stride=8 * plan.zones)
         tests.append("\n".join([head, *(indented(m) for m in more), "    return keep"]))
@@ -425,7 +425,12 @@ def _decode(plan: Plan) -> str:
     step = _join(
         _load_keys(plan, "k", "dims", plan.head_dim),
         f"s = {_dot(plan, 'q_tile', 'k_tile.T')}",
-        _mask(plan, f"i_row % {s.tile_q}", "cols[None, :] + col % " + str(s.tile_k), _NOTE),
+        _mask(
+            plan,
+            f"own % {s.tile_q} + cols[None, :] * 0",
+            "cols[None, :] + col % " + str(s.tile_k),
+            _NOTE,
+        ),
         _softmax(plan),
         _load_keys(plan, "v", "vdims", plan.value_dim),
         f"acc = {_dot(plan, _cast(plan, 'p'), 'v_tile', 'acc')}",
@@ -443,10 +448,9 @@ def _decode(plan: Plan) -> str:
         f"m = tl.full([{rows}], -INF, tl.float32)",
         f"l = tl.zeros([{rows}], tl.float32)",
         f"acc = tl.zeros([{rows}, {s.vdim}], tl.float32)",
-        _line(plan, f"i // {s.tile_q}", "lines", "unit * group" if packed else "unit"),
+        _line(plan, f"own // {s.tile_q}", "lines", "unit * group" if packed else "unit"),
         _open(plan, "col", s.tile_k, s.tile_k // s.step_k),
         "steps = tl.where(inside, steps, 0)",
-        "i_row = i + cols[None, :] * 0  # the same query for every key" if plan.masked else "",
         "for _ in range(0, steps):\n" + indented(step),
         piece(t.FINISH),
         "out_at = out + batch * o_batch + token.to(tl.int64) * o_row",

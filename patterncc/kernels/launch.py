@@ -173,6 +173,7 @@ def _launch(
         scalars = [*scalars, _zone_count(tensors)]
     compiled = runtime.kernel(plan)
     options: dict[str, Any] = {"num_warps": plan.warps, "num_stages": plan.stages}
+    options["enable_fp_fusion"] = True  # Triton 3.10 changes the default
     with _device_of(pointers[0]):
         compiled[(programs,)](*pointers, *strides, *scalars, **options)
 

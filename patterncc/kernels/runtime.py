@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -73,7 +72,7 @@ def save_source(source: str, name: str, directory: Path | None = None) -> Path:
     return path
 
 
-def load_source(path: Path, name: str) -> Callable[..., Any]:
+def load_source(path: Path, name: str) -> Any:
     """Import a saved source and return its kernel, after checking the text against the file's name.
 
     Raises BackendError for a file that was altered.
@@ -88,8 +87,7 @@ def load_source(path: Path, name: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     exec(compile(text, str(path), "exec"), module.__dict__)
-    kernel: Callable[..., Any] = getattr(module, name)
-    return kernel
+    return getattr(module, name)
 
 
 @dataclass(frozen=True)

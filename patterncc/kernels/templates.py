@@ -38,6 +38,17 @@ IN_ZONE = """
         return (j >= low) & (j < high)
 """
 
+IN_ZONE_BY_KEY = """
+    @triton.jit
+    def in_zone(at, i, j):
+        # One zone of a mask, i0 <= i < i1, j0 <= j < j1, d0 <= j - i < d1, counted within the tile.
+        # For each key it is an interval of queries, so a pair costs two compares.
+        low = tl.maximum(tl.load(at), j + 1 - tl.load(at + 5))
+        high = tl.minimum(tl.load(at + 1), j + 1 - tl.load(at + 4))
+        high = tl.where((j >= tl.load(at + 2)) & (j < tl.load(at + 3)), high, low)
+        return (i >= low) & (i < high)
+"""
+
 IN_ZONES_HEAD = """
     @triton.jit
     def in_zones(zone, word, i, j):
@@ -183,7 +194,7 @@ WHICH_TOKEN = """
     mine = members < $packed
     cols = tl.arange(0, $step_k)
     # The layout's row of this query; one that the layout does not have reads nothing.
-    i = tl.load(position + batch) + token - q_offset
-    inside = (i >= 0) & (i < n)
-    i = tl.where(inside, i, 0)
+    own = tl.load(position + batch) + token - q_offset
+    inside = (own >= 0) & (own < n)
+    own = tl.where(inside, own, 0)
 """

@@ -1,0 +1,149 @@
+"""Compile a generated kernel for a GPU that is not here, and read what it will use.
+
+Triton's wheel carries its own assembler and disassembler, so registers, spills, shared memory and
+tensor-core instructions can be asserted on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from patterncc.errors import BackendError
+from patterncc.kernels import runtime
+from patterncc.kernels.emit import entry
+from patterncc.kernels.plan import SHARED_LIMIT, Plan, Target
+
+POINTERS = {
+    **dict.fromkeys(("lse", "lse2", "delta"), "fp32"),
+    **dict.fromkeys(("head_pattern", "ptr", "run", "zone", "bits", "position"), "i32"),
+}
+TENSOR_CORES = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
+_SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+_TENSORS = ("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel uses.
+
+    registers: of a thread.  stack: bytes of a thread's local memory.  spill_stores, spill_loads:
+    instructions that reach it.  shared: bytes of a program.  shared_limit: what the target has.
+    tensor_cores: the PTX instruction found and how often.
+    """
+
+    target: str
+    triton: str
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+    shared_limit: int
+    tensor_cores: dict[str, int]
+
+    @property
+    def fits(self) -> bool:
+        """It can be launched: more shared memory than there is compiles without a word."""
+        return self.shared <= self.shared_limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a manifest."""
+        return asdict(self)
+
+
+def compile_offline(source: str, plan: Plan, target: Target | None = None) -> Resources:
+    """Compile an emitted source as a launch on `target` would, and read its resource use.
+
+    Arguments carry the divisibility that real tensors have: aligned pointers, strides in multiples
+    of 16 elements.
+
+    Raises BackendError when triton is missing, interprets, or cannot compile the source.
+    """
+    goal = target or plan.target
+    runtime.require_triton()
+    if runtime.interpreting():
+        raise BackendError("TRITON_INTERPRET is set: unset it to compile kernels for a GPU")
+    if goal == "interpreter":
+        raise BackendError("offline compilation needs a GPU target: sm_80, sm_90 or sm_100")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = runtime.save_source(source, plan.kind, Path(folder))
+        kernel = runtime.load_source(path, entry(plan))
+        signature, aligned = _signature(kernel.arg_names, plan)
+        try:
+            made = triton.compile(
+                ASTSource(kernel, signature, constexprs={}, attrs=aligned),
+                target=GPUTarget("cuda", int(goal.removeprefix("sm_")), 32),
+                options={
+                    "num_warps": plan.warps,
+                    "num_stages": plan.stages,
+                    "enable_fp_fusion": True,  # the default is about to change
+                },
+            )
+        except Exception as error:
+            raise BackendError(
+                f"triton {triton.__version__} cannot compile plan {plan.digest} for {goal}: "
+                f"{str(error)[:400]}"
+            ) from error
+    return Resources(
+        target=goal,
+        triton=triton.__version__,
+        shared=made.metadata.shared,
+        shared_limit=SHARED_LIMIT[goal],
+        tensor_cores=_tensor_cores(made.asm["ptx"]),
+        **_usage(made.asm["cubin"]),
+    )
+
+
+def _signature(names: list[str], plan: Plan) -> tuple[dict[str, str], dict[Any, Any]]:
+    """Types of all arguments by name, and those known to be multiples of 16."""
+    signature, aligned = {}, {}
+    for place, name in enumerate(names):
+        if name in POINTERS or name in _TENSORS:
+            signature[name] = "*" + POINTERS.get(name, _SHORT[plan.dtype])
+        else:
+            signature[name] = "fp32" if name == "scale" else "i32"
+        stride = name.endswith(("_batch", "_head", "_row"))
+        if signature[name].startswith("*") or stride:
+            aligned[(place,)] = [["tt.divisibility", 16]]
+    return signature, aligned
+
+
+def _tensor_cores(ptx: str) -> dict[str, int]:
+    found = {
+        name: len(re.findall(rf"^\s*(?:@\S+ )?{re.escape(name)}\b", ptx, re.M))
+        for name in TENSOR_CORES
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
+    """Registers, stack and spills, read from the machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _cuobjdump("--dump-resource-usage", file.name)
+        code = _cuobjdump("--dump-sass", file.name)
+    registers, stack = (re.search(rf"\b{key}:(\d+)", usage) for key in ("REG", "STACK"))
+    assert registers is not None and stack is not None
+    return {
+        "registers": int(registers[1]),
+        "stack": int(stack[1]),
+        "spill_stores": len(re.findall(r"\bSTL(?:\.\S+)? ", code)),
+        "spill_loads": len(re.findall(r"\bLDL(?:\.\S+)? ", code)),
+    }
+
+
+def _cuobjdump(what: str, path: str) -> str:
+    from triton import knobs
+
+    tool: str = knobs.nvidia.cuobjdump.path
+    return subprocess.run([tool, what, path], check=True, capture_output=True, text=True).stdout

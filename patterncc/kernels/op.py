@@ -1,0 +1,136 @@
+"""The registered torch ops: plain tensors and one line of text, never a Python object.
+
+So they trace, compile and export as one node each.  `layout` is what `runtime.prepared` gives for a
+layout, `plan` the text of its `Spec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, assert_never
+
+import torch
+from torch import Tensor
+
+from patterncc.kernels.plan import Backend, Spec
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+@torch.library.custom_op("patterncc::attention", mutates_args=())
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], plan: str, scale: float
+) -> tuple[Tensor, Tensor]:
+    """out [B, H, n, Dv] in q's dtype and lse, fp32 [B, H, n], without gradient."""
+    spec = Spec.parse(plan)
+    out, lse = _backend(spec.backend).forward(q, k, v, layout, spec, scale)
+    return out.contiguous(), lse.contiguous()
+
+
+@attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], plan: str, scale: float
+) -> tuple[Tensor, Tensor]:
+    out = q.new_empty(*q.shape[:3], v.shape[-1])
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("patterncc::attention_backward", mutates_args=())
+def attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: Sequence[Tensor],
+    plan: str,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
+    spec = Spec.parse(plan)
+    grads = _backend(spec.backend).backward(grad_out, q, k, v, out, lse, layout, spec, scale)
+    grad_q, grad_k, grad_v = (g.contiguous() for g in grads)
+    return grad_q, grad_k, grad_v
+
+
+@attention_backward.register_fake
+def _(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: Sequence[Tensor],
+    plan: str,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+@torch.library.custom_op("patterncc::decode", mutates_args=())
+def decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Sequence[Tensor],
+    plan: str,
+    scale: float,
+    position: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """out and lse of q's rows, which stand at `position` .. (int32 [B]); without gradient."""
+    spec = Spec.parse(plan)
+    out, lse = _backend(spec.backend).decode(q, k, v, layout, spec, scale, position)
+    return out.contiguous(), lse.contiguous()
+
+
+@decode.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Sequence[Tensor],
+    plan: str,
+    scale: float,
+    position: Tensor,
+) -> tuple[Tensor, Tensor]:
+    out = q.new_empty(*q.shape[:3], v.shape[-1])
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, layout, plan, scale = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, *layout)
+    ctx.plan, ctx.scale = plan, scale
+
+
+def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[object, ...]:
+    q, k, v, out, lse, *layout = ctx.saved_tensors
+    grads = attention_backward(grad_out, q, k, v, out, lse, layout, ctx.plan, ctx.scale)
+    return *grads, [None] * len(layout), None, None
+
+
+attention.register_autograd(_differentiate, setup_context=_save)
+
+
+def _backend(name: Backend) -> ModuleType:
+    """The module that runs an op: each has forward, backward and decode."""
+    match name:
+        case "triton":
+            from patterncc.kernels import launch
+
+            return launch
+        case "cpu":
+            from patterncc.kernels import cpu
+
+            return cpu
+        case "reference":
+            from patterncc.kernels import reference
+
+            return reference
+        case _:
+            assert_never(name)
