@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -202,10 +203,30 @@ def test_the_gallery_compiles(path: Path) -> None:
         check(layout)
 
 
-def test_the_order_of_zones_does_not_matter() -> None:
-    z = pc.lower(pc.causal() & (pc.window(20) | pc.global_tokens([0, 50, 99])), 300)
-    turned = ZoneSet(z.frame, z.table[::-1])
-    assert build([z], [0], (32, 64)).hash == build([turned], [0], (32, 64)).hash
+@settings(max_examples=60)
+@given(frames(90), zone_rows(12, 0, 90), st.randoms(use_true_random=False))
+def test_the_order_of_zones_does_not_matter(
+    frame: Frame, rows: list[tuple[int, ...]], shuffled: Random
+) -> None:
+    z = ZoneSet.make(frame, rows)
+    order = list(range(len(z)))
+    shuffled.shuffle(order)
+    turned = ZoneSet(frame, z.table[order + order[:2]])
+    assert build([z], [0], (16, 32)).hash == build([turned], [0], (16, 32)).hash
+
+
+def test_positions_past_32_bits() -> None:
+    """A slice of queries far out, and a frame whose sums need int64, are the small one moved."""
+    p = pc.causal() & (pc.window(100) | pc.strided(64))
+    small = pc.compile(p & pc.window(999), 300, block=32)
+    far = pc.compile(p & pc.window(999), 300, 300, 2**38, 2**38, block=32)
+    assert (far.rows.run == small.rows.run).all()
+    assert (far.zones == small.zones).all()
+    wide = pc.compile(p & pc.window(999), 2**30, 3000, 0, 2**29, block=256)
+    z = pc.lower(p & pc.window(999), 4096, 3000, 2**29, 2**29)
+    narrow = build([z], [0], (256, 256))
+    assert wide.edges == narrow.edges
+    assert (wide.rows.run == narrow.rows.run).all()
 
 
 def test_sizes_at_a_million_tokens() -> None:
