@@ -259,7 +259,7 @@ def test_schedules_are_few_calls() -> None:
     for n in (4096, 16384):
         layout = pc.compile(pc.window(300, 300) | pc.global_tokens(range(64)), n, block=64)
         tensors, spec = arguments(layout)
-        counts.append(len(cpu_cache.prepared(tensors, spec, 0).schedule.calls))
+        counts.append(len(cpu_cache.prepared(tensors, spec, 0).forward.calls))
     assert max(counts) < 24 and counts[1] - counts[0] <= 6
 
 

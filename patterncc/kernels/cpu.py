@@ -102,10 +102,10 @@ def _forward_group(
     q: Tensor, k: Tensor, v: Tensor, plan: Prepared, scale: float
 ) -> tuple[Tensor, Tensor]:
     """q [X, G, n, D], k and v [X, n_k, D] -> output [X, G, n, D] and LSE [X, G, n]."""
-    dtype = wide(q.dtype) if plan.schedule.merges else q.dtype
+    dtype = wide(q.dtype) if plan.forward.merges else q.dtype
     out = torch.zeros(q.shape, dtype=dtype)
     lse = torch.full(q.shape[:-1], -torch.inf, dtype=wide(q.dtype))
-    for step in steps(plan, q, copies=0):
+    for step in steps(plan, plan.forward, q, copies=0):
         keys, values = step.keys(k), step.keys(v)
         for member in step.members(q):
             part, part_lse = _flash(
@@ -142,7 +142,7 @@ def _backward_group(
     grad_out, q, out, lse = over_queries
     k, v = over_keys
     dq, dk, dv = (torch.zeros(x.shape, dtype=wide(q.dtype)) for x in (q, k, v))
-    for step in steps(plan, q, copies=2):
+    for step in steps(plan, plan.backward, q, copies=2):
         keys, values = step.keys(k), step.keys(v)
         for member in step.members(q):
             grad_q, grad_k, grad_v = _flash_backward(

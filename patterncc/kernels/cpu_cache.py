@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from patterncc.kernels.cpu_mask import Masks
-from patterncc.kernels.cpu_schedule import Band, Rows, Schedule, build
+from patterncc.kernels.cpu_schedule import Band, Call, Rows, Schedule, build
 
 if TYPE_CHECKING:
     from patterncc.kernels.plan import Spec
@@ -47,13 +47,17 @@ class Prepared:
     masks: Masks
 
     @cached_property
-    def schedule(self) -> Schedule:
-        """The calls; made when first asked for (a decode step never asks)."""
+    def forward(self) -> Schedule:
+        """The calls of the forward pass; made when first asked for (a decode step never asks)."""
         return build(self.rows, self.masks)
 
-    def bias(self, number: int, low: int, high: int, dtype: torch.dtype) -> Bias | None:
-        """The bias of items low .. high of call `number`; None when all their pairs are edges."""
-        call = self.schedule.calls[number]
+    @cached_property
+    def backward(self) -> Schedule:
+        """The calls of the backward pass, which gains from larger chunks."""
+        return build(self.rows, self.masks, backward=True)
+
+    def bias(self, call: Call, low: int, high: int, dtype: torch.dtype) -> Bias | None:
+        """The bias of items low .. high of a call; None when all their pairs are edges."""
         if call.words is None:
             return None
         if isinstance(call, Band):
@@ -70,7 +74,7 @@ class Prepared:
             made = as_bias(torch.from_numpy(allowed), dtype)
             return made, made.add.numel() * made.add.element_size()
 
-        return _BIASES.get((*self.key, number, low, high, dtype), make)
+        return _BIASES.get((call, low, high, dtype), make)
 
 
 def as_bias(allowed: Tensor, dtype: torch.dtype) -> Bias:

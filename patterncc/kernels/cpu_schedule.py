@@ -32,6 +32,7 @@ MERGE_ROW = 75  # merging one query row of a second result by LSE
 GATHER_KEY = 60  # copying one key and one value
 CALL = 4000  # starting a kernel, shared by the heads
 MASK = 0.05  # adding a bias to one pair
+GRAD_KEY = 45  # adding the gradients of one key and one value to the sums, in the backward pass
 
 FULL_KEYS = 2048  # a full stretch at least so long is cut out of a masked segment
 BIAS_KEYS = 2048  # a masked segment is cut into pieces of at most so many keys
@@ -138,15 +139,15 @@ class Rows:
         return joined
 
 
-def build(rows: Rows, masks: Masks) -> Schedule:
-    """The cheapest schedule over the chunk sizes that are tried."""
+def build(rows: Rows, masks: Masks, backward: bool = False) -> Schedule:
+    """The cheapest schedule over the chunk sizes that are tried, for one of the two passes."""
     lines = len(rows.ptr) - 1
     low, high = CHUNK_QUERIES
     sizes = [c for c in CHUNKS if c == 1 or low <= c * rows.block[0] <= high]
     sizes = [c for c in sizes if c <= max(1, lines)]
     best: Schedule | None = None
     for size in sizes:
-        schedule = build_chunks(rows, masks, size)
+        schedule = build_chunks(rows, masks, size, backward)
         if best is None or schedule.cost < best.cost:
             best = schedule
         elif schedule.cost > 1.2 * best.cost:
@@ -155,7 +156,7 @@ def build(rows: Rows, masks: Masks) -> Schedule:
     return best
 
 
-def build_chunks(rows: Rows, masks: Masks, size: int) -> Schedule:
+def build_chunks(rows: Rows, masks: Masks, size: int, backward: bool = False) -> Schedule:
     """The schedule with `size` tile rows in a chunk."""
     segments = [s for chunk in _chunks(rows, size) for s in chunk]
     repeated, lone = _repeats(segments, rows, size)
@@ -170,7 +171,7 @@ def build_chunks(rows: Rows, masks: Masks, size: int) -> Schedule:
     for group in sorted(repeated + singles, key=lambda g: -len(g) * g[0].tiles):
         drafts.append(_band(group, rows, masks, size))
     drafts += _scatters(irregular, rows, size)
-    return _ordered(drafts, rows, size)
+    return _ordered(drafts, rows, size, backward)
 
 
 def _chunks(rows: Rows, size: int) -> Iterator[list[Segment]]:
@@ -341,7 +342,7 @@ def _scatters(irregular: dict[int, list[Segment]], rows: Rows, size: int) -> lis
     return calls
 
 
-def _ordered(drafts: list[Call], rows: Rows, size: int) -> Schedule:
+def _ordered(drafts: list[Call], rows: Rows, size: int, backward: bool) -> Schedule:
     """Mark the first call of each chunk, and add up the cost."""
     chunk = size * rows.block[0]
     written = np.zeros(-(-rows.n // chunk) if rows.n else 0, dtype=bool)
@@ -364,11 +365,11 @@ def _ordered(drafts: list[Call], rows: Rows, size: int) -> Schedule:
         written[touched] = True
         merges |= not fresh
         calls.append(replace(call, fresh=fresh))
-        cost += _cost(call, fresh, rows.block[1])
+        cost += _cost(call, fresh, rows.block[1], backward)
     return Schedule(tuple(calls), chunk, merges, cost)
 
 
-def _cost(call: Call, fresh: bool, side: int) -> float:
+def _cost(call: Call, fresh: bool, side: int, backward: bool) -> float:
     """Estimated time of a call for one head, in pairs."""
     if isinstance(call, Band):
         batch, keys, gathered = call.batch, call.keys, 0
@@ -377,5 +378,6 @@ def _cost(call: Call, fresh: bool, side: int) -> float:
         gathered = keys
     # short chunks leave the matrix products too small to run well
     pair = 0.97 + 2200 / call.queries**2 + (MASK if call.words is not None else 0)
-    rows = call.queries * (MERGE_ROW if not fresh else MERGE_ROW / 3)
-    return batch * (call.queries * keys * pair + rows + gathered * GATHER_KEY) + CALL
+    rows = call.queries * (MERGE_ROW if not fresh and not backward else MERGE_ROW / 3)
+    copied = gathered * GATHER_KEY + (keys * GRAD_KEY if backward else 0)
+    return batch * (call.queries * keys * pair + rows + copied) + CALL

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patterncc.kernels.cpu_cache import Bias, Prepared
 from patterncc.kernels.cpu_heads import split
-from patterncc.kernels.cpu_schedule import Band, Call, Scatter
+from patterncc.kernels.cpu_schedule import Band, Call, Scatter, Schedule
 
 TEMPORARY = 8 << 20  # bytes that one kernel call may copy or make beside its inputs
 ALL = None  # the member that stands for all query heads of a key head
@@ -141,13 +141,13 @@ class Step:
         return torch.from_numpy(call.tiles[self.low : self.high].reshape(-1))
 
 
-def steps(plan: Prepared, q: Tensor, copies: int) -> Iterator[Step]:
-    """The calls of a plan, cut so that temporaries stay near TEMPORARY bytes.
+def steps(plan: Prepared, schedule: Schedule, q: Tensor, copies: int) -> Iterator[Step]:
+    """The calls of a schedule, cut so that temporaries stay near TEMPORARY bytes.
 
     copies: tensors of the keys' size that a call makes, 0 in the forward pass, 2 in the backward.
     """
     pairs, width = q.shape[0], q.shape[3]
-    for number, call in enumerate(plan.schedule.calls):
+    for call in schedule.calls:
         match call:
             case Band():
                 batch = call.batch
@@ -159,4 +159,4 @@ def steps(plan: Prepared, q: Tensor, copies: int) -> Iterator[Step]:
         size = max(1, TEMPORARY // (item * q.element_size()))
         for low in range(0, batch, size):
             high = min(low + size, batch)
-            yield Step(call, low, high, plan.bias(number, low, high, q.dtype))
+            yield Step(call, low, high, plan.bias(call, low, high, q.dtype))
