@@ -39,6 +39,7 @@ def test_round_trip(
     layout.save(path)
     again = Layout.load(path)
     assert again.hash == layout.hash
+    assert all(a.flags.writeable for x in (again, layout) for a in x.arrays.values())
     assert (again.dense() == layout.dense()).all()
     assert str(again) == str(layout)
     first = path.read_bytes()

@@ -179,7 +179,8 @@ def settle(
     code[r.kind == 2] = np.array(drawn, dtype=np.int64) + (len(ones) + len(table) + 1)
     word[several] = code[entry]
     bits = np.frombuffer(b"".join(seen), dtype=np.uint32).reshape(-1, *_no_bits(block).shape[1:])
-    return Words(word, np.concatenate([_table(ones), _table(table)]), bits)
+    # a copy: torch warns of arrays that cannot be written
+    return Words(word, np.concatenate([_table(ones), _table(table)]), bits.copy())
 
 
 def _table(packed: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -100,7 +100,7 @@ def _load(path: Path) -> Layout:
         metadata = _metadata(header)
         _tensors(header)
         file.seek(0)
-        tensors = parse(file.read(size))
+        tensors = {name: a.copy() for name, a in parse(file.read(size)).items()}  # writable
     edges = _numbers("edges", metadata["edges"])
     block = _numbers("block", metadata["block"])
     n, n_k, q_offset, k_offset = (_number(name, metadata[name]) for name in NUMBERS)
