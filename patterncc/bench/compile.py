@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from patterncc.bench.protocol import in_turn, machine, peak_bytes
+from patterncc.bench.protocol import in_turn, machine, peak_bytes, spread, table
 from patterncc.layout import compile
 from patterncc.pattern import Pattern
 from patterncc.primitives import causal, global_tokens, random_blocks, window
@@ -87,3 +87,30 @@ def _peer(n: int, repeats: int) -> dict[str, Any]:
         "seconds": times,
         "ratio": times["create_block_mask"]["median"] / times["ours"]["median"],
     }
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result as a table for the terminal."""
+    rows = [
+        [
+            c["case"],
+            f"{c['n']:,}",
+            str(c["block"]),
+            spread(c["seconds"]),
+            _megabytes(c["peak_bytes"]),
+        ]
+        for c in result["cases"]
+    ]
+    peer = result["peer"]
+    block = str(result["cases"][0]["block"])
+    for name, seconds in peer["seconds"].items():
+        rows.append([f"{name}: {peer['case']}", f"{peer['n']:,}", block, spread(seconds), ""])
+    shown = table(["case", "tokens", "block", "time", "peak"], rows)
+    return (
+        f"{shown}\ncreate_block_mask, compiled, takes {peer['ratio']:.0f} times as long; "
+        f"as many tiles: {peer['equal_tiles']}"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

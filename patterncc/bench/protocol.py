@@ -7,7 +7,7 @@ import platform
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -71,3 +71,28 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, the first to the left, the others to the right.
+
+    >>> print(table(["case", "ms"], [["window", "5.1"], ["BigBird", "22"]]))
+    case      ms
+    window   5.1
+    BigBird   22
+    """
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths)))
+        for row in [columns, *rows]
+    )
+
+
+def spread(seconds: Mapping[str, float]) -> str:
+    """Median and extremes in milliseconds.
+
+    >>> spread({"median": 0.0051, "min": 0.005, "max": 0.0079, "runs": 7})
+    '5.1 (5.0 to 7.9) ms'
+    """
+    median, least, most = (f"{seconds[k] * 1e3:.1f}" for k in ("median", "min", "max"))
+    return f"{median} ({least} to {most}) ms"

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from patterncc.analysis import analyze
-from patterncc.bench.protocol import in_turn, machine, peak_bytes
+from patterncc.bench.protocol import in_turn, machine, peak_bytes, spread, table
 from patterncc.primitives import causal, sink, window
 from patterncc.stack import Stack
 from patterncc.zones.lower import lower
@@ -68,3 +68,22 @@ def _peer(n: int, repeats: int) -> dict[str, Any]:
         "seconds": times,
         "ratio": times["scipy"]["median"] / times["patterncc"]["median"],
     }
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result as a table for the terminal."""
+    rows = [
+        [
+            c["case"],
+            f"{c['n']:,}",
+            c["badge"],
+            spread(c["seconds"]),
+            f"{c['peak_bytes'] / 1e6:.1f} MB",
+        ]
+        for c in result["cases"]
+    ]
+    peer = result["peer"]
+    for name, seconds in peer["seconds"].items():
+        rows.append([f"{name}: {peer['case']}", f"{peer['n']:,}", "exact", spread(seconds), ""])
+    shown = table(["case", "tokens", "badge", "time", "peak"], rows)
+    return f"{shown}\nscipy takes {peer['ratio']:.0f} times as long; counts equal: {peer['equal']}"
