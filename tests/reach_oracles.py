@@ -60,6 +60,10 @@ leaves = st.one_of(
     st.builds(pc.random_edges, st.integers(0, 2), st.integers(0, 5)),
     st.builds(pc.random_blocks, st.integers(0, 2), st.integers(2, 6), st.integers(0, 5)),
     st.builds(pc.documents, st.lists(st.integers(0, 12), min_size=1, max_size=4)),
+    st.builds(pc.butterfly, st.integers(1, 5)),
+    st.just(pc.longnet([4, 12], [1, 3])),
+    st.just(pc.logsparse()),
+    st.just(pc.grid([5, 6], [1, 1])),
     st.just(pc.causal()),
     st.just(pc.full()),
 )

@@ -265,6 +265,15 @@ def test_more_layers_than_there_are_repeat_and_it_says_so() -> None:
     assert "repeats cyclically" in r.notes[0]
 
 
+def test_random_layers_differ_and_each_counts() -> None:
+    stack = Stack([pc.expander(2, block=2), heads([pc.random_edges(1)] * 2)] * 2)
+    masks = layer_masks(stack, 24)
+    assert not (masks[0] == masks[2]).all() and not (masks[1] == masks[3]).all()
+    truth = slow_reach(masks, 4)
+    for engine in ("zones", "tiles"):
+        assert [f.lo for f in analyze(stack, 24, engine=engine).reach] == [m.sum() for m in truth]
+
+
 def codes(r: Report) -> list[tuple[str, str]]:
     return [(f.code, f.severity) for f in r.findings]
 

@@ -30,7 +30,7 @@ def test_text() -> None:
     text = str(analyze(Stack([pc.window(15)] * 2), 256))
     assert text == (
         """\
-Reach of stack of 2 layers at 256 tokens
+Reach of a stack of 2 layers at 256 tokens
   0..1: window(15)
 allowed pairs  32,896 (causal; inferred: every layer lies inside the causal triangle)
 depth to full  full at 17 layers (the stack has 2)
@@ -45,7 +45,7 @@ mean hops 1.484 over the pairs reached
 layer    heads  edges a head  density  FLOPs of full  KV of full
     0-1      1         3,976   0.0607         12.09%       6.25%
 
-note PCC106: 2 layers do not carry every allowed pair; it takes 17 layers at least
+note PCC106: 2 layers do not carry every allowed pair; it takes 17 at least
     widen the window, or let one layer in a few read everything"""
     )
     assert "between" in str(bracketed()) or "at least" in str(bracketed())

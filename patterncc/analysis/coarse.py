@@ -34,13 +34,24 @@ MAX_PARTIAL = 2**21  # partial tiles whose edges are counted one by one
 
 @dataclass(frozen=True, eq=False)
 class Coarse:
-    """One edge set through tiles; `exact` when every touched tile is full."""
+    """One edge set through tiles."""
 
     any: RunRows
     full: RunRows
     rows: RunRows
     cols: RunRows
-    exact: bool
+
+    @property
+    def partial(self) -> int:
+        """How many touched tiles are not full."""
+        return int(
+            (self.any.last - self.any.first).sum() - (self.full.last - self.full.first).sum()
+        )
+
+    @property
+    def exact(self) -> bool:
+        """Every touched tile is full."""
+        return not self.partial
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +72,7 @@ def coarsen(zones: ZoneSet, side: int) -> Coarse:
     touched = RunRows.of(size, s.row, s.first, s.last)
     full = RunRows.of(size, s.row, s.full_first, s.full_last)
     if touched.same(full):
-        return Coarse(touched, full, full, full, True)
+        return Coarse(touched, full, full, full)
     try:
         counted = tile_counts(zones.disjoint(), side)
         filled = counted.count == _tile_areas(counted.row, counted.col, side, zones.frame.n)
@@ -75,7 +86,7 @@ def coarsen(zones: ZoneSet, side: int) -> Coarse:
     except SizeError:
         pass  # tiles that several zones fill together stay unknown: the bound is only weaker
     rows, cols = _row_cover(zones, side, size, s), _column_cover(zones, side, size, s)
-    return Coarse(touched, full, rows, cols, touched.same(full))
+    return Coarse(touched, full, rows, cols)
 
 
 def tile_counts(zones: ZoneSet, side: int) -> TileCounts:

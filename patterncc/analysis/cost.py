@@ -54,7 +54,8 @@ _FIELDS = tuple(LevelCost.__dataclass_fields__)[1:]
 
 
 def _cost(t: Topology, pairs: Pairs, level: Level, head_dim: int) -> LevelCost:
-    counts = [offsets.count(zones) for zones in level.head_zones]
+    one = len(level.head_zones) == 1  # then the union is the same set in fewer zones
+    counts = [offsets.count(zones) for zones in ([level.zones] if one else level.head_zones)]
     keys = [_last_row_keys(t, zones.table) for zones in level.head_zones]
     edges = tuple(counts[k] for k in level.head_index)
     heads = len(edges)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from patterncc._version import __version__
 from patterncc.analysis import svg
 from patterncc.analysis.svg import percent
-from patterncc.analysis.text import headline
+from patterncc.analysis.text import counted, headline
 
 if TYPE_CHECKING:
     from patterncc.analysis.report import Report
@@ -63,7 +63,7 @@ footer { margin-top: 32px; }
 
 def render(report: Report) -> str:
     """The whole page."""
-    title = f"Reach of {report.layers} layers at {report.n:,} tokens"
+    title = f"Reach of {counted(report.layers, 'layer')} at {counted(report.n, 'token')}"
     body = [
         f"<h1>{title}</h1>",
         f'<p class="soft">{escape(headline(report))}.</p>',
@@ -93,7 +93,7 @@ def _tiles(report: Report) -> str:
     shown = [
         ("depth to full", depth, badge),
         (
-            f"pairs reached at {report.depth} layers",
+            f"pairs reached at {counted(report.depth, 'layer')}",
             percent(last.share),
             f"{last.badge}, {last.engine}",
         ),

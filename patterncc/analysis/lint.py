@@ -64,15 +64,18 @@ def not_full(depth: int, least: int) -> Finding:
     return Finding(
         "PCC106",
         "note",
-        f"{depth} layers do not carry every allowed pair; it takes {least} layers at least",
+        f"{depth} {'layer does' if depth == 1 else 'layers do'} not carry every allowed pair; "
+        f"it takes {least} at least",
         "widen the window, or let one layer in a few read everything",
     )
 
 
 def _rows(t: Topology) -> Iterator[Finding]:
-    for place, index in _distinct(t):
-        level = t.levels[index]
-        for zones in level.head_zones:
+    for name, index in _distinct(t):
+        level, place = t.levels[index], name
+        for number, zones in enumerate(level.head_zones):
+            if len(level.head_zones) > 1:
+                place = f"{name}, head {level.head_index.index(number)}"
             if not len(zones):
                 yield Finding(
                     "PCC101",

@@ -74,7 +74,7 @@ def analyze(
         reach=curve.figures,
         full=curve.full,
         witness=curve.witness,
-        costs=cost.costs(t, allowed, max(depth, 1), head_dim)[:depth],
+        costs=cost.costs(t, allowed, depth, head_dim),
         findings=_findings(t, curve, depth),
         notes=notes,
         stack=str(t.stack),

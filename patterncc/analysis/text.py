@@ -38,8 +38,17 @@ def headline(report: Report) -> str:
         shown = f": query {pair[0]} never sees key {pair[1]}" if pair else ""
         return f"never full, however many layers{shown}"
     if full.decided:
-        return f"full at {full.lo} layers ({have})"
+        return f"full at {counted(full.lo, 'layer')} ({have})"
     return f"full depth not decided: {full} layers, searched to {full.searched} ({have})"
+
+
+def counted(number: int, thing: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "layer"), counted(1200, "layer")
+    ('1 layer', '1,200 layers')
+    """
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def share_text(figure: Figure) -> str:
@@ -57,11 +66,12 @@ def _percent(share: float) -> str:
 def _headline(report: Report) -> list[str]:
     stack = report.stack.splitlines()
     return [
-        f"Reach of {stack[0][0].lower()}{stack[0][1:]} at {report.n:,} tokens",
+        f"Reach of a stack of {counted(report.layers, 'layer')} at {counted(report.n, 'token')}"
+        + (f", {stack[0].partition(', ')[2]}" if ", " in stack[0] else ""),
         *stack[1:],
         f"allowed pairs  {report.pairs:,} ({report.pairs_name}; {report.pairs_how})",
         f"depth to full  {headline(report)}",
-        f"at {report.depth} layers    {share_text(report.reach[-1])}",
+        f"{'at ' + counted(report.depth, 'layer'):<13}  {share_text(report.reach[-1])}",
     ]
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 TOKEN_GRAIN = 4096  # positions up to which tiles of side 1 cost next to nothing
 MOST_ROWS = 16384  # tile rows that are affordable: 32 MiB a matrix
 BOUND_ROWS = 4096  # the same for bounds, which take four products a layer
+FEW_PARTIAL = 4  # partial tiles a tile row that spoil no bound (a diagonal, an edge or two)
 SEARCH_WORDS = 2**32  # 64-bit words that the search past the given depth may touch
 
 
@@ -132,7 +133,7 @@ def follow(
     note = f"tiles of {run.side} x {run.side} from layer {begin + 1} on" + (
         ": every edge set fills its tiles, so the figures are exact"
         if run.exact
-        else ": bounds, because some edges fill a tile only in part"
+        else ": certified bounds, which meet where a figure is exact"
     )
     return _finish(run, state, tuple(figures[: depth + 1]), search, still >= t.period, (note,))
 
@@ -176,18 +177,33 @@ class _Search:
 
 
 def prepare(t: Topology, pairs: Pairs, so_far: ZoneSet, side: int | None = None) -> Run:
-    """Coarsen every layer, with the largest affordable resolution that keeps edges tile-aligned."""
-    side = _choose_side(t, so_far) if side is None else side
-    seen: dict[int, coarse.Coarse] = {}
-    for level in t.levels:
-        if id(level) not in seen:
-            seen[id(level)] = coarse.coarsen(level.zones, side)
-    levels = tuple(seen[id(level)] for level in t.levels)
+    """Coarsen every layer, at the given side or at the best one that is affordable."""
+    side, seen = _coarsened(t, so_far, _sides(t, so_far) if side is None else [side])
     exact = all(c.exact for c in seen.values()) and coarse.coarsen(so_far, side).exact
     allowed = coarse.tile_counts(pairs.zones.disjoint(), side)
     edges = {id(v): _known(t, pairs, side, [] if exact else [v.zones]) for v in t.levels}
-    known = tuple(edges[id(level)] for level in t.levels)
-    return Run(t, pairs, side, levels, allowed, allowed.whole.bits(), known, exact)
+    return Run(
+        t,
+        pairs,
+        side,
+        tuple(seen[id(level)] for level in t.levels),
+        allowed,
+        allowed.whole.bits(),
+        tuple(edges[id(level)] for level in t.levels),
+        exact,
+    )
+
+
+def _coarsened(
+    t: Topology, so_far: ZoneSet, sides: Sequence[int]
+) -> tuple[int, dict[int, coarse.Coarse]]:
+    """The first side at which most touched tiles are full, else the last; and the layers in it."""
+    levels = {id(level): level.zones for level in t.levels}
+    for side in sides:
+        seen = {key: coarse.coarsen(zones, side) for key, zones in levels.items()}
+        if all(c.partial <= FEW_PARTIAL * c.any.size for c in seen.values()):
+            break
+    return side, seen
 
 
 def _known(t: Topology, pairs: Pairs, side: int, parts: Sequence[ZoneSet]) -> Known:
@@ -281,25 +297,21 @@ def _affordable(run: Run) -> int:
     return max(1, min(4096, int(SEARCH_WORDS / max(1.0, words))))
 
 
-def _choose_side(t: Topology, so_far: ZoneSet) -> int:
-    """Side 1 where it costs little, else the patterns' own block (times a power of two) if that
-    makes the run exact, else the smallest power of two that makes few enough tile rows."""
+def _sides(t: Topology, so_far: ZoneSet) -> list[int]:
+    """Sides to try: 1 where it costs little; else the patterns' own block, times a power of two;
+    last 1 where it is affordable, or a power of two that makes few enough tile rows."""
     n = t.frame.n
     if n <= TOKEN_GRAIN:
-        return 1
+        return [1]
+    last = 1
+    while n > MOST_ROWS and -(-n // last) > BOUND_ROWS:
+        last *= 2
     block = _own_block(t, so_far)
-    if block > 1:
-        side = block
-        while -(-n // side) > MOST_ROWS:
-            side *= 2
-        if all(coarse.coarsen(z, side).exact for z in (so_far, *(v.zones for v in t.levels))):
-            return side
-    if n <= MOST_ROWS:
-        return 1
-    side = 1
-    while -(-n // side) > BOUND_ROWS:
-        side *= 2
-    return side
+    if block == 1:
+        return [last]
+    while -(-n // block) > MOST_ROWS:
+        block *= 2
+    return [block, last]
 
 
 def _own_block(t: Topology, so_far: ZoneSet) -> int:
