@@ -40,14 +40,14 @@ def test_cell_counts_are_those_of_the_dense_mask(frame, table, rows, columns):
 def test_a_million_tokens_are_counted_exactly():
     n = 2**20
     zones = lower(causal() & (window(4095) | sink(4)), n)
-    drawn = show.panel("near", zones, 512)
+    drawn = show.panel(show.Mask("near", zones), 512)
     assert drawn.share.shape == (512, 512)
     assert drawn.edges == zones.count()
     assert drawn.share.min() == 0 and drawn.share.max() <= 1
 
 
 def test_text_of_single_pairs():
-    drawn = show.panel("near", lower(causal() & window(1), 4), 64)
+    drawn = show.panel(show.Mask("near", lower(causal() & window(1), 4)), 64)
     assert show.text(drawn).splitlines() == [
         "near: n 4, 7 edges, density 0.438",
         "  key 0 .. 3",
@@ -57,7 +57,7 @@ def test_text_of_single_pairs():
 
 
 def test_text_of_cells_shows_every_edge():
-    drawn = show.panel("far", lower(sink(1), 4096), 16)
+    drawn = show.panel(show.Mask("far", lower(sink(1), 4096)), 16)
     lines = show.text(drawn).splitlines()[2:]
     assert len(lines) == 16
     assert all(line.endswith(" ··") for line in lines)
@@ -66,9 +66,12 @@ def test_text_of_cells_shows_every_edge():
 def test_masks_name_their_layers_and_heads():
     near, far = causal() & window(3), causal()
     stack = Stack([near, heads([near, near, far]), far])
-    assert [title for title, _ in show.masks(stack, 16)] == ["layers 0-1", "layers 1-2"]
-    assert [title for title, _ in show.masks(stack, 16, layer=1, head=2)] == ["layer 1, head 2"]
-    assert [title for title, _ in show.masks(Stack([far, far]), 16)] == ["all layers"]
+    assert [m.title for m in show.masks(stack, 16)] == [
+        "layer 0; layer 1, heads 0-1",
+        "layer 1, head 2; layer 2",
+    ]
+    assert [m.title for m in show.masks(stack, 16, layer=1, head=2)] == ["layer 1, head 2"]
+    assert [m.title for m in show.masks(Stack([far, far]), 16)] == ["all layers"]
 
 
 @pytest.mark.parametrize(("layer", "head"), [(3, None), (-1, None), (1, 3), (1, -1)])
@@ -79,7 +82,7 @@ def test_masks_refuse_what_is_not_there(layer, head):
 
 
 def test_a_memory_stands_before_the_queries():
-    (_, zones), *_ = show.masks(Stack([causal()], memory=8), 16)
+    zones = show.masks(Stack([causal()], memory=8), 16)[0].zones
     assert (zones.frame.n, zones.frame.n_k, zones.frame.q_offset) == (16, 24, 8)
 
 
@@ -90,14 +93,14 @@ def test_natural_size_shows_the_window():
 
 def test_too_many_pairs_are_refused():
     with pytest.raises(SizeError, match="at most"):
-        show.panel("huge", lower(causal(), 2**32), 64)
+        show.panel(show.Mask("huge", lower(causal(), 2**32)), 64)
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg"])
 def test_pictures_are_the_same_from_run_to_run(tmp_path: Path, ending: str):
     panels = [
-        show.panel("small", lower(causal() & window(3), 24), 512),
-        show.panel("large", lower(causal() & window(300), 4096), 128),
+        show.panel(show.Mask("small", lower(causal() & window(3), 24)), 512),
+        show.panel(show.Mask("large", lower(causal() & window(300), 4096)), 128),
     ]
     first, second = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
     show.picture(panels, "two masks", first)
@@ -107,7 +110,7 @@ def test_pictures_are_the_same_from_run_to_run(tmp_path: Path, ending: str):
 
 
 def test_many_masks_make_one_picture(tmp_path: Path):
-    panels = [show.panel(f"head {w}", lower(window(w), 16), 64) for w in range(15)]
+    panels = [show.panel(show.Mask(f"head {w}", lower(window(w), 16)), 64) for w in range(15)]
     show.picture(panels, "heads", tmp_path / "many.png")
     assert (tmp_path / "many.png").stat().st_size > 1000
 

@@ -70,7 +70,8 @@ class Commands(click.Group):
             _fail(ctx, type(error).__name__, str(error) or "out of memory", [])
         except click.UsageError as error:
             if ctx.obj:
-                click.echo(_json({"error": {"kind": "UsageError", "message": error.format_message()}}))
+                told = {"kind": "UsageError", "message": error.format_message()}
+                click.echo(_json({"error": told}))
             raise
 
 

@@ -137,9 +137,9 @@ def show(
     loaded = read(file, params, bind)
     bound: dict[str, Any] = dict(loaded.bindings)
     n = n or drawing.natural_size(loaded.stack, bound, sizes_of(loaded))
-    wanted = drawing.masks(loaded.stack, n, layer, head, bound)
+    wanted = drawing.masks(loaded.stack, n, layer, head, bound, loaded.edges)
     most = cells or (drawing.PICTURE_CELLS if output else _terminal_cells())
-    panels = [drawing.panel(title, zones, most) for title, zones in wanted]
+    panels = [drawing.panel(mask, most) for mask in wanted]
     data = {
         "file": str(file),
         "name": loaded.name,

@@ -156,7 +156,9 @@ def _pictures(
 
     pictures = []
     for file, params in loaded:
-        panels = [show.panel(*drawn, TOKENS) for drawn in show.masks(file.stack, TOKENS)]
+        panels = [
+            show.panel(mask, TOKENS) for mask in show.masks(file.stack, TOKENS, names=file.edges)
+        ]
         show.picture(panels, file.name, folder / f"{file.name}.png")
         chosen = "".join(f", {k}={v}" for k, v in params.items())
         pictures.append((f"{file.name}.png", f"{file.name}{chosen}"))
