@@ -115,7 +115,7 @@ def test_triton_is_imported_where_kernels_run() -> None:
 
 def test_optional_packages_stay_in_their_places() -> None:
     assert users_of("transformers") <= {"integrations/hf", "demo/pretrained"}
-    assert users_of("matplotlib") <= {"show"}
+    assert users_of("matplotlib") <= {"show/figure"}
     assert {u.split("/")[0] for u in users_of("glassllm")} <= {"demo"}
 
 
