@@ -288,6 +288,24 @@ def test_masks_are_what_their_words_say(seed: int, data: st.DataObject) -> None:
     assert allowed[i0:i1, j0:j1].sum() == allowed.sum()
 
 
+@pytest.mark.parametrize("sizes", [(0, 1, 8, 8), (1, 0, 0, 8), (1, 0, 8, 0), (2, 1, 1, 1)])
+def test_sizes_of_zero_and_one(sizes: tuple[int, int, int, int]) -> None:
+    B, reach, n, n_k = sizes
+    tensors, spec = arguments(pc.compile(pc.window(reach), n, n_k, block=16))
+    q, k = torch.ones(B, 2, n, 16), torch.ones(B, 1, n_k, 16)
+    out, lse = cpu.forward(q, k, k, tensors, spec, 1.0)
+    grads = cpu.backward(out, q, k, k, out, lse, tensors, spec, 1.0)
+    assert [x.shape for x in (out, lse, *grads)] == [
+        q.shape,
+        q.shape[:3],
+        q.shape,
+        k.shape,
+        k.shape,
+    ]
+    expected = 0.0 if n_k == 0 else 1.0
+    assert torch.equal(out, torch.full_like(out, expected))
+
+
 def test_other_dtypes_are_refused() -> None:
     tensors, spec = arguments(pc.compile(pc.window(3), 20, block=16))
     q = torch.zeros(1, 1, 20, 16, dtype=torch.int32)

@@ -51,11 +51,15 @@ def forward(
     q, k, v = same_width(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32)
-    for pattern, keys, members in head_groups(tensors[0], q.shape[1], key_heads):
+    groups = list(head_groups(tensors[0], q.shape[1], key_heads))
+    for pattern, keys, members in groups:
         plan = prepared(tensors, spec, pattern)
         (group_q,) = fold_queries([q], keys, members, key_heads)
         group_k, group_v = fold_keys([k, v], keys)
         part = _forward_group(group_q, group_k, group_v, plan, scale)
+        if len(groups) == 1:
+            out, lse = part[0].to(q.dtype).view(q.shape), part[1].float().view(q.shape[:-1])
+            break
         for whole, value in zip((out, lse), part):
             place = of_group(whole, keys, members, key_heads)
             place.copy_(value.view(place.shape))

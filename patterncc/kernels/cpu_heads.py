@@ -90,12 +90,17 @@ def fold_queries(
 ) -> list[Tensor]:
     """Tensors over queries as [X, G, n, ...], X pairs of batch and key head; views if possible."""
     picked = [of_group(x, keys, members, key_heads) for x in tensors]
-    return [x.reshape(-1, *x.shape[2:]) for x in picked]
+    return [_joined(x) for x in picked]
 
 
 def fold_keys(tensors: Sequence[Tensor], keys: slice) -> list[Tensor]:
     """Tensors over keys as [X, n_k, D]."""
-    return [x[:, keys].reshape(-1, *x.shape[2:]) for x in tensors]
+    return [_joined(x[:, keys]) for x in tensors]
+
+
+def _joined(x: Tensor) -> Tensor:
+    """The two first axes as one."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def merged(

@@ -147,7 +147,7 @@ def steps(plan: Prepared, schedule: Schedule, q: Tensor, copies: int) -> Iterato
     copies: tensors of the keys' size that a call makes, 0 in the forward pass, 2 in the backward.
     """
     pairs, width = q.shape[0], q.shape[3]
-    for call in schedule.calls:
+    for call in schedule.calls if q.numel() else ():
         match call:
             case Band():
                 batch = call.batch
