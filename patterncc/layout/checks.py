@@ -58,7 +58,7 @@ def corners(runs: Runs, layout: Layout, *, turned: bool = False) -> NDArray[np.i
             keys.append((pattern * (layout.lines + 1) + r) * (layout.columns + 1) + c)
             values.append(weight * (sign if step == 0 else -sign))
     key, value = np.concatenate(keys), np.concatenate(values)
-    order = np.argsort(key, kind="stable")
+    order = np.argsort(key, kind="stable")  # four sorted sequences, merged, in the rows
     key, value = key[order], value[order]
     start = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else key
     total = np.add.reduceat(value, start) if len(key) else value
