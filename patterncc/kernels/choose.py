@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from patterncc.kernels.emit import padded
+from patterncc.kernels.pieces import padded
 from patterncc.kernels.plan import DType, Kind, Plan, Spec, Target
 
 Sizes = tuple[int, int, int, int]  # queries, keys, warps, stages of a step
@@ -29,11 +29,13 @@ def choose(
     (64, 128, 4, 2)
     """
     wide = max(padded(head_dim), padded(value_dim))
-    bm, bn, warps, stages = _sizes(kind, target, wide, dtype == "float32" or upcast)
+    fp32 = dtype == "float32"
+    bm, bn, warps, stages = _sizes(kind, target, wide, fp32)
     bm, bn = min(bm, spec.block[0]), min(bn, spec.block[1])
     rows = bn if kind == "dkdv" else bm  # of the products' left side: a warp takes 16 at least
     if kind in ("forward", "dq", "dkdv"):
         warps = max(1, min(warps, rows // 16))
+    streams = kind in ("forward", "dq", "dkdv") and target in ("sm_90", "sm_100") and not fp32
     return Plan(
         kind=kind,
         target=target,
@@ -51,6 +53,7 @@ def choose(
         per_head=spec.patterns > 1,
         heads=heads,
         upcast=upcast,
+        descriptors=streams and head_dim % 8 == 0 and value_dim % 8 == 0,
     )
 
 
@@ -93,5 +96,5 @@ def _dkdv(target: Target, dim: int, fp32: bool) -> Sizes:
     if fp32:
         return (32, 32, 4, 1) if dim <= 128 else (16, 32, 4, 1)
     if target == "sm_80":
-        return (32, 128, 8, 2) if dim <= 128 else (32, 64, 8, 1)
+        return ((32, 128) if dim <= 64 else (64, 64)) + (8, 2 if dim <= 128 else 1)
     return (64, 128, 8, 2) if dim <= 128 else (64, 64, 8, 1)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from patterncc.kernels import runtime
 from patterncc.kernels.choose import choose
+from patterncc.kernels.pieces import AXES, parameters, streamed_block
 from patterncc.kernels.plan import DType, Kind, Plan, Spec
 
 MAX_ROW_STRIDE = 2**31 // 512  # elements; offsets within a tile are 32-bit
@@ -29,14 +30,9 @@ def forward(
     out = q.new_empty(batch, heads, n, v.shape[-1])
     lse = q.new_empty(batch, heads, n, dtype=torch.float32)
     plan = plan_for("forward", q, v, spec)
-    _launch(
-        plan,
-        -(-n // plan.bm) * batch * heads,
-        [q, k, v, out, lse, *_tables(plan, tensors, "rows")],
-        [q, k, v, out],
-        [scale, n, k.shape[2], heads, heads // k.shape[1], spec.q_lines],
-        tensors,
-    )
+    arguments = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "scale": scale}
+    programs = -(-n // plan.bm) * batch * heads
+    _launch(plan, programs, arguments | _of_layout(q, k, tensors, spec, "rows"))
     return out, lse
 
 
@@ -55,40 +51,26 @@ def backward(
     q, k, v, out, grad_out = _rows_together(q, k, v, out, grad_out)
     lse = lse.contiguous()
     batch, heads, n, _ = q.shape
-    kv_heads, n_k = k.shape[1], k.shape[2]
     delta, lse2 = torch.empty_like(lse), torch.empty_like(lse)
     grad_q, grad_k, grad_v = (
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)
     )
+    arguments = {"q": q, "k": k, "v": v, "out": out, "grad": grad_out, "lse": lse, "scale": scale}
+    arguments |= {
+        "delta": delta,
+        "lse2": lse2,
+        "grad_q": grad_q,
+        "grad_k": grad_k,
+        "grad_v": grad_v,
+    }
+    by_rows = arguments | _of_layout(q, k, tensors, spec, "rows")
     plan = plan_for("delta", q, v, spec)
-    _launch(
-        plan,
-        -(-n // plan.bm) * batch * heads,
-        [out, grad_out, lse, delta, lse2],
-        [out, grad_out],
-        [n, heads],
-        tensors,
-    )
-    shared = [q, k, v, grad_out, lse2, delta]
-    sizes = [scale, n, n_k, heads, heads // kv_heads]
+    _launch(plan, -(-n // plan.bm) * batch * heads, by_rows)
     plan = plan_for("dq", q, v, spec)
-    _launch(
-        plan,
-        -(-n // plan.bm) * batch * heads,
-        [*shared, grad_q, *_tables(plan, tensors, "rows")],
-        [q, k, v, grad_out, grad_q],
-        [*sizes, spec.q_lines],
-        tensors,
-    )
+    _launch(plan, -(-n // plan.bm) * batch * heads, by_rows)
     plan = plan_for("dkdv", q, v, spec)
-    _launch(
-        plan,
-        -(-n_k // plan.bn) * batch * kv_heads,
-        [*shared, grad_k, grad_v, *_tables(plan, tensors, "cols")],
-        [q, k, v, grad_out, grad_k, grad_v],
-        [*sizes, spec.k_lines],
-        tensors,
-    )
+    programs = -(-k.shape[2] // plan.bn) * batch * k.shape[1]
+    _launch(plan, programs, arguments | _of_layout(q, k, tensors, spec, "cols"))
     return grad_q, grad_k, grad_v
 
 
@@ -113,14 +95,10 @@ def decode(
     lse = q.new_empty(batch, heads, count, dtype=torch.float32)
     packed = group > 1 and spec.share % group == 0
     plan = plan_for("decode", q, v, spec, heads=packed_rows(group) if packed else 1)
-    _launch(
-        plan,
-        (kv_heads if packed else heads) * count * batch,
-        [q, k, v, out, lse, position, *_tables(plan, tensors, "rows")],
-        [q, k, v, out],
-        [scale, spec.n, k.shape[2], heads, group, spec.q_lines] + [count, spec.q_offset],
-        tensors,
-    )
+    arguments = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "scale": scale}
+    arguments |= {"position": position, "count": count, "q_offset": spec.q_offset}
+    arguments |= _of_layout(q, k, tensors, spec, "rows") | {"n": spec.n}
+    _launch(plan, (kv_heads if packed else heads) * count * batch, arguments)
     return out, lse
 
 
@@ -144,43 +122,63 @@ def plan_for(kind: Kind, q: Tensor, v: Tensor, spec: Spec, *, heads: int = 1) ->
         q.shape[-1],
         v.shape[-1],
         heads=heads,
-        upcast=target == "interpreter" and q.dtype == torch.bfloat16,
+        upcast=runtime.interpreting() and q.dtype == torch.bfloat16,
     )
 
 
-def _tables(plan: Plan, tensors: Sequence[Tensor], way: str) -> list[Tensor]:
-    """The tables that a kernel of this plan takes, in its order."""
+def _of_layout(
+    q: Tensor, k: Tensor, tensors: Sequence[Tensor], spec: Spec, way: Literal["rows", "cols"]
+) -> dict[str, Any]:
+    """The layout's tables in one direction, and the sizes of the tensors, by argument name."""
     head_pattern, row_ptr, row_run, col_ptr, col_run, zone, bits = tensors
-    tables = [head_pattern] if plan.per_head else []
-    tables += [row_ptr, row_run] if way == "rows" else [col_ptr, col_run]
-    tables += [zone] if plan.zones else []
-    return tables + ([bits] if plan.bits else [])
+    by_rows = way == "rows"
+    return {
+        "head_pattern": head_pattern,
+        "ptr": row_ptr if by_rows else col_ptr,
+        "run": row_run if by_rows else col_run,
+        "zone": zone,
+        "bits": bits,
+        "zone_count": len(zone),
+        "lines": spec.q_lines if by_rows else spec.k_lines,
+        "n": q.shape[2],
+        "n_k": k.shape[2],
+        "heads": q.shape[1],
+        "group": q.shape[1] // k.shape[1],
+    }
 
 
-def _launch(
-    plan: Plan,
-    programs: int,
-    pointers: list[Tensor],
-    strided: list[Tensor],
-    scalars: list[float],
-    tensors: Sequence[Tensor],
-) -> None:
-    """Start one kernel; `strided` tensors add their batch, head and row strides."""
+def _launch(plan: Plan, programs: int, arguments: dict[str, Any]) -> None:
+    """Start one kernel; `arguments` may hold more than it takes."""
     if programs == 0:
         return
-    strides = [stride for x in strided for stride in x.stride()[:3]]
-    if plan.bits and plan.kind != "delta":
-        scalars = [*scalars, _zone_count(tensors)]
-    compiled = runtime.kernel(plan)
+    pointers, strides, scalars = parameters(plan)
+    values = [_pointer(plan, name, arguments[name]) for name in pointers]
+    values += [_stride(arguments, name) for name in strides]
+    values += [arguments[name] for name in scalars]
     options: dict[str, Any] = {"num_warps": plan.warps, "num_stages": plan.stages}
     options["enable_fp_fusion"] = True  # Triton 3.10 changes the default
-    with _device_of(pointers[0]):
-        compiled[(programs,)](*pointers, *strides, *scalars, **options)
+    kernel = runtime.kernel(plan)
+    with _device_of(arguments["lse"]):
+        kernel[(programs,)](*values, **options)
 
 
-def _zone_count(tensors: Sequence[Tensor]) -> int:
-    """The first mask word of the bits, less one."""
-    return tensors[5].shape[0]
+def _pointer(plan: Plan, name: str, x: Tensor) -> Any:
+    """A tensor as the kernel takes it: itself, or a descriptor of its tiles."""
+    if name not in plan.streamed:
+        return x
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    unit = 16 // x.element_size()  # descriptors count in 16 bytes
+    if x.data_ptr() % 16 or any(s % unit or s == 0 for s in x.stride()[:3]):
+        x = x.clone(memory_format=torch.contiguous_format)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, *streamed_block(plan, name)])
+
+
+def _stride(arguments: dict[str, Any], name: str) -> int:
+    """The value of an argument such as `grad_q_row`."""
+    tensor, _, axis = name.rpartition("_")
+    stride: int = arguments[tensor].stride(AXES.index(axis))
+    return stride
 
 
 def _device_of(x: Tensor) -> AbstractContextManager[object]:

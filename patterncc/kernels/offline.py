@@ -16,15 +16,13 @@ from typing import Any
 from patterncc.errors import BackendError
 from patterncc.kernels import runtime
 from patterncc.kernels.emit import entry
+from patterncc.kernels.pieces import parameters, streamed_block
 from patterncc.kernels.plan import SHARED_LIMIT, Plan, Target
 
-POINTERS = {
-    **dict.fromkeys(("lse", "lse2", "delta"), "fp32"),
-    **dict.fromkeys(("head_pattern", "ptr", "run", "zone", "bits", "position"), "i32"),
-}
+TABLES = ("head_pattern", "ptr", "run", "zone", "bits", "position")
+SUMS = ("lse", "lse2", "delta")
 TENSOR_CORES = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
 _SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-_TENSORS = ("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v")
 
 
 @dataclass(frozen=True)
@@ -106,15 +104,25 @@ def compile_offline(source: str, plan: Plan, target: Target | None = None) -> Re
 def _signature(names: list[str], plan: Plan) -> tuple[dict[str, str], dict[Any, Any]]:
     """Types of all arguments by name, and those known to be multiples of 16."""
     signature, aligned = {}, {}
+    pointers, strides, _ = parameters(plan)
     for place, name in enumerate(names):
-        if name in POINTERS or name in _TENSORS:
-            signature[name] = "*" + POINTERS.get(name, _SHORT[plan.dtype])
-        else:
-            signature[name] = "fp32" if name == "scale" else "i32"
-        stride = name.endswith(("_batch", "_head", "_row"))
-        if signature[name].startswith("*") or stride:
+        signature[name] = _type(plan, name) if name in pointers else "i32"
+        if name in strides or signature[name].startswith("*"):
             aligned[(place,)] = [["tt.divisibility", 16]]
+    signature.update({"scale": "fp32"} if "scale" in names else {})
     return signature, aligned
+
+
+def _type(plan: Plan, name: str) -> str:
+    """The type of a tensor argument."""
+    if name in TABLES:
+        return "*i32"
+    if name in SUMS:
+        return "*fp32"
+    if name in plan.streamed:
+        rows, width = streamed_block(plan, name)
+        return f"tensordesc<{_SHORT[plan.dtype]}[1, 1, {rows}, {width}]>"
+    return "*" + _SHORT[plan.dtype]
 
 
 def _tensor_cores(ptx: str) -> dict[str, int]:

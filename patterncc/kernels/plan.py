@@ -131,6 +131,7 @@ class Plan:
     query heads of one key head (1: one head a program).  precision: of fp32 products, "ieee" or
     "tf32".
     upcast: products in fp32 (for the interpreter, whose bf16 products are wrong).
+    descriptors: the tensors that the loop streams come through TMA descriptors, not pointers.
 
     >>> p = Plan("forward", "sm_90", "bfloat16", 128, 128, (128, 128), 128, 128, 8, 2, zones=1)
     >>> Plan.parse(p.text()) == p, len(p.digest)
@@ -154,6 +155,7 @@ class Plan:
     heads: int = 1
     precision: Literal["ieee", "tf32"] = "ieee"
     upcast: bool = False
+    descriptors: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("kind", Kind), ("target", Target), ("dtype", DType)):
@@ -174,8 +176,13 @@ class Plan:
         _one_of("stages", self.stages, (1, 2, 3, 4, 5))
         _one_of("zones", self.zones, (0, 1, 2, 4))
         _one_of("heads", self.heads, tuple(range(1, 257)))
-        for name in ("full", "bits", "per_head", "upcast"):
+        for name in ("full", "bits", "per_head", "upcast", "descriptors"):
             _one_of(name, getattr(self, name), (False, True))
+        if self.descriptors and (self.head_dim % 8 or self.value_dim % 8 or self.target == "sm_80"):
+            raise PatternValueError(
+                "plan: descriptors need sm_90 and head dims that are multiples of 8; "
+                f"these are {self.target}, {self.head_dim} and {self.value_dim}"
+            )
         if not (self.full or self.zones or self.bits):
             raise PatternValueError("plan: no mask class; set full, zones or bits")
 
@@ -193,10 +200,21 @@ class Plan:
         values["block"] = tuple(values["block"])
         return Plan(**values)
 
+    def values(self) -> list[tuple[str, object]]:
+        """Field names and values, in order."""
+        return [(f.name, getattr(self, f.name)) for f in fields(self)]
+
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that name this plan."""
         return hashlib.sha256(f"{VERSION} {self.text()}".encode()).hexdigest()[:16]
+
+    @property
+    def streamed(self) -> tuple[str, ...]:
+        """The arguments that are descriptors."""
+        if not self.descriptors:
+            return ()
+        return {"forward": ("k", "v"), "dq": ("k", "v"), "dkdv": ("q", "grad")}.get(self.kind, ())
 
     @property
     def masked(self) -> bool:

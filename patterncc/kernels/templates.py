@@ -112,16 +112,16 @@ WHICH_COLUMN = """
 # The runs of a line, and the loop's state.  A run is first tile, tile count, mask word, tiles
 # before it; two sentinels end the table, so that reading one run ahead is always within it.
 OPEN_LINE = """
-    at = tl.load($ptr + line)
-    end = tl.load($ptr + line + 1)
+    at = tl.load(ptr + line)
+    end = tl.load(ptr + line + 1)
     steps = (tl.load(run + 4 * end + 3) - tl.load(run + 4 * at + 3)) * $ratio
     $here = tl.load(run + 4 * at) * $tile
     left = tl.load(run + 4 * at + 1) * $ratio
-    $word_first
+    word = tl.load(run + 4 * at + 2)
     # The next run is held in registers, one run ahead: no load of the loop waits for an index.
     next_tile = tl.load(run + 4 * at + 4)
     next_count = tl.load(run + 4 * at + 5)
-    $word_next
+    next_word = tl.load(run + 4 * at + 6)
     at += 2
 """
 
@@ -132,10 +132,10 @@ ADVANCE = """
     switch = left == 0
     $here = tl.where(switch, next_tile * $tile, $here)
     left = tl.where(switch, next_count * $ratio, left)
-    $word_switch
+    word = tl.where(switch, next_word, word)
     next_tile = tl.load(run + 4 * at, mask=switch, other=next_tile)
     next_count = tl.load(run + 4 * at + 1, mask=switch, other=next_count)
-    $word_load
+    next_word = tl.load(run + 4 * at + 2, mask=switch, other=next_word)
     at += switch.to(tl.int32)
 """
 
@@ -171,26 +171,37 @@ DELTA_BODY = """
     rows = tl.arange(0, $step_q)
     vdims = tl.arange(0, $vdim)
     seen = row * $step_q + rows < n
-    out_at = out + batch * o_batch + head * o_head + first * o_row
-    o = tl.load(out_at + (rows[:, None] * o_row + vdims[None, :])$mask)
-    grad_at = grad + batch * g_batch + head * g_head + first * g_row
-    g = tl.load(grad_at + (rows[:, None] * g_row + vdims[None, :])$mask)
+    out_at = out + batch * out_batch + head * out_head + first * out_row
+    o = tl.load(out_at + (rows[:, None] * out_row + vdims[None, :])$mask)
+    grad_at = grad + batch * grad_batch + head * grad_head + first * grad_row
+    g = tl.load(grad_at + (rows[:, None] * grad_row + vdims[None, :])$mask)
     at = unit * n + first + rows
     tl.store(delta + at, tl.sum(o.to(tl.float32) * g.to(tl.float32), 1), mask=seen)
     natural = tl.load(lse + at, mask=seen, other=0.0)
     tl.store(lse2 + at, tl.where(natural == -INF, INF, natural * LOG2E), mask=seen)
 """
 
-WHICH_TOKEN = """
-    # One program: one query row, $who.
+WHICH_TOKEN_PACKED = """
+    # One program: one query row, one key head and the query heads that read it.
     pid = tl.program_id(0)
-    units = $units
-    unit = pid % units
-    token = (pid // units) % count
-    batch = (pid // (units * count)).to(tl.int64)
-    $kv_head
+    units = heads // group
+    kv_head = (pid % units).to(tl.int64)
+    first_head = pid % units * group
+"""
+
+WHICH_TOKEN = """
+    # One program: one query row of one head.
+    pid = tl.program_id(0)
+    units = heads
+    kv_head = (pid % units // group).to(tl.int64)
+    first_head = pid % units
+"""
+
+TOKEN_ROW = """
+    token = pid // units % count
+    batch = (pid // units // count).to(tl.int64)
     members = tl.arange(0, $rows)
-    head = $head
+    head = first_head + members
     mine = members < $packed
     cols = tl.arange(0, $step_k)
     # The layout's row of this query; one that the layout does not have reads nothing.
