@@ -86,7 +86,7 @@ def follow(t: Topology, pairs: Pairs, depth: int, engine: Engine) -> Curve:
     """The reach curve, by zones for as long as they stay few, by tiles from there."""
     if engine == "tiles":
         return tiles.follow(t, pairs, depth, [zones.start(t, pairs)])
-    limit = zones.MAX_PAIRS if engine == "auto" else zones.MOST_PAIRS
+    limit = _limit(t) if engine == "auto" else zones.MOST_PAIRS
     states = [zones.start(t, pairs)]
     try:
         for state in _steps(t, pairs, depth, limit):
@@ -96,6 +96,13 @@ def follow(t: Topology, pairs: Pairs, depth: int, engine: Engine) -> Curve:
         if engine == "zones":
             raise SizeError(f'engine="zones": {refused}') from None
     return tiles.follow(t, pairs, depth, states)
+
+
+def _limit(t: Topology) -> int:
+    """Pairs of zones in one composition up to which zones cost less than exact tiles would."""
+    if t.frame.n <= tiles.TOKEN_GRAIN:
+        return zones.MAX_PAIRS // 32
+    return zones.MAX_PAIRS // 4 if t.frame.n <= tiles.MOST_ROWS else zones.MAX_PAIRS
 
 
 def _steps(t: Topology, pairs: Pairs, depth: int, limit: int) -> Iterator[zones.Symbolic]:
