@@ -36,7 +36,7 @@ def main(path: Path) -> None:
         together = heads[0]
         for zones in heads[1:]:
             together = together | zones
-        panels.append(show.panel(name, together.simplify(), 2048))
+        panels.append(show.panel(show.Mask(name, together.simplify()), 2048))
     show.picture(panels, "The gallery: which query (down) reads which key (across)", path)
     print(f"{len(panels)} masks in {path}")
 
