@@ -1,6 +1,7 @@
 """Test settings: Hypothesis profiles, and which kernel tests belong to this process."""
 
 import os
+import shutil
 
 from hypothesis import HealthCheck, settings
 
@@ -8,6 +9,8 @@ from hypothesis import HealthCheck, settings
 # their own (`make test` starts both): each process collects only its own files.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED else ["test_kernels_interpret*.py"]
+if shutil.which("chromium") is None:
+    collect_ignore_glob.append("test_browser.py")
 
 settings.register_profile(
     "default",

@@ -28,6 +28,8 @@ CASE = re.compile(
     r"===== (?P<name>.*)\n(?P<text>(?:.*\n)*?)-----\n(?P<message>(?:.*\n)*?)(?====== |\Z)"
 )
 CASES = [m.groups() for m in CASE.finditer(GOLDEN.read_text(encoding="utf-8"))]
+# PyYAML's parser in Python, where its wheel has no libyaml, words what it cannot read differently
+WORDED = [c for c in CASES if yaml.__with_libyaml__ or "not readable as YAML" not in c[2]]
 
 BIGBIRD = """\
 name: bigbird
@@ -210,10 +212,8 @@ def test_the_reference_states_the_bounds() -> None:
 # What a file refuses
 
 
-@pytest.mark.parametrize(("name", "text", "message"), CASES, ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(("name", "text", "message"), WORDED, ids=[c[0] for c in WORDED])
 def test_messages(name: str, text: str, message: str) -> None:
-    if "not readable as YAML" in message and not yaml.__with_libyaml__:
-        pytest.skip("PyYAML's own parser words it differently")
     with pytest.raises(PatternSyntaxError) as caught:
         loads(text, "a.yaml")
     assert f"{caught.value}\n" == message
