@@ -72,6 +72,14 @@ def test_whole_pattern_files_load(page: Path) -> None:
             loads(block.body, block.where)
 
 
+@pytest.mark.parametrize("program", sorted(ROOT.glob("examples/*.py")), ids=name)
+def test_examples_run_without_a_warning(program: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(program)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
 def commands(body: str) -> list[tuple[str, str]]:
     """(command, expected output) for every line that starts with '$ '."""
     parts = re.split(r"^\$ (.*)\n", body, flags=re.M)
