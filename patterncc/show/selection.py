@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from patterncc.stack import Stack
     from patterncc.zones.zoneset import ZoneSet
 
+_DRAWN = ("random_blocks", "random_edges", "expander", "longnet")  # by layer or by head
 MOST_PARTS = 6  # that are told apart by colour
 
 
@@ -65,7 +66,8 @@ def masks(
         }
         named = [] if names is None else _parts(pattern, names)
         parts = [(label, lower(part, n, **at)) for label, part in named]
-        found.append(Mask(_title(where, len(stack)), lower(pattern, n, **at), tuple(parts)))
+        title = _title(where, len(stack)) + _drawn(pattern, where)
+        found.append(Mask(title, lower(pattern, n, **at), tuple(parts)))
     return found
 
 
@@ -124,6 +126,21 @@ def _title(where: Mapping[int, Sequence[int]], layers: int) -> str:
         words = "all layers" if len(listed) == layers > 1 else _ranges("layer", listed)
         shown.append(f"{words}, {_ranges('head', heads)}" if heads else words)
     return "; ".join(shown)
+
+
+def _drawn(pattern: Pattern, where: Mapping[int, Sequence[int]]) -> str:
+    """Which layer and head is shown, of a pattern whose edges differ from one to the next.
+
+    >>> from patterncc import causal, random_blocks
+    >>> _drawn(random_blocks(3), {2: [0, 1], 3: []}), _drawn(causal(), {2: [], 3: []})
+    (' (shown: layer 2, head 0)', '')
+    """
+    text = str(pattern)
+    l, hs = next(iter(where.items()))
+    differs = any(f"{name}(" in text for name in _DRAWN)
+    if not differs or (len(where) == 1 and len(hs) < 2):
+        return ""
+    return f" (shown: layer {l}" + (f", head {hs[0]})" if hs else ")")
 
 
 def _ranges(word: str, numbers: Sequence[int]) -> str:
