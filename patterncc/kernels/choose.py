@@ -30,11 +30,12 @@ def choose(
     """
     wide = max(padded(head_dim), padded(value_dim))
     fp32 = dtype == "float32"
-    bm, bn, warps, stages = _sizes(kind, target, wide, fp32)
+    bm, bn, warps, stages = _sizes(kind, target, wide, fp32, spec.bits)
     bm, bn = min(bm, spec.block[0]), min(bn, spec.block[1])
-    rows = bn if kind == "dkdv" else bm  # of the products' left side: a warp takes 16 at least
     if kind in ("forward", "dq", "dkdv"):
-        warps = max(1, min(warps, rows // 16))
+        rows = bn if kind == "dkdv" else bm  # of the products' left side
+        # a warp takes 16 rows; on sm_80 warps may also stand side by side
+        warps = max(1, min(warps, bm * bn // 512 if target == "sm_80" else rows // 16))
     streams = kind in ("forward", "dq", "dkdv") and target in ("sm_90", "sm_100") and not fp32
     return Plan(
         kind=kind,
@@ -57,44 +58,51 @@ def choose(
     )
 
 
-def _sizes(kind: Kind, target: Target, dim: int, fp32: bool) -> Sizes:
+def _sizes(kind: Kind, target: Target, dim: int, fp32: bool, bits: bool) -> Sizes:
     """Sizes by kind, target and padded head dim, before the layout's tile limits them."""
     match kind:
         case "delta":
             return 64, 16, 4, 1
         case "decode":
             return 16, 64 if dim <= 128 and not fp32 else 32, 4, 3 if dim <= 128 else 2
+        case "forward" | "dq" | "dkdv" if fp32:
+            return _exact(kind, dim)
         case "forward":
-            return _forward(target, dim, fp32)
+            return _forward(target, dim, bits)
         case "dq":
-            return _dq(target, dim, fp32)
+            return _dq(target, dim)
         case "dkdv":
-            return _dkdv(target, dim, fp32)
+            return _dkdv(target, dim, bits)
         case _:
             assert_never(kind)
 
 
-def _forward(target: Target, dim: int, fp32: bool) -> Sizes:
-    if fp32:  # no tensor cores: small steps keep the products' operands in registers
+def _exact(kind: Kind, dim: int) -> Sizes:
+    """fp32 products run without tensor cores: small steps keep their operands in registers."""
+    if kind == "forward":
         return (64, 32, 4, 2) if dim <= 128 else (32, 16, 4, 1)
+    if kind == "dq":
+        return (32, 32, 4, 1) if dim <= 128 else (32, 16, 4, 1)
+    return (32, 32, 4, 1) if dim <= 128 else (16, 32, 4, 1)
+
+
+def _forward(target: Target, dim: int, bits: bool) -> Sizes:
     if target == "sm_80":
         return (128, 64, 4, 3) if dim <= 64 else (128, 32, 8, 3 if dim <= 128 else 2)
-    if dim > 128:
-        return 128, 64, 8, 2
-    return (128, 128, 8, 2) if dim > 64 else (128, 128, 8, 3)
+    if bits and dim <= 128:  # words of bits take registers and shared memory
+        return 128, 64, 8, 3
+    return (128, 64, 8, 2) if dim > 128 else (128, 128, 8, 3 if dim <= 64 else 2)
 
 
-def _dq(target: Target, dim: int, fp32: bool) -> Sizes:
-    if fp32:
-        return (32, 32, 4, 1) if dim <= 128 else (32, 16, 4, 1)
+def _dq(target: Target, dim: int) -> Sizes:
     if target == "sm_80":
         return (128, 32, 8, 2) if dim <= 128 else (64, 32, 8, 1)
     return (128, 64, 8, 2) if dim <= 128 else (64, 64, 8, 1)
 
 
-def _dkdv(target: Target, dim: int, fp32: bool) -> Sizes:
-    if fp32:
-        return (32, 32, 4, 1) if dim <= 128 else (16, 32, 4, 1)
+def _dkdv(target: Target, dim: int, bits: bool) -> Sizes:
+    if dim > 128:
+        return (32, 64, 8, 1) if target == "sm_80" else (64, 64, 8, 1)
     if target == "sm_80":
-        return ((32, 128) if dim <= 64 else (64, 64)) + (8, 2 if dim <= 128 else 1)
-    return (64, 128, 8, 2) if dim <= 128 else (64, 64, 8, 1)
+        return (32, 128, 8, 2) if dim <= 64 else (64, 64, 8, 2)
+    return (32 if bits and dim > 64 else 64, 128, 8, 2)
