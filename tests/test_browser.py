@@ -1,4 +1,4 @@
-"""The report in a real browser; collected where Debian's chromium is installed (see conftest.py)."""
+"""The report in a real browser; collected where chromium is installed (see conftest.py)."""
 
 from __future__ import annotations
 
