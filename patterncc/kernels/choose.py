@@ -48,7 +48,7 @@ def choose(
         bn=bn,
         warps=warps,
         stages=stages,
-        full=spec.full or not (spec.zones or spec.bits),
+        full=True,  # a longer sequence or a wider window has full tiles: one source for all
         zones=spec.zones,
         bits=spec.bits,
         per_head=spec.patterns > 1,

@@ -198,7 +198,7 @@ def cast(plan: Plan, name: str) -> str:
 
 def load(plan: Plan, x: str, at: str, *conditions: str) -> str:
     """x_tile from pointers; zeros where a condition fails."""
-    return f"{x}_tile = tl.load({at}{masking(*conditions)}){_upcast(plan)}"
+    return _call(f"{x}_tile = tl.load", at, masking(*conditions)) + _upcast(plan)
 
 
 def load_own(plan: Plan, x: str, head: str, along: str, there: str) -> str:
@@ -246,7 +246,7 @@ def stream(plan: Plan, x: str, head: str, here: str, there: str) -> str:
 def store(plan: Plan, at: str, name: str, *conditions: str) -> str:
     """Write `name` in the tensor's own dtype."""
     value = name if plan.dtype == "float32" else f"{name}.to(tl.{plan.dtype})"
-    return f"tl.store({at}, {value}{masking(*conditions).removesuffix(', other=0.0')})"
+    return _call("tl.store", at, f", {value}" + masking(*conditions).removesuffix(", other=0.0"))
 
 
 def masking(*conditions: str) -> str:
@@ -263,6 +263,14 @@ def dim_test(dim: int, name: str) -> str:
 def join(*parts: str) -> str:
     """Parts on lines of their own; empty ones leave no line."""
     return "\n".join(p for p in parts if p)
+
+
+def _call(name: str, at: str, rest: str) -> str:
+    """A call on one line, or its address and its options on two."""
+    whole = f"{name}({at}{rest})"
+    if len(whole) <= 86:  # leaves room for indentation
+        return whole
+    return f"{name}(\n    {at},\n    {rest.removeprefix(', ')},\n)"
 
 
 def _columns(plan: Plan, x: str) -> tuple[int, str]:

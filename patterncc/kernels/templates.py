@@ -172,9 +172,11 @@ DELTA_BODY = """
     vdims = tl.arange(0, $vdim)
     seen = row * $step_q + rows < n
     out_at = out + batch * out_batch + head * out_head + first * out_row
-    o = tl.load(out_at + (rows[:, None] * out_row + vdims[None, :])$mask)
+    out_ptrs = out_at + (rows[:, None] * out_row + vdims[None, :])
+    o = tl.load(out_ptrs$mask)
     grad_at = grad + batch * grad_batch + head * grad_head + first * grad_row
-    g = tl.load(grad_at + (rows[:, None] * grad_row + vdims[None, :])$mask)
+    grad_ptrs = grad_at + (rows[:, None] * grad_row + vdims[None, :])
+    g = tl.load(grad_ptrs$mask)
     at = unit * n + first + rows
     tl.store(delta + at, tl.sum(o.to(tl.float32) * g.to(tl.float32), 1), mask=seen)
     natural = tl.load(lse + at, mask=seen, other=0.0)

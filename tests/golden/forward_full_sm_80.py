@@ -1,0 +1,111 @@
+# patterncc forward: out and lse, one row of tiles a program.
+# Generated from plan b04da7075feaf794 by emitter 1.
+# sm_80, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
+# Mask classes: full.
+# Lengths, windows and documents are data: they come in through the run and mask tables.
+#
+#   kind = forward
+#   target = sm_80
+#   dtype = bfloat16
+#   head_dim = 64
+#   value_dim = 64
+#   block = (128, 128)
+#   bm = 128
+#   bn = 64
+#   warps = 8
+#   stages = 3
+#   full = True
+#   zones = 0
+#   bits = False
+#   per_head = False
+#   heads = 1
+#   precision = ieee
+#   upcast = False
+#   descriptors = False
+
+import triton
+import triton.language as tl
+
+INF = tl.constexpr(float("inf"))
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "n", "n_k", "heads", "group", "lines",
+    ]
+)
+def forward_kernel(
+    q, k, v, out, lse, ptr, run,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head,
+    out_row,
+    scale, n, n_k, heads, group, lines,
+):
+    # One program: 128 queries of one head.  The last rows, longest if causal, go first.
+    pid = tl.program_id(0)
+    steps_down = tl.cdiv(n, 128)
+    row = steps_down - 1 - pid % steps_down
+    unit = pid // steps_down
+    batch = (unit // heads).to(tl.int64)
+    head = (unit % heads).to(tl.int64)
+    kv_head = head // group
+    first = (row * 128).to(tl.int64)
+    rows = tl.arange(0, 128)
+    cols = tl.arange(0, 64)
+    seen = row * 128 + rows < n
+    dims = tl.arange(0, 64)
+    vdims = tl.arange(0, 64)
+    scale2 = scale * LOG2E
+    q_at = q + batch * q_batch + head * q_head + first * q_row
+    q_tile = tl.load(
+        q_at + (rows[:, None] * q_row + dims[None, :]),
+        mask=seen[:, None], other=0.0,
+    )
+    k_base = k + batch * k_batch + kv_head * k_head
+    k_base += cols[:, None] * k_row + dims[None, :]
+    v_base = v + batch * v_batch + kv_head * v_head
+    v_base += cols[:, None] * v_row + vdims[None, :]
+    m = tl.full([128], -INF, tl.float32)
+    l = tl.zeros([128], tl.float32)
+    acc = tl.zeros([128, 64], tl.float32)
+    line = row
+    at = tl.load(ptr + line)
+    end = tl.load(ptr + line + 1)
+    steps = (tl.load(run + 4 * end + 3) - tl.load(run + 4 * at + 3)) * 2
+    col = tl.load(run + 4 * at) * 128
+    left = tl.load(run + 4 * at + 1) * 2
+    # The next run is held in registers, one run ahead: no load of the loop waits for an index.
+    next_tile = tl.load(run + 4 * at + 4)
+    next_count = tl.load(run + 4 * at + 5)
+    at += 2
+    for _ in range(0, steps):
+        k_tile = tl.load(k_base + col.to(tl.int64) * k_row)
+        s = tl.dot(q_tile, k_tile.T)
+        m_next = tl.maximum(m, tl.max(s, 1) * scale2)
+        p = tl.math.exp2(s * scale2 - m_next[:, None])
+        fade = tl.math.exp2(m - m_next)
+        l = l * fade + tl.sum(p, 1)
+        acc = acc * fade[:, None]
+        m = m_next
+        v_tile = tl.load(v_base + col.to(tl.int64) * v_row)
+        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)
+        # One step on; at the end of a run, over to the next one.
+        col += 64
+        left -= 1
+        switch = left == 0
+        col = tl.where(switch, next_tile * 128, col)
+        left = tl.where(switch, next_count * 2, left)
+        next_tile = tl.load(run + 4 * at, mask=switch, other=next_tile)
+        next_count = tl.load(run + 4 * at + 1, mask=switch, other=next_count)
+        at += switch.to(tl.int32)
+    # A row that read nothing has m = -inf and l = 0: its out is 0 and its lse -inf.
+    l = tl.where(l == 0.0, 1.0, l)
+    acc = acc / l[:, None]
+    lse_tile = (m + tl.math.log2(l)) * LN2
+    out_at = out + batch * out_batch + head * out_head + first * out_row
+    tl.store(
+        out_at + (rows[:, None] * out_row + vdims[None, :]),
+        acc.to(tl.bfloat16), mask=seen[:, None],
+    )
+    tl.store(lse + unit.to(tl.int64) * n + first + rows, lse_tile, mask=seen)
