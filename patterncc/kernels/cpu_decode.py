@@ -136,7 +136,7 @@ def _pieces(
             yield k[:, a:b], v[:, a:b], None
             continue
         places.append((a, b))
-        tile = plan.masks.tile(word)[within[0] : within[1]]
+        tile = plan.masks.tile(word, *within)
         masks.append(np.tile(tile, count)[:, : b - a])
     if not places:
         return

@@ -29,21 +29,22 @@ class Masks:
     zones: NDArray[np.int32]
     bits: NDArray[np.uint32]
 
-    def tile(self, word: int) -> NDArray[np.bool_]:
-        """The tile of a mask word, bool [BM, BN]."""
-        side_q, side_k = self.block
-        if word == ABSENT:
-            return np.zeros(self.block, dtype=bool)
-        if word == 0:
-            return np.ones(self.block, dtype=bool)
+    def tile(self, word: int, low: int = 0, high: int | None = None) -> NDArray[np.bool_]:
+            """Queries low .. high (default: all) of a mask word's tile, bool [high - low, BN]."""
+        side_k = self.block[1]
+        high = self.block[0] if high is None else high
+        if word in (ABSENT, 0):
+            return np.full((high - low, side_k), word == 0)
         if word > len(self.zones):
-            packed = np.ascontiguousarray(self.bits[word - 1 - len(self.zones)]).view(np.uint32)
-            ordered = packed.astype("<u4").view(np.uint8)
+            packed = np.ascontiguousarray(self.bits[word - 1 - len(self.zones), low:high])
+            ordered = packed.view(np.uint32).astype("<u4").view(np.uint8)
             return np.unpackbits(ordered, axis=-1, bitorder="little")[:, :side_k].astype(bool)
-        i, j = np.arange(side_q)[:, None], np.arange(side_k)[None, :]
-        tile = np.zeros(self.block, dtype=bool)
+        i, j = np.arange(low, high)[:, None], np.arange(side_k)[None, :]
+        tile = np.zeros((high - low, side_k), dtype=bool)
         for i0, i1, j0, j1, d0, d1 in self.zones[word - 1].tolist():
-            tile |= (i0 <= i) & (i < i1) & (j0 <= j) & (j < j1) & (d0 <= j - i) & (j - i < d1)
+            if i0 < i1:  # else an unused slot
+                first, last = np.maximum(j0, i + d0), np.minimum(j1, i + d1)
+                tile |= (i0 <= i) & (i < i1) & (first <= j) & (j < last)
         return tile
 
     @cached_property
