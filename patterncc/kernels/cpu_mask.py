@@ -30,7 +30,7 @@ class Masks:
     bits: NDArray[np.uint32]
 
     def tile(self, word: int, low: int = 0, high: int | None = None) -> NDArray[np.bool_]:
-            """Queries low .. high (default: all) of a mask word's tile, bool [high - low, BN]."""
+        """Queries low .. high (default: all) of a mask word's tile, bool [high - low, BN]."""
         side_k = self.block[1]
         high = self.block[0] if high is None else high
         if word in (ABSENT, 0):
