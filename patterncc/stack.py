@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from patterncc.errors import PatternError, PatternValueError
 from patterncc.pattern import Pattern, check_int
@@ -82,6 +84,25 @@ class Stack:
         """A layer's patterns: one a head, or a single one that all heads share."""
         layer = self.layer(index)
         return layer.patterns if isinstance(layer, Heads) else (layer,)
+
+    @staticmethod
+    def from_hf(config: str | os.PathLike[str] | Mapping[str, Any]) -> Stack:
+        """The layers of a Hugging Face model, from its config.json or the same as a dict.
+
+        Hugging Face's ``sliding_window = W`` counts the token itself, so it is ``window(W - 1)``.
+
+        >>> config = {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 512}
+        >>> print(Stack.from_hf(config))
+        Stack of 6 layers
+          0..4: causal() & window(511)
+          5: causal()
+
+        Raises PatternError for a file that cannot be read, PatternValueError for a config whose
+        attention it does not know.
+        """
+        from patterncc.model_config import layers_of, read_config
+
+        return Stack(layers_of(config if isinstance(config, Mapping) else read_config(config)))
 
     def __str__(self) -> str:
         lines = [

@@ -138,6 +138,15 @@ def test_analyze_answers_at_a_trillion_tokens(near: str):
     assert found["reach"][4]["badge"] == "exact"
 
 
+def test_analyze_reads_a_models_config(near: str):
+    config = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 16}
+    Path("config.json").write_text(json.dumps(config))
+    assert as_json("analyze", "config.json", "--n", 256)["depth_to_full"]["value"] == 17
+    assert "no parameters" in refused("analyze", "config.json", "-p", "w=3")
+    Path("config.json").write_text("{")
+    assert "not JSON" in refused("analyze", "config.json")
+
+
 def test_explain_finds_the_way(near: str):
     found = as_json("explain", near, "--query", 40, "--key", 3)
     assert found["layers"] == 3

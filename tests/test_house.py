@@ -21,7 +21,7 @@ LONGEST_FILE = 550  # lines; the aim is 400
 TORCH_FREE = ("plan", "emit", "templates", "choose", "__init__")  # in kernels: sources are text
 TORCH = {"kernels", "attention", "integrations", "bench", "demo", "doctor"}
 GRAPHS = {"zones", "analysis", "layout", "integrations", "bench"}
-EARLY = {"errors", "pattern", "primitives", "stack", "language", "gallery", "cli"}
+EARLY = {"errors", "model_config", "pattern", "primitives", "stack", "language", "gallery", "cli"}
 
 
 @cache
