@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,6 +149,17 @@ def test_kernel_tables_count_tiles_and_end_in_sentinels() -> None:
     assert run[-2, 3] == layout.rows.run[:, 1].sum() == 4 + 3 + 2 + 1
     assert torch.equal(run[1:-1, 3] - run[:-2, 3], run[:-2, 1])
     assert tables[5].shape[1:] == (spec.zones, 8)
+
+
+def test_fragment_order_by_its_definition() -> None:
+    tiles = np.random.default_rng(0).random((2, 16, 256)) < 0.5
+    words = runtime.fragment_order(tiles).view(np.uint32)
+    assert words.shape == (2, 16, 8)
+    for column in range(256):
+        group, within = divmod(column, 128)
+        t, q, b = within // 8, within % 8 // 2, within % 2
+        bit = words[:, :, 4 * group + q] >> np.uint32(2 * t + b) & 1
+        assert (bit == tiles[:, :, column]).all()
 
 
 def test_sources_are_kept_under_their_hash(tmp_path: Path) -> None:

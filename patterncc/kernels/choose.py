@@ -30,7 +30,7 @@ def choose(
     """
     wide = max(padded(head_dim), padded(value_dim))
     fp32 = dtype == "float32"
-    bm, bn, warps, stages = _sizes(kind, target, wide, fp32, spec.bits)
+    bm, bn, warps, stages = _sizes(kind, target, wide, fp32)
     bm, bn = min(bm, spec.block[0]), min(bn, spec.block[1])
     if kind in ("forward", "dq", "dkdv"):
         rows = bn if kind == "dkdv" else bm  # of the products' left side
@@ -58,7 +58,7 @@ def choose(
     )
 
 
-def _sizes(kind: Kind, target: Target, dim: int, fp32: bool, bits: bool) -> Sizes:
+def _sizes(kind: Kind, target: Target, dim: int, fp32: bool) -> Sizes:
     """Sizes by kind, target and padded head dim, before the layout's tile limits them."""
     match kind:
         case "delta":
@@ -68,11 +68,11 @@ def _sizes(kind: Kind, target: Target, dim: int, fp32: bool, bits: bool) -> Size
         case "forward" | "dq" | "dkdv" if fp32:
             return _exact(kind, dim)
         case "forward":
-            return _forward(target, dim, bits)
+            return _forward(target, dim)
         case "dq":
             return _dq(target, dim)
         case "dkdv":
-            return _dkdv(target, dim, bits)
+            return _dkdv(target, dim)
         case _:
             assert_never(kind)
 
@@ -86,11 +86,9 @@ def _exact(kind: Kind, dim: int) -> Sizes:
     return (32, 32, 4, 1) if dim <= 128 else (16, 32, 4, 1)
 
 
-def _forward(target: Target, dim: int, bits: bool) -> Sizes:
+def _forward(target: Target, dim: int) -> Sizes:
     if target == "sm_80":
         return (128, 64, 4, 3) if dim <= 64 else (128, 32, 8, 3 if dim <= 128 else 2)
-    if bits and dim <= 128:  # words of bits take registers and shared memory
-        return 128, 64, 8, 3
     return (128, 64, 8, 2) if dim > 128 else (128, 128, 8, 3 if dim <= 64 else 2)
 
 
@@ -100,9 +98,9 @@ def _dq(target: Target, dim: int) -> Sizes:
     return (128, 64, 8, 2) if dim <= 128 else (64, 64, 8, 1)
 
 
-def _dkdv(target: Target, dim: int, bits: bool) -> Sizes:
+def _dkdv(target: Target, dim: int) -> Sizes:
     if dim > 128:
         return (32, 64, 8, 1) if target == "sm_80" else (64, 64, 8, 1)
     if target == "sm_80":
         return (32, 128, 8, 2) if dim <= 64 else (64, 64, 8, 2)
-    return (32 if bits and dim > 64 else 64, 128, 8, 2)
+    return 64, 128, 8, 2

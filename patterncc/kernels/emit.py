@@ -115,7 +115,8 @@ def _forward(plan: Plan) -> str:
         mask(
             plan,
             local("rows[:, None]", "row", parts, s.step_q),
-            f"cols[None, :] + col % {s.tile_k}",
+            "cols[None, :]",
+            f"col % {s.tile_k}",
         ),
         softmax(plan),
         stream(plan, "v", "kv_head", "col", there),
@@ -155,7 +156,8 @@ def _dq(plan: Plan) -> str:
         mask(
             plan,
             local("rows[:, None]", "row", parts, s.step_q),
-            f"cols[None, :] + col % {s.tile_k}",
+            "cols[None, :]",
+            f"col % {s.tile_k}",
         ),
         "p = tl.math.exp2(s * scale2 - lse_tile[:, None])",
         stream(plan, "v", "kv_head", "col", there),
@@ -191,8 +193,9 @@ def _dkdv(plan: Plan) -> str:
         f"s = {dot(plan, 'k_tile', 'q_tile.T')}",
         mask(
             plan,
-            f"rows[None, :] + at_q % {s.tile_q}",
             local("cols[:, None]", "column", parts, s.step_k),
+            "rows[None, :]",
+            f"at_q % {s.tile_q}",
         ),
         "# Past the last query lse is +inf: p is 0 there, and so is every gradient.",
         "lse_tile = tl.load(lse2_base + at_q + rows, mask=live, other=INF)",
@@ -237,7 +240,7 @@ def _decode(plan: Plan) -> str:
     step = join(
         stream(plan, "k", "kv_head", "col", there),
         f"s = {dot(plan, 'q_tile', 'k_tile.T')}",
-        mask(plan, f"own % {s.tile_q} + cols[None, :] * 0", f"cols[None, :] + col % {s.tile_k}"),
+        mask(plan, f"place % {s.tile_q}", "cols[None, :]", f"col % {s.tile_k}"),
         softmax(plan),
         stream(plan, "v", "kv_head", "col", there),
         f"acc = {dot(plan, cast(plan, 'p'), 'v_tile', 'acc')}",
@@ -254,7 +257,7 @@ def _decode(plan: Plan) -> str:
         f"m = tl.full([{rows}], -INF, tl.float32)",
         f"l = tl.zeros([{rows}], tl.float32)",
         f"acc = tl.zeros([{rows}, {s.vdim}], tl.float32)",
-        line(plan, f"own // {s.tile_q}", "first_head"),
+        line(plan, f"place // {s.tile_q}", "first_head"),
         loop(plan, "col", s.tile_k, s.step_k, step).replace(
             "for _ in range(0, steps):",
             "steps = tl.where(inside, steps, 0)\nfor _ in range(0, steps):",

@@ -130,14 +130,14 @@ def _of_layout(
     q: Tensor, k: Tensor, tensors: Sequence[Tensor], spec: Spec, way: Literal["rows", "cols"]
 ) -> dict[str, Any]:
     """The layout's tables in one direction, and the sizes of the tensors, by argument name."""
-    head_pattern, row_ptr, row_run, col_ptr, col_run, zone, bits = tensors
+    head_pattern, row_ptr, row_run, col_ptr, col_run, zone, bits, bits_by_key = tensors
     by_rows = way == "rows"
     return {
         "head_pattern": head_pattern,
         "ptr": row_ptr if by_rows else col_ptr,
         "run": row_run if by_rows else col_run,
         "zone": zone,
-        "bits": bits,
+        "bits": bits if by_rows else bits_by_key,
         "zone_count": len(zone),
         "lines": spec.q_lines if by_rows else spec.k_lines,
         "n": q.shape[2],

@@ -113,20 +113,38 @@ def mask_tests(plan: Plan) -> list[str]:
         head = piece(t.IN_ZONES_HEAD, stride=8 * plan.zones)
         tests.append("\n".join([head, *(indented(m) for m in more), "    return keep"]))
     if plan.bits:
-        row_words = -(-plan.block[1] // 32)
-        tests.append(piece(t.IN_BITS, tile_words=row_words * plan.block[0], row_words=row_words))
+        tests.append(piece(t.IN_BITS, **_bit_sizes(plan)))
     return tests
 
 
-def mask(plan: Plan, i: str, j: str) -> str:
-    """Scores outside the mask become -inf; nothing when every tile is full."""
+def _bit_sizes(plan: Plan) -> dict[str, int]:
+    """A row of words is a query's keys; in dkdv, where tiles lie on their side, a key's queries."""
+    own, along = reversed(plan.block) if plan.kind == "dkdv" else plan.block
+    rows, columns = {"dkdv": (plan.bn, plan.bm), "decode": (1, plan.bn)}.get(
+        plan.kind, (plan.bm, plan.bn)
+    )
+    row_words = 4 * -(-along // 128)
+    return {
+        "row_words": row_words,
+        "tile_words": row_words * own,
+        "rows": rows,
+        "columns": columns,
+        "eights": columns // 8,
+    }
+
+
+def mask(plan: Plan, own: str, along: str, start: str) -> str:
+    """Scores outside the mask become -inf; nothing when every tile is full.
+
+    own: tile-local indices of the tile's rows; along, start: those of its columns, and the first.
+    """
     if not plan.masked:
         return ""
-    if plan.zones and plan.bits:
-        keep = piece(t.KEEP_BOTH)
-    else:
-        keep = t.KEEP_ZONES if plan.zones else t.KEEP_BITS
-    body = "\n".join([_NOTE, f"i = {i}", f"j = {j}", keep, "s = tl.where(keep, s, -INF)"])
+    kept = t.KEEP_BOTH if plan.zones and plan.bits else t.KEEP_ZONES if plan.zones else t.KEEP_BITS
+    i, j = ("across", "own") if plan.kind == "dkdv" else ("own", "across")
+    keep = piece(kept, i=i, j=j, own="own", start=start)
+    sides = [f"own = {own}", *([f"across = {along} + {start}"] if plan.zones else [])]
+    body = "\n".join([_NOTE, *sides, keep, "s = tl.where(keep, s, -INF)"])
     return f"if word > 0:\n{indented(body)}" if plan.full else body
 
 

@@ -60,23 +60,27 @@ IN_ZONES_MORE = "    keep |= in_zone(at + $offset, i, j)"
 
 IN_BITS = """
     @triton.jit
-    def in_bits(bits, index, i, j):
-        # One bit a pair, a query's keys side by side in 32-bit words.
-        at = bits + index.to(tl.int64) * $tile_words
-        words = tl.load(at + (i * $row_words + j // 32))
-        return ((words >> (j % 32)) & 1) != 0
+    def in_bits(bits, index, own, start):
+        # One bit a pair.  Bit 2 t + b of word q is column 8 t + 2 q + b of a group of 128: a thread
+        # holds a product in this order, so that a row of a step is four words.
+        at = bits + index.to(tl.int64) * $tile_words + start // 128 * 4
+        words = tl.load(at + (own * $row_words + tl.arange(0, 4)[None, :]))
+        eight = tl.arange(0, $eights)[None, :, None, None]
+        pair = tl.arange(0, 2)[None, None, None, :]
+        keep = (words[:, None, :, None] >> (start % 128 // 4 + 2 * eight + pair)) & 1
+        return keep.reshape($rows, $columns) != 0
 """
 
-# A mask word is 0 for a full tile, then zones, then bits.  i and j are tile-local indices that
-# broadcast against each other; the offset within the tile stays a run-time value on purpose: masks
-# are computed where they are used and not kept in registers across the loop.
-KEEP_ZONES = "keep = in_zones(zone, word, i, j)"
-KEEP_BITS = "keep = in_bits(bits, word - 1 - zone_count, i, j)"
+# A mask word is 0 for a full tile, then zones, then bits.  Indices are tile-local; the offset
+# within the tile stays a run-time value on purpose: masks are computed where they are used and not
+# kept in registers across the loop.
+KEEP_ZONES = "keep = in_zones(zone, word, $i, $j)"
+KEEP_BITS = "keep = in_bits(bits, word - 1 - zone_count, $own, $start)"
 KEEP_BOTH = """
     if word <= zone_count:
-        keep = in_zones(zone, word, i, j)
+        keep = in_zones(zone, word, $i, $j)
     else:
-        keep = in_bits(bits, word - 1 - zone_count, i, j)
+        keep = in_bits(bits, word - 1 - zone_count, $own, $start)
 """
 
 WHICH_ROW = """
@@ -207,7 +211,7 @@ TOKEN_ROW = """
     mine = members < $packed
     cols = tl.arange(0, $step_k)
     # The layout's row of this query; one that the layout does not have reads nothing.
-    own = tl.load(position + batch) + token - q_offset
-    inside = (own >= 0) & (own < n)
-    own = tl.where(inside, own, 0)
+    place = tl.load(position + batch) + token - q_offset
+    inside = (place >= 0) & (place < n)
+    place = tl.where(inside, place, 0)
 """

@@ -71,9 +71,9 @@ def decode_kernel(
     mine = members < group
     cols = tl.arange(0, 64)
     # The layout's row of this query; one that the layout does not have reads nothing.
-    own = tl.load(position + batch) + token - q_offset
-    inside = (own >= 0) & (own < n)
-    own = tl.where(inside, own, 0)
+    place = tl.load(position + batch) + token - q_offset
+    inside = (place >= 0) & (place < n)
+    place = tl.where(inside, place, 0)
     dims = tl.arange(0, 64)
     vdims = tl.arange(0, 64)
     scale2 = scale * LOG2E
@@ -89,7 +89,7 @@ def decode_kernel(
     m = tl.full([16], -INF, tl.float32)
     l = tl.zeros([16], tl.float32)
     acc = tl.zeros([16, 64], tl.float32)
-    line = own // 128
+    line = place // 128
     at = tl.load(ptr + line)
     end = tl.load(ptr + line + 1)
     steps = (tl.load(run + 4 * end + 3) - tl.load(run + 4 * at + 3)) * 2
@@ -110,9 +110,9 @@ def decode_kernel(
         s = tl.dot(q_tile, k_tile.T)
         if word > 0:
             # Tile-local; the offset is left to run time, so no mask is held across the loop.
-            i = own % 128 + cols[None, :] * 0
-            j = cols[None, :] + col % 128
-            keep = in_zones(zone, word, i, j)
+            own = place % 128
+            across = cols[None, :] + col % 128
+            keep = in_zones(zone, word, own, across)
             s = tl.where(keep, s, -INF)
         m_next = tl.maximum(m, tl.max(s, 1) * scale2)
         base = tl.where(m_next == -INF, 0.0, m_next)  # a row that has read nothing yet

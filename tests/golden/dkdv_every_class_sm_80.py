@@ -51,11 +51,15 @@ def in_zones(zone, word, i, j):
 
 
 @triton.jit
-def in_bits(bits, index, i, j):
-    # One bit a pair, a query's keys side by side in 32-bit words.
-    at = bits + index.to(tl.int64) * 512
-    words = tl.load(at + (i * 4 + j // 32))
-    return ((words >> (j % 32)) & 1) != 0
+def in_bits(bits, index, own, start):
+    # One bit a pair.  Bit 2 t + b of word q is column 8 t + 2 q + b of a group of 128: a thread
+    # holds a product in this order, so that a row of a step is four words.
+    at = bits + index.to(tl.int64) * 512 + start // 128 * 4
+    words = tl.load(at + (own * 4 + tl.arange(0, 4)[None, :]))
+    eight = tl.arange(0, 8)[None, :, None, None]
+    pair = tl.arange(0, 2)[None, None, None, :]
+    keep = (words[:, None, :, None] >> (start % 128 // 4 + 2 * eight + pair)) & 1
+    return keep.reshape(64, 64) != 0
 
 
 @triton.jit(
@@ -126,12 +130,12 @@ def dkdv_kernel(
             s = tl.dot(k_tile, q_tile.T)
             if word > 0:
                 # Tile-local; the offset is left to run time, so no mask is held across the loop.
-                i = rows[None, :] + at_q % 128
-                j = cols[:, None] + column % 2 * 64
+                own = cols[:, None] + column % 2 * 64
+                across = rows[None, :] + at_q % 128
                 if word <= zone_count:
-                    keep = in_zones(zone, word, i, j)
+                    keep = in_zones(zone, word, across, own)
                 else:
-                    keep = in_bits(bits, word - 1 - zone_count, i, j)
+                    keep = in_bits(bits, word - 1 - zone_count, own, at_q % 128)
                 s = tl.where(keep, s, -INF)
             # Past the last query lse is +inf: p is 0 there, and so is every gradient.
             lse_tile = tl.load(lse2_base + at_q + rows, mask=live, other=INF)

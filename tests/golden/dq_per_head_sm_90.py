@@ -104,9 +104,9 @@ def dq_kernel(
         s = tl.dot(q_tile, k_tile.T)
         if word > 0:
             # Tile-local; the offset is left to run time, so no mask is held across the loop.
-            i = rows[:, None]
-            j = cols[None, :] + col % 128
-            keep = in_zones(zone, word, i, j)
+            own = rows[:, None]
+            across = cols[None, :] + col % 128
+            keep = in_zones(zone, word, own, across)
             s = tl.where(keep, s, -INF)
         p = tl.math.exp2(s * scale2 - lse_tile[:, None])
         v_tile = v.load([batch.to(tl.int32), kv_head.to(tl.int32), col, 0]).reshape(64, 64)

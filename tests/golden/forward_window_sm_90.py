@@ -98,9 +98,9 @@ def forward_kernel(
         s = tl.dot(q_tile, k_tile.T)
         if word > 0:
             # Tile-local; the offset is left to run time, so no mask is held across the loop.
-            i = rows[:, None]
-            j = cols[None, :] + col % 128
-            keep = in_zones(zone, word, i, j)
+            own = rows[:, None]
+            across = cols[None, :] + col % 128
+            keep = in_zones(zone, word, own, across)
             s = tl.where(keep, s, -INF)
         m_next = tl.maximum(m, tl.max(s, 1) * scale2)
         base = tl.where(m_next == -INF, 0.0, m_next)  # a row that has read nothing yet
