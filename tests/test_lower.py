@@ -569,6 +569,16 @@ def test_far_out_a_decode_step_stays_small() -> None:
     assert edge_of_the_world.count() == 2**40
 
 
+def test_a_slice_of_a_huge_dilated_segment_stays_small() -> None:
+    tracemalloc.start()
+    try:
+        z = lower(pr.longnet([2**40], [8]), 32, 32, q_offset=10**9, k_offset=10**9)
+        assert len(z) == z.count() == 16
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_the_same_zones_whatever_the_length() -> None:
     p = pr.causal() & (pr.window(1023) | pr.sink(4))
     assert len(lower(p, 2**40)) == len(lower(p, 2**12)) == 2

@@ -82,10 +82,11 @@ def _dilated_segments(p: LongNet, at: Site, segment: int, rate: int, made: int) 
     inner = range(at.head % rate, segment, rate)
     middle = range(first + 1, last - 1)
     at.allow(made + sum(len(q) * len(k) for q, k in ends) + len(middle) * len(inner) ** 2, p)
-    offsets = np.array(inner, dtype=np.int64)
-    starts = np.array(middle, dtype=np.int64)[:, None, None] * segment
     pairs = [(np.array(q)[:, None], np.array(k)[None, :]) for q, k in ends if len(q) and len(k)]
-    pairs.append((starts + offsets[:, None], starts + offsets[None, :]))
+    if len(middle):  # only then is it known that `inner` is short
+        offsets = np.array(inner, dtype=np.int64)
+        starts = np.array(middle, dtype=np.int64)[:, None, None] * segment
+        pairs.append((starts + offsets[:, None], starts + offsets[None, :]))
     return [at.rows(q, q + 1, k, k + 1) for q, k in pairs]
 
 
