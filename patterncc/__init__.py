@@ -59,7 +59,7 @@ from patterncc.stack import Stack, heads
 
 if TYPE_CHECKING:
     from patterncc.analysis import Report, analyze, explain
-    from patterncc.attention import SparseAttention, attention
+    from patterncc.attend import SparseAttention, attention
     from patterncc.language import PatternFile, load, loads
     from patterncc.layout import Layout, compile
     from patterncc.zones import Frame, ZoneSet
@@ -77,8 +77,8 @@ _LAZY = {
     "Report": "patterncc.analysis",
     "compile": "patterncc.layout",
     "Layout": "patterncc.layout",
-    "attention": "patterncc.attention",
-    "SparseAttention": "patterncc.attention",
+    "attention": "patterncc.attend",
+    "SparseAttention": "patterncc.attend",
 }
 
 __all__ = [

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from patterncc.attention import attention
+from patterncc.attend import attention
 from patterncc.bench.protocol import in_turn, machine
 from patterncc.layout import compile
 from patterncc.layout.layout import Layout

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from patterncc.attention import attention
+from patterncc.attend import attention
 from patterncc.layout import Layout
 from patterncc.zones import ZoneSet
 

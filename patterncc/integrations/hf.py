@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from patterncc.attention import attention
+from patterncc.attend import attention
 from patterncc.errors import BackendError
 from patterncc.layout import Layout, compile
 from patterncc.pattern import Pattern
