@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import patterncc as pc
-from patterncc.kernels import cpu, cpu_cache, cpu_schedule
+from patterncc.kernels import cpu, cpu_cache, cpu_segments
 from patterncc.kernels.cpu_mask import Masks
 from patterncc.kernels.plan import Spec
 
@@ -250,7 +250,7 @@ def test_nothing_is_as_large_as_queries_times_keys(pattern: pc.Pattern) -> None:
     with Largest() as largest:
         out, lse = cpu.forward(q, k, v, tensors, spec, 0.25)
         cpu.backward(out, q, k, v, out, lse, tensors, spec, 0.25)
-    assert largest.elements <= max(2 * q.numel(), cpu_schedule.BIAS_KEYS * 512) < n * n / 3
+    assert largest.elements <= max(2 * q.numel(), cpu_segments.BIAS_KEYS * 512) < n * n / 3
 
 
 def test_schedules_are_few_calls() -> None:

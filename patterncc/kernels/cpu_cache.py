@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from patterncc.kernels.cpu_mask import Masks
-from patterncc.kernels.cpu_schedule import Band, Call, Rows, Schedule, build
+from patterncc.kernels.cpu_schedule import Band, Call, Schedule, build
+from patterncc.kernels.cpu_segments import Rows
 
 if TYPE_CHECKING:
     from patterncc.kernels.plan import Spec

@@ -15,14 +15,14 @@ imports torch, and nothing is larger than the layout itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patterncc.kernels.cpu_mask import ABSENT, Masks
+from patterncc.kernels.cpu_mask import Masks
+from patterncc.kernels.cpu_segments import BIAS_KEYS, Rows, Segment, cut, words_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,34 +34,13 @@ CALL = 4000  # starting a kernel, shared by the heads
 MASK = 0.05  # adding a bias to one pair
 GRAD_KEY = 45  # adding the gradients of one key and one value to the sums, in the backward pass
 
-FULL_KEYS = 2048  # a full stretch at least so long is cut out of a masked segment
-BIAS_KEYS = 2048  # a masked segment is cut into pieces of at most so many keys
 SHORT_KEYS = (
     640  # an unrepeated segment up to here is copied next to others; a longer one is a call
 )
 REPEATS = 4  # a segment seen in so many chunks is worth a call of its own
+STACKED = 1.1  # segments share a call if that costs at most so many times as much
 CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16)  # tile rows of one chunk that are tried
 CHUNK_QUERIES = (48, 512)  # least and most queries of a chunk, where the tile allows
-
-RowRuns = tuple[tuple[int, int, int], ...]  # one tile row: (first tile, tiles, mask word)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Neighbouring key tiles `first .. first + tiles` that one chunk reads.
-
-    rows[r]: the runs of the chunk's tile row r, counted from `first`.
-    """
-
-    chunk: int
-    first: int
-    tiles: int
-    rows: tuple[RowRuns, ...]
-
-    @property
-    def full(self) -> bool:
-        """Every tile is full."""
-        return all(row == ((0, self.tiles, 0),) for row in self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,27 +97,6 @@ class Schedule:
     cost: float
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The tile rows of one pattern: `ptr` int32 [lines + 1] into `run` int32 [runs, 3]."""
-
-    ptr: NDArray[np.int32]
-    run: NDArray[np.int32]
-    n: int
-    n_k: int
-    block: tuple[int, int]
-
-    def line(self, r: int) -> list[tuple[int, int, int]]:
-        """The runs of tile row r as integers, runs that continue each other joined."""
-        joined: list[tuple[int, int, int]] = []
-        for first, count, word in self.run[self.ptr[r] : self.ptr[r + 1]].tolist():
-            if joined and joined[-1][2] == word and sum(joined[-1][:2]) == first:
-                joined[-1] = (joined[-1][0], joined[-1][1] + count, word)
-            elif count:
-                joined.append((first, count, word))
-        return joined
-
-
 def build(rows: Rows, masks: Masks, backward: bool = False) -> Schedule:
     """The cheapest schedule over the chunk sizes that are tried, for one of the two passes."""
     lines = len(rows.ptr) - 1
@@ -158,12 +116,16 @@ def build(rows: Rows, masks: Masks, backward: bool = False) -> Schedule:
 
 def build_chunks(rows: Rows, masks: Masks, size: int, backward: bool = False) -> Schedule:
     """The schedule with `size` tile rows in a chunk."""
-    segments = [s for chunk in _chunks(rows, size) for s in chunk]
+    segments = [s for chunk in cut(rows, size) for s in chunk]
     repeated, lone = _repeats(segments, rows, size)
     irregular: dict[int, list[Segment]] = defaultdict(list)
     singles = []
-    for s in lone:
-        if _movable(s, rows, size) and s.tiles * rows.block[1] <= SHORT_KEYS:
+    for s in _stacked(lone, rows, size):
+        if (
+            len(s.rows) == size
+            and _movable(s, rows, size)
+            and s.tiles * rows.block[1] <= SHORT_KEYS
+        ):
             irregular[s.chunk].append(s)
         else:
             singles.append([s])
@@ -172,66 +134,6 @@ def build_chunks(rows: Rows, masks: Masks, size: int, backward: bool = False) ->
         drafts.append(_band(group, rows, masks, size))
     drafts += _scatters(irregular, rows, size)
     return _ordered(drafts, rows, size, backward)
-
-
-def _chunks(rows: Rows, size: int) -> Iterator[list[Segment]]:
-    lines = len(rows.ptr) - 1
-    for chunk, r in enumerate(range(0, lines, size)):
-        yield _segments(
-            chunk, [rows.line(x) for x in range(r, min(r + size, lines))], rows.block[1]
-        )
-
-
-def _segments(chunk: int, lines: list[list[tuple[int, int, int]]], side: int) -> list[Segment]:
-    """Cut the tiles of a chunk where no row reads, around long full stretches, and at BIAS_KEYS."""
-    pieces = []
-    for first, last in _union(lines):
-        segment = _clip(chunk, lines, first, last)
-        cuts = [first, last]
-        if not segment.full:
-            for a, b in _full(lines, first, last):
-                if (b - a) * side >= FULL_KEYS:
-                    cuts += [a, b]
-        cuts = sorted(set(cuts))
-        for a, b in pairwise(cuts):
-            piece = _clip(chunk, lines, a, b)
-            step = (b - a) if piece.full else max(1, BIAS_KEYS // side)
-            pieces += [_clip(chunk, lines, x, min(x + step, b)) for x in range(a, b, step)]
-    return pieces
-
-
-def _union(lines: list[list[tuple[int, int, int]]]) -> list[tuple[int, int]]:
-    """Maximal stretches of tiles that some row reads."""
-    spans: list[tuple[int, int]] = []
-    for first, count, _ in sorted(run for line in lines for run in line):
-        if spans and first <= spans[-1][1]:
-            spans[-1] = (spans[-1][0], max(spans[-1][1], first + count))
-        else:
-            spans.append((first, first + count))
-    return spans
-
-
-def _full(lines: list[list[tuple[int, int, int]]], first: int, last: int) -> list[tuple[int, int]]:
-    """Stretches within first .. last that are full in every row."""
-    common = [(first, last)]
-    for line in lines:
-        whole = [(a, a + count) for a, count, word in line if word == 0]
-        common = [
-            (max(a, c), min(b, d)) for a, b in common for c, d in whole if max(a, c) < min(b, d)
-        ]
-    return common
-
-
-def _clip(chunk: int, lines: list[list[tuple[int, int, int]]], first: int, last: int) -> Segment:
-    rows = tuple(
-        tuple(
-            (max(a, first) - first, min(a + count, last) - max(a, first), word)
-            for a, count, word in line
-            if a < last and a + count > first
-        )
-        for line in lines
-    )
-    return Segment(chunk, first, last - first, rows)
 
 
 def _movable(s: Segment, rows: Rows, size: int) -> bool:
@@ -270,6 +172,42 @@ def _repeats(
     return groups, lone
 
 
+def _stacked(lone: list[Segment], rows: Rows, size: int) -> list[Segment]:
+    """Masked segments of neighbouring chunks over nearly the same keys, as one of more rows.
+
+    A window's first and last rows, cut off by the ends of the sequence, become one call each.
+    """
+    stacked: list[Segment] = []
+    for s in sorted(lone, key=lambda s: (s.chunk, s.first)):
+        below = next((x for x in stacked[-4:] if _stackable(x, s, rows, size)), None)
+        if below is None:
+            stacked.append(s)
+            continue
+        first = min(below.first, s.first)
+        tiles = max(below.first + below.tiles, s.first + s.tiles) - first
+        moved = [
+            tuple((a + x.first - first, count, word) for a, count, word in row)
+            for x in (below, s)
+            for row in x.rows
+        ]
+        stacked[stacked.index(below)] = Segment(below.chunk, first, tiles, tuple(moved))
+    return stacked
+
+
+def _stackable(a: Segment, b: Segment, rows: Rows, size: int) -> bool:
+    """b stands right below a, and one call for both costs little more than one for each."""
+    height, width = rows.block
+    first, last = min(a.first, b.first), max(a.first + a.tiles, b.first + b.tiles)
+    queries = (len(a.rows) + len(b.rows)) * height
+    shared = a.tiles + b.tiles - (last - first)
+    if a.full or b.full or a.chunk + len(a.rows) // size != b.chunk:
+        return False
+    if 2 * shared < min(a.tiles, b.tiles) or (last - first) * width > BIAS_KEYS or queries > 512:
+        return False
+    apart = [_pairs(len(x.rows) * height, x.tiles * width) + CALL for x in (a, b)]
+    return _pairs(queries, (last - first) * width) + CALL < STACKED * sum(apart)
+
+
 def _progressions(segments: list[Segment]) -> list[list[Segment]]:
     """Cut into lists whose chunks are equally far apart, greedily."""
     groups: list[list[Segment]] = []
@@ -290,7 +228,7 @@ def _band(group: list[Segment], rows: Rows, masks: Masks, size: int) -> Band:
     """One call for a group, trimmed to the queries and keys that its masks use."""
     s, chunk = group[0], size * rows.block[0]
     first, key = s.chunk * chunk, s.first * rows.block[1]
-    queries = min(chunk, rows.n - first)
+    queries = min(len(s.rows) * rows.block[0], rows.n - first)
     keys = min(s.tiles * rows.block[1], rows.n_k - key)
     step = (group[1].chunk - s.chunk) * chunk if len(group) > 1 else chunk
     key_step = (group[1].first - s.first) * rows.block[1] if len(group) > 1 else 0
@@ -305,15 +243,6 @@ def _band(group: list[Segment], rows: Rows, masks: Masks, size: int) -> Band:
     return Band(
         first + i0, step, i1 - i0, key + j0, key_step, j1 - j0, len(group), words, (i0, j0), False
     )
-
-
-def words_of(s: Segment) -> NDArray[np.int32]:
-    """A segment's mask words, int32 [tile rows, tiles]; ABSENT where a row does not read a tile."""
-    words = np.full((len(s.rows), s.tiles), ABSENT, dtype=np.int32)
-    for r, row in enumerate(s.rows):
-        for first, count, word in row:
-            words[r, first : first + count] = word
-    return words
 
 
 def _scatters(irregular: dict[int, list[Segment]], rows: Rows, size: int) -> list[Call]:
@@ -376,8 +305,12 @@ def _cost(call: Call, fresh: bool, side: int, backward: bool) -> float:
     else:
         batch, keys = len(call.chunks), call.tiles.shape[1] * side
         gathered = keys
-    # short chunks leave the matrix products too small to run well
-    pair = 0.97 + 2200 / call.queries**2 + (MASK if call.words is not None else 0)
+    pairs = _pairs(call.queries, keys, call.words is not None)
     rows = call.queries * (MERGE_ROW if not fresh and not backward else MERGE_ROW / 3)
     copied = gathered * GATHER_KEY + (keys * GRAD_KEY if backward else 0)
-    return batch * (call.queries * keys * pair + rows + copied) + CALL
+    return batch * (pairs + rows + copied) + CALL
+
+
+def _pairs(queries: int, keys: int, masked: bool = True) -> float:
+    """Estimated time of the kernel alone; short chunks leave its matrix products too small."""
+    return queries * keys * (0.97 + 2200 / queries**2 + (MASK if masked else 0))
