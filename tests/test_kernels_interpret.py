@@ -24,6 +24,11 @@ from patterncc.kernels import launch, reference, runtime
 from patterncc.kernels.plan import Spec, Target
 from patterncc.layout import Layout
 
+# Triton 3.6's interpreter makes Python numbers of arrays of one number.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array with ndim:DeprecationWarning"
+)
+
 ROUNDING = {torch.float32: 4 * 2**-23, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
@@ -189,8 +194,8 @@ def test_head_dims(dims: tuple[int, int], way: str, monkeypatch: pytest.MonkeyPa
 
 def test_heads_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [pc.causal(), pc.window(4), pc.window(4), pc.random_edges(2, seed=3)]
-    layout = pc.compile(pc.heads(parts), 50, block=16)
-    mask = np.stack([pc.lower(p, 50, head=h).dense() for h, p in enumerate(parts)])
+    layout = pc.compile(pc.heads(parts), 40, block=32)
+    mask = np.stack([pc.lower(p, 40, head=h).dense() for h, p in enumerate(parts)])
     for way in WAYS:
         check(Sample.of(layout, mask, use(way, monkeypatch), heads=(4, 2)))
 
@@ -221,10 +226,10 @@ def test_lse_is_natural() -> None:
 
 def test_views_as_models_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """[B, L, H, D] transposed, and one key head expanded: the same bits as contiguous tensors."""
-    layout, mask = compiled(CAUSAL_WINDOW, 40, block=32)
+    layout, mask = compiled(CAUSAL_WINDOW, 30, block=16)
     for way in WAYS:
         dtype = use(way, monkeypatch)
-        sample = Sample.of(layout, mask, dtype, heads=(4, 4), batch=2)
+        sample = Sample.of(layout, mask, dtype, heads=(4, 4))
         q, grad = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (sample.q, sample.grad))
         k, v = (x[:, :1].expand(-1, 4, -1, -1) for x in (sample.k, sample.v))
         views = Sample(layout, sample.mask, q, k, v, grad)
@@ -234,7 +239,7 @@ def test_views_as_models_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backward_repeats_to_the_bit() -> None:
-    sample = Sample.of(*compiled(CAUSAL_WINDOW, 60, block=16), torch.float32)
+    sample = Sample.of(*compiled(CAUSAL_WINDOW, 40, block=32), torch.float32)
     for a, b in zip(sample.kernels(), sample.kernels(), strict=True):
         assert torch.equal(a, b)
 

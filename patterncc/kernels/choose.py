@@ -34,8 +34,7 @@ def choose(
     bm, bn = min(bm, spec.block[0]), min(bn, spec.block[1])
     if kind in ("forward", "dq", "dkdv"):
         rows = bn if kind == "dkdv" else bm  # of the products' left side
-        # a warp takes 16 rows; on sm_80 warps may also stand side by side
-        warps = max(1, min(warps, bm * bn // 512 if target == "sm_80" else rows // 16))
+        warps = max(1, min(warps, _most_warps(target, wide, fp32, rows, bm * bn)))
     streams = kind in ("forward", "dq", "dkdv") and target in ("sm_90", "sm_100") and not fp32
     return Plan(
         kind=kind,
@@ -56,6 +55,15 @@ def choose(
         upcast=upcast,
         descriptors=streams and head_dim % 8 == 0 and value_dim % 8 == 0,
     )
+
+
+def _most_warps(target: Target, dim: int, fp32: bool, rows: int, pairs: int) -> int:
+    """Warps that a step of `pairs` scores can use; with wgmma each takes 16 rows of its own."""
+    if fp32:
+        return pairs // 128
+    if dim > 128:  # accumulators are wide: warps stand side by side
+        return pairs // 256
+    return pairs // 512 if target == "sm_80" else rows // 16
 
 
 def _sizes(kind: Kind, target: Target, dim: int, fp32: bool) -> Sizes:
@@ -80,10 +88,8 @@ def _sizes(kind: Kind, target: Target, dim: int, fp32: bool) -> Sizes:
 def _exact(kind: Kind, dim: int) -> Sizes:
     """fp32 products run without tensor cores: small steps keep their operands in registers."""
     if kind == "forward":
-        return (64, 32, 4, 2) if dim <= 128 else (32, 16, 4, 1)
-    if kind == "dq":
-        return (32, 32, 4, 1) if dim <= 128 else (32, 16, 4, 1)
-    return (32, 32, 4, 1) if dim <= 128 else (16, 32, 4, 1)
+        return (64, 32, 8, 2) if dim <= 128 else (32, 32, 8, 1)
+    return (32, 32, 8, 1)
 
 
 def _forward(target: Target, dim: int) -> Sizes:
@@ -100,7 +106,7 @@ def _dq(target: Target, dim: int) -> Sizes:
 
 def _dkdv(target: Target, dim: int) -> Sizes:
     if dim > 128:
-        return (32, 64, 8, 1) if target == "sm_80" else (64, 64, 8, 1)
+        return 32, 64, 8, 2 if target == "sm_100" else 1
     if target == "sm_80":
         return (32, 128, 8, 2) if dim <= 64 else (64, 64, 8, 2)
     return 64, 128, 8, 2
