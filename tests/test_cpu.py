@@ -164,6 +164,7 @@ def plain(*layer: pc.Pattern, n: int = 700, block: int = 16, Hkv: int = 2, G: in
 @example(plain(pc.window(40, 40) | pc.global_tokens([0, 300])), torch.float32)
 @example(plain(BLOCKED, Hkv=1, G=2), torch.bfloat16)
 @example(plain(pc.causal(), n=333), torch.float32)
+@example(plain(pc.window(0) | pc.global_tokens([0]), n=49), torch.float32)
 @example(plain(BLOCKED, pc.window(9), Hkv=2, G=1), torch.float32)
 def test_exact_within_rounding(case: Case, dtype: torch.dtype) -> None:
     check(case, dtype)

@@ -200,7 +200,7 @@ def _stackable(a: Segment, b: Segment, rows: Rows, size: int) -> bool:
     first, last = min(a.first, b.first), max(a.first + a.tiles, b.first + b.tiles)
     queries = (len(a.rows) + len(b.rows)) * height
     shared = a.tiles + b.tiles - (last - first)
-    if a.full or b.full or a.chunk + len(a.rows) // size != b.chunk:
+    if a.full or b.full or a.chunk * size + len(a.rows) != b.chunk * size:
         return False
     if 2 * shared < min(a.tiles, b.tiles) or (last - first) * width > BIAS_KEYS or queries > 512:
         return False
