@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from patterncc.language import PatternFile
     from patterncc.show import Panel
 
+MOST_CELLS = 4096  # across a drawing: 16 million of them
 LINT_N = 4096  # tokens at which a file is linted that names no length itself
 
 
@@ -110,7 +111,9 @@ def _indented(text: str) -> list[str]:
 @n_option("Tokens; default: the first power of two at which the mask's shape shows.")
 @click.option("--layer", type=click.IntRange(min=0), help="One layer, counted from 0.")
 @click.option("--head", type=click.IntRange(min=0), help="One head, counted from 0.")
-@click.option("--cells", type=Size(), help="Cells across, where a large mask is drawn in cells.")
+@click.option(
+    "--cells", type=Size(1, MOST_CELLS), help="Cells across, where a large mask is drawn in cells."
+)
 @click.option(
     "-o",
     "--output",

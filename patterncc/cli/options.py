@@ -23,8 +23,8 @@ class Size(click.ParamType[int]):
 
     name = "size"
 
-    def __init__(self, least: int = 1) -> None:
-        self.least = least
+    def __init__(self, least: int = 1, most: int = 2**64) -> None:
+        self.least, self.most = least, most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number, or a usage error that says how to write one.
@@ -41,6 +41,8 @@ class Size(click.ParamType[int]):
         number: int = int(base) ** int(power or 1) * _UNITS[unit or ""]
         if number < self.least:
             self.fail(f"{number} is too small; it must be at least {self.least}", param, ctx)
+        if number > self.most:
+            self.fail(f"{number} is too large; it must be at most {self.most}", param, ctx)
         return number
 
 
