@@ -86,10 +86,11 @@ class Stack:
         return layer.patterns if isinstance(layer, Heads) else (layer,)
 
     @staticmethod
-    def from_hf(config: str | os.PathLike[str] | Mapping[str, Any]) -> Stack:
-        """The layers of a Hugging Face model, from its config.json or the same as a dict.
+    def from_hf(source: str | os.PathLike[str] | Mapping[str, Any]) -> Stack:
+        """The layers of a Hugging Face model, from its config.json, the folder of one, or a dict.
 
         Hugging Face's ``sliding_window = W`` counts the token itself, so it is ``window(W - 1)``.
+        What a config leaves open is told by ``patterncc.config.read(source).notes``.
 
         >>> config = {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 512}
         >>> print(Stack.from_hf(config))
@@ -97,12 +98,12 @@ class Stack:
           0..4: causal() & window(511)
           5: causal()
 
-        Raises PatternError for a file that cannot be read, PatternValueError for a config whose
-        attention it does not know.
+        Raises PatternError for a file that cannot be read, PatternValueError for a config that is
+        not a model's, a family that is not known, and a field of the wrong type or out of range.
         """
-        from patterncc.model_config import layers_of, read_config
+        from patterncc.config import read
 
-        return Stack(layers_of(config if isinstance(config, Mapping) else read_config(config)))
+        return Stack(read(source).layers)
 
     def __str__(self) -> str:
         lines = [

@@ -1,0 +1,290 @@
+"""From the fields of a config to the pattern of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from patterncc.config import families as family
+from patterncc.config.families import FAMILIES, LEGACY, NAMES, OUTER, Family
+from patterncc.config.source import MAX_LAYERS, Fields, Source, open_source
+from patterncc.errors import PatternValueError, suggest
+from patterncc.pattern import Pattern, check_int
+from patterncc.primitives import (
+    causal,
+    chunked,
+    convolution,
+    full,
+    global_tokens,
+    recurrent,
+    window,
+)
+
+_KINDS = (
+    *(family.FULL, family.SLIDING, family.CHUNKED, family.RECURRENT),
+    *(family.CONV, family.MIXED, family.MIXED_SLIDING, family.ALONE),
+)
+_SPEAKING = ("layer_types", "sliding_window", "attention_chunk_size")
+_TWO_STACKS = ("t5", "mt5", "bart", "mbart", "pegasus", "led", "bigbird_pegasus", "marian")
+_IMAGES = (
+    "the language model alone: the encoders of images or sound are left out, and where their "
+    "tokens stand no config says (Gemma 3 lets the tokens of one image read one another both ways)"
+)
+
+
+@dataclass(frozen=True)
+class ModelTopology:
+    """A model's layers as patterns, next to the input first, and what its config leaves open.
+
+    `kv_from[l]` is the layer whose keys and values layer l reads: its own but for models that
+    share them.  `notes` are sentences: what is assumed, approximate, or not in the config.
+    """
+
+    name: str
+    model_type: str
+    layers: tuple[Pattern, ...]
+    notes: tuple[str, ...]
+    kv_from: tuple[int, ...]
+
+
+def read(source: Source, length: int | None = None) -> ModelTopology:
+    """The topology of a model from its config.json, the folder that holds it, or a dict.
+
+    `length` is the number of tokens, for the families whose edges depend on it (BigBird: its last
+    block is global); without it, the config's max_position_embeddings.
+
+    >>> found = read({"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 4096})
+    >>> found.layers
+    (causal() & window(4095), causal() & window(4095))
+
+    Raises PatternError for what cannot be read, PatternValueError for a config that is not a
+    model's, a model_type that is unknown and says nothing of its layers, and a field that is
+    missing, of the wrong type or out of range.
+    """
+    where, name, given = open_source(source)
+    if length is not None:
+        check_int("from_hf", "length", length, 1)
+    where, given, notes = _language_model(where, given)
+    f, known, model_type = _family(where, given)
+    f.notes += notes
+    count = f.number("num_hidden_layers", 1, MAX_LAYERS)
+    match model_type:
+        case "longformer":
+            layers = _longformer(f, count)
+        case "big_bird" if not f.flag("is_decoder") and f.get("attention_type") != "original_full":
+            layers = [_big_bird(f, length)] * count
+        case _:
+            kinds = _kinds(f, known, count)
+            made = {kind: _pattern(f, known, kind) for kind in dict.fromkeys(kinds)}
+            layers = [made[kind] for kind in kinds]
+    kv_from = _kv_from(f, layers)
+    for note in known.notes:
+        f.note(note)
+    return ModelTopology(name, model_type, tuple(layers), tuple(f.notes), kv_from)
+
+
+def _language_model(
+    where: str, given: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any], list[str]]:
+    """The config of the text decoder, which multimodal configs hold under text_config."""
+    model_type = given.get("model_type")
+    if given.get("is_encoder_decoder") or model_type in _TWO_STACKS:
+        raise PatternValueError(
+            f"{where}: is_encoder_decoder: an encoder-decoder has two stacks and a cross-attention "
+            "between them; write a pattern file for each stack"
+        )
+    for key in ("text_config", "thinker_config", "llm_config"):
+        inner = given.get(key)
+        if inner is None:
+            continue
+        if not isinstance(inner, Mapping):
+            raise PatternValueError(
+                f"{where}: {key} is {inner!r}; it is the config of a language model, an object"
+            )
+        if "model_type" not in inner and model_type in OUTER:
+            inner = {**inner, "model_type": OUTER[str(model_type)]}
+        return _language_model(f"{where}: {key}", inner)[:2] + ([_IMAGES],)
+    return where, given, []
+
+
+def _family(where: str, given: Mapping[str, Any]) -> tuple[Fields, Family, str]:
+    """The fields under their newer names, the family's defaults with them."""
+    fields = dict(given)
+    for name, older in NAMES.items():
+        for other in older:
+            if fields.get(name) is None and fields.get(other) is not None:
+                fields[name] = fields[other]
+    model_type = fields.get("model_type")
+    if model_type is not None and not isinstance(model_type, str):
+        raise PatternValueError(f"{where}: model_type is {model_type!r}; it is a name, as 'llama'")
+    model_type = OUTER.get(model_type or "", model_type or "")
+    f = Fields(where, fields)
+    if model_type in FAMILIES:
+        f.defaults = FAMILIES[model_type].defaults
+        return f, FAMILIES[model_type], model_type
+    if not any(name in fields for name in ("num_hidden_layers", *_SPEAKING)):
+        raise f.wrong(
+            "no model_type that is known here and no num_hidden_layers: not a model's config",
+            "give the config.json that lies beside a model's weights",
+        )
+    if model_type and not any(fields.get(name) is not None for name in _SPEAKING):
+        raise f.wrong(
+            f"model_type '{model_type}' is not known here, and there is no layer_types, "
+            "sliding_window or attention_chunk_size to go by",
+            f"{suggest(model_type, FAMILIES)[:120]}; or write its layers as a pattern file",
+        )
+    f.note(
+        f"model_type {model_type!r} is not known here: causal, as its layer_types, sliding_window "
+        "and attention_chunk_size say; its code may differ"
+    )
+    return f, Family(_by_fields), model_type
+
+
+def _by_fields(f: Fields, count: int) -> list[str]:
+    """As transformers reads a config that lists no layers: windows, else chunks, else full."""
+    off = f.given.get("use_sliding_window") is False
+    if f.get("sliding_window") is not None and not off:
+        return [family.SLIDING] * count
+    chunks = f.get("attention_chunk_size") is not None
+    return [family.CHUNKED if chunks else family.FULL] * count
+
+
+def _kinds(f: Fields, known: Family, count: int) -> list[str]:
+    listed = f.listed("layer_types", count) if known.list_wins else None
+    if listed is None:
+        return known.rule(f, count)
+    kinds = []
+    for l, kind in enumerate(listed):
+        kind = LEGACY.get(str(kind), str(kind))
+        if kind not in _KINDS:
+            raise f.wrong(
+                f"layer_types[{l}] is '{kind}', a kind of layer unknown here",
+                f"{suggest(kind, (*_KINDS, *LEGACY))}",
+            )
+        kinds.append(kind)
+    return kinds
+
+
+def _pattern(f: Fields, known: Family, kind: str) -> Pattern:
+    match kind:
+        case family.FULL:
+            return full() if _both_ways(f, known) else causal()
+        case family.SLIDING:
+            return _window(f, known)
+        case family.CHUNKED:
+            return causal() & chunked(f.number("attention_chunk_size"))
+        case family.RECURRENT:
+            return recurrent()
+        case family.CONV:
+            return convolution(f.number("conv_L_cache"))
+        case family.MIXED:
+            return causal() | recurrent()
+        case family.MIXED_SLIDING:
+            return _window(f, known) | recurrent()
+        case _:
+            f.note("layers of feed-forward alone move nothing between tokens: window(0)")
+            return window(0)
+
+
+def _window(f: Fields, known: Family) -> Pattern:
+    """The window as the mask functions of transformers cut it."""
+    if known.window == "local_attention":  # ModernBERT counts the window's whole width
+        half = f.number("local_attention", 2) // 2
+        return window(half, half) if known.both_ways else causal() & window(half - 1)
+    if f.given.get("use_sliding_window") is False and "use_sliding_window" in known.defaults:
+        raise f.wrong(
+            "layer_types has sliding_attention, and use_sliding_window is false, which "
+            "takes the window away",
+            "set use_sliding_window to true or all layer_types to full_attention",
+        )
+    size = f.number(known.window)
+    if known.flip and f.flag(known.flip):
+        return window(size // 2, size // 2)
+    if f.given.get("is_causal") is False:
+        return window(size, size)
+    return causal() & window(size - 1)
+
+
+def _both_ways(f: Fields, known: Family) -> bool:
+    if known.both_ways:
+        if f.flag("is_decoder"):
+            f.note("is_decoder: causal; cross-attention to an encoder is left out")
+        return not f.flag("is_decoder")
+    if known.flip and f.flag(known.flip):
+        return True
+    return f.given.get("is_causal") is False
+
+
+def _longformer(f: Fields, count: int) -> list[Pattern]:
+    """attention_window is the whole width, one number or one a layer."""
+    widths = f.get("attention_window")
+    if not isinstance(widths, list | tuple):
+        widths = [f.number("attention_window", 2)] * count
+    listed = Fields(f.where, {"attention_window": widths}).listed("attention_window", count)
+    assert listed is not None
+    found: list[Pattern] = []
+    for l, width in enumerate(listed):
+        half = check_int(f.where, f"attention_window[{l}]", width, 2) // 2
+        if width % 2:
+            raise f.wrong(f"attention_window[{l}] is {width}", "it is even: half on each side")
+        found.append(window(half, half))
+    return found
+
+
+def _big_bird(f: Fields, length: int | None) -> Pattern:
+    """What transformers' block-sparse BigBird reads in evaluation.
+
+    Its random block indices are all zero there: block 0, which is global already.
+    """
+    block, drawn = f.number("block_size"), f.number("num_random_blocks", 0)
+    if f.get("attention_type") != "block_sparse":
+        raise f.wrong(
+            f"attention_type is {f.get('attention_type')!r}", "known: block_sparse, original_full"
+        )
+    n = f.number("max_position_embeddings") if length is None else length
+    shortest = (5 + 2 * drawn) * block
+    f.note(
+        f"up to {shortest} tokens, and in every later call after one such, BigBird's code switches "
+        "to full attention"
+    )
+    if n <= shortest:
+        f.note(f"laid for {n} tokens: full attention")
+        return full()
+    f.note(
+        f"laid for {n} tokens: the last block of {block}, which is global, stands at the end; for "
+        "another length give length="
+    )
+    f.note(
+        "in evaluation the random blocks of the shipped code are all block 0, so there are no "
+        "random edges; keys of block 0 count once more for each in the softmax"
+    )
+    f.note(
+        f"in training, numpy draws {drawn} random blocks a row and head, seeded by the layer, from "
+        f"the first {1024 if n in (1024, 3072, 4096) else shortest} tokens alone"
+    )
+    last = (n - 1) // block * block
+    ends = [*range(block), *range(last, n)]
+    return window(1, 1, block=block) | global_tokens(ends)
+
+
+def _kv_from(f: Fields, layers: list[Pattern]) -> tuple[int, ...]:
+    """Layers at the end that read the keys and values of the last layer of their kind before."""
+    own = tuple(range(len(layers)))
+    shared = f.get("num_kv_shared_layers")
+    if shared is None or check_int(f.where, "num_kv_shared_layers", shared, 0) == 0:
+        return own
+    first = len(layers) - shared
+    kept = {layer: l for l, layer in enumerate(layers[: max(0, first)])}
+    if first < 1 or set(layers) - set(kept):
+        raise f.wrong(
+            f"num_kv_shared_layers is {shared} of {len(layers)} layers, which leaves no layer "
+            "of some kind with keys and values of its own",
+            "make it smaller",
+        )
+    f.note(
+        f"layers {first} to {len(layers) - 1} read the keys and values of layer "
+        + " or ".join(str(l) for l in sorted({kept[x] for x in layers[first:]}))
+        + " (num_kv_shared_layers): the edges are exact, reach over depth is an upper bound"
+    )
+    return own[:first] + tuple(kept[layer] for layer in layers[first:])
