@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import patterncc as pc
+from patterncc.bench import cpu as bench
 from patterncc.kernels import cpu, cpu_cache, cpu_segments
 from patterncc.kernels.cpu_mask import Masks
 from patterncc.kernels.plan import Spec
@@ -312,3 +313,13 @@ def test_other_dtypes_are_refused() -> None:
     q = torch.zeros(1, 1, 20, 16, dtype=torch.int32)
     with pytest.raises(pc.TensorError, match=r"takes CPU tensors of float16.*q is torch.int32"):
         cpu.forward(q, q, q, tensors, spec, 1.0)
+
+
+def test_the_bench_measures_every_case() -> None:
+    result = bench.run(n=1024, repeats=1, flex=False)
+    assert len(result["cases"]) == 2 * len(bench.cases(1024))
+    for row in result["cases"]:
+        assert set(row["seconds"]) == {"ours", "dense"} and row["ratio"]["dense"] > 0
+        peer = row["largest_difference"]["masked dense"]
+        assert row["largest_difference"]["ours"] <= 4 * peer + 1e-5
+    assert "largest difference" in bench.text(result)

@@ -127,6 +127,27 @@ def run(
     }
 
 
+def text(result: dict[str, Any]) -> str:
+    """The table that a person reads: milliseconds, and how many times faster than each peer."""
+    where = result["machine"]
+    lines = [
+        f"{where['processor']}, {where['threads']} threads, {where['capability']}, "
+        f"torch {where['versions']['torch']}; {result['n']} tokens, {result['heads']} heads of "
+        f"{result['head_dim']}; medians with [least, most] in ms",
+    ]
+    for row in result["cases"]:
+        lines.append(f"{row['case']}, {row['pass']}, {row['dtype']} (density {row['density']:.1%})")
+        for name, seconds in row["seconds"].items():
+            low, mid, high = (1e3 * seconds[key] for key in ("min", "median", "max"))
+            against = "" if name == "ours" else f"   ours is {row['ratio'][name]:.2f}x as fast"
+            goal = f" (goal {row['goal']})" if name == "dense" and row["goal"] else ""
+            lines.append(f"  {name:6} {mid:8.1f} [{low:.1f}, {high:.1f}]{against}{goal}")
+        lines += [f"  {name:6} not run: {why}" for name, why in row["not_run"].items()]
+        far = ", ".join(f"{k} {v:.1e}" for k, v in row["largest_difference"].items())
+        lines.append(f"  largest difference from fp32 masked dense: {far}")
+    return "\n".join(lines)
+
+
 def _row(
     case: Case, layout: Layout, dtype: torch.dtype, measured: dict[str, Any]
 ) -> dict[str, Any]:
