@@ -160,6 +160,8 @@ PATTERNS = {
         pc.window(3) & ~(pc.prefix(40) | pc.global_tokens(range(50, 54))),
         {"n": 70, "block": 16},
     ),
+    "no keys": (pc.full(), {"n": 20, "n_k": 0, "block": 16}),
+    "no queries": (pc.full(), {"n": 0, "n_k": 20, "block": 16}),
     "nothing at all": (pc.window(2) & ~pc.window(3), {"n": 20, "block": 16}),
 }
 

@@ -253,9 +253,10 @@ def _counted(runs: Runs) -> NDArray[np.int32]:
     """Runs with a fourth column, the tiles before each, and the two sentinels."""
     before = np.zeros(len(runs.run) + 1, dtype=np.int64)
     np.cumsum(runs.run[:, 1], out=before[1:])
-    if before[-1] >= 2**31:
+    if before[-1] >= 2**31 or len(runs.run) >= 2**29:  # 32-bit offsets into the table
         raise SizeError(
-            f"a layout of {before[-1]} tiles passes the kernels' {2**31 - 1}; use larger blocks"
+            f"a layout of {before[-1]} tiles in {len(runs.run)} runs passes the kernels' "
+            f"{2**31 - 1} and {2**29 - 1}; use larger blocks"
         )
     table = np.zeros((len(runs.run) + 2, 4), dtype=np.int32)
     table[:-2, :3] = runs.run
