@@ -1,6 +1,8 @@
 """Analysis: what a stack lets through over depth, and what it costs."""
 
 from patterncc.analysis.curve import Depth, Figure
+from patterncc.analysis.hubs import HubLoad, hub_load
+from patterncc.analysis.influence import Influence, influence
 from patterncc.analysis.lint import Finding
 from patterncc.analysis.path import Explanation, explain
 from patterncc.analysis.reach import analyze
@@ -17,4 +19,8 @@ __all__ = [
     "Explanation",
     "cone",
     "Cone",
+    "influence",
+    "Influence",
+    "hub_load",
+    "HubLoad",
 ]

@@ -1,0 +1,140 @@
+"""Attention rollout: P_L ... P_1 applied from the left, one sweep over the layers.
+
+    P_l = alpha I + (1 - alpha) * mean over heads of D^-1 A
+
+(Abnar and Zuidema 2020).  D^-1 A gives each query's keys equal weight; a query without keys, memory
+positions among them, keeps what it has: an identity row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patterncc.analysis.spread import cone_of, size
+from patterncc.analysis.sweep_vectors import Mixing, mixing
+from patterncc.analysis.topology import Level, Topology, patterns_of, topology, walk
+from patterncc.errors import PatternError, PatternValueError, SizeError
+from patterncc.pattern import Pattern, check_int
+from patterncc.primitives import Convolution, Recurrent
+from patterncc.stack import Heads, Stack
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    F64 = NDArray[np.float64]
+
+ALPHA = 0.5
+MOST_POSITIONS = 2**27  # of one sweep: it holds a few numbers a position
+MOST_KEPT = 2**25  # numbers of prepared layers that one rollout keeps
+FEW_INTERVALS = 16  # of a query's cone, up to which a sweep visits only these
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """A stack at one length and one alpha, its layers prepared once for any number of sweeps."""
+
+    topology: Topology
+    alpha: float
+    depth: int
+    _known: dict[int, Mixing] = field(default_factory=dict, repr=False)
+
+    def mixing(self, index: int) -> Mixing:
+        """P of the layer at `index`, counted cyclically."""
+        level = self.topology.level(index)
+        found = self._known.get(id(level))
+        if found is None:
+            found = _prepare(level, self.topology.frame.n, self.alpha)
+            kept = sum(m.entries for m in self._known.values())
+            if kept + found.entries > MOST_KEPT:
+                self._known.clear()
+            self._known[id(level)] = found
+        return found
+
+    def from_query(self, query: int) -> Iterator[F64]:
+        """The row of P_L ... P_(l+1) for l = L, ..., 0; each is overwritten two steps later."""
+        n = self.topology.frame.n
+        v, out, sums = np.zeros(n), np.zeros(n), np.empty(n + 1)
+        v[query] = 1
+        cone = cone_of(self.topology, query, self.depth).layers
+        yield v
+        for index in reversed(range(self.depth)):
+            p, now, then = self.mixing(index), cone[index + 1], cone[index]
+            if p.few and len(now) <= FEW_INTERVALS and size(now) <= n // 2:
+                p.pull_within(v, out, sums, now, then)
+            else:
+                p.pull(v, out, sums)
+            v, out = out, v
+            yield v
+
+    def from_all(self) -> Iterator[F64]:
+        """The column sums 1^T P_L ... P_(l+1) for l = L, ..., 0; overwritten likewise."""
+        n = self.topology.frame.n
+        v, out, sums = np.ones(n), np.empty(n), np.empty(n + 1)
+        yield v
+        for index in reversed(range(self.depth)):
+            self.mixing(index).pull(v, out, sums)
+            v, out = out, v
+            yield v
+
+
+def rollout(
+    stack: Stack | Pattern | Heads,
+    n: int,
+    alpha: float = ALPHA,
+    depth: int | None = None,
+    **bindings: Any,
+) -> Rollout:
+    """Lower a stack of attention layers for rollout.
+
+    Raises PatternValueError for a layer that is no attention or an alpha outside [0, 1], SizeError
+    for a length whose vectors would not fit.
+    """
+    if not isinstance(stack, Stack | Pattern | Heads):
+        raise PatternError(
+            f"influence: the first argument is a Stack, a Pattern or pc.heads([...]), not {stack!r}"
+        )
+    check_attention(stack if isinstance(stack, Stack) else Stack(stack))
+    n = check_int("influence", "n", n, 1)
+    if n > MOST_POSITIONS:
+        raise SizeError(
+            f"influence: a sweep holds several numbers for each of n={n} positions, more than "
+            f"{MOST_POSITIONS}; ask at a shorter n, or use analyze(), whose cost does not grow so"
+        )
+    return rollout_of(topology(stack, n, **bindings), alpha, depth)
+
+
+def rollout_of(t: Topology, alpha: float = ALPHA, depth: int | None = None) -> Rollout:
+    """`rollout` on a stack that is lowered already."""
+    check_attention(t.stack)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+        raise PatternValueError(
+            f"influence: alpha is the weight of the residual stream, within [0, 1], not {alpha!r}"
+        )
+    depth = len(t.levels) if depth is None else check_int("influence", "depth", depth, 0, 100_000)
+    return Rollout(t, float(alpha), depth)
+
+
+def check_attention(stack: Stack) -> None:
+    """Refuse a stack in which some layer is no attention: rollout has no rows for it."""
+    for index, layer in enumerate(stack.layers):
+        for pattern in patterns_of(layer):
+            for part in walk(pattern):
+                if isinstance(part, Recurrent | Convolution):
+                    raise PatternValueError(
+                        f"influence: layer {index} is {part}, not attention, and rollout cannot "
+                        "say how it mixes; leave that layer out of the stack, write causal() or "
+                        "window(...) in its place, or ask for reach, which knows such layers"
+                    )
+
+
+def _prepare(level: Level, size: int, alpha: float) -> Mixing:
+    """P of a level; heads with equal zones are one part."""
+    heads = len(level.head_index)
+    if len(level.head_zones) == 1:
+        return mixing([level.zones.table], [1.0], size, alpha)
+    shares = [level.head_index.count(k) / heads for k in range(len(level.head_zones))]
+    return mixing([z.table for z in level.head_zones], shares, size, alpha)
