@@ -86,11 +86,14 @@ class Stack:
         return layer.patterns if isinstance(layer, Heads) else (layer,)
 
     @staticmethod
-    def from_hf(source: str | os.PathLike[str] | Mapping[str, Any]) -> Stack:
+    def from_hf(
+        source: str | os.PathLike[str] | Mapping[str, Any], length: int | None = None
+    ) -> Stack:
         """The layers of a Hugging Face model, from its config.json, the folder of one, or a dict.
 
         Hugging Face's ``sliding_window = W`` counts the token itself, so it is ``window(W - 1)``.
-        What a config leaves open is told by ``patterncc.config.read(source).notes``.
+        What a config leaves open is told by ``patterncc.config.read(source).notes``.  `length` is
+        the number of tokens, where edges depend on it (BigBird).
 
         >>> config = {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 512}
         >>> print(Stack.from_hf(config))
@@ -103,7 +106,7 @@ class Stack:
         """
         from patterncc.config import read
 
-        return Stack(read(source).layers)
+        return Stack(read(source, length).layers)
 
     def __str__(self) -> str:
         lines = [

@@ -90,14 +90,11 @@ def reads_of(model: Any, layers: Any, n: int = N, **inputs: Any) -> np.ndarray:
     for layer in layers:
         layer.register_forward_pre_hook(before, with_kwargs=True)
         layer.register_forward_hook(after, with_kwargs=True)
-    model(input_ids=torch.arange(n)[None] % 31 + 1, **inputs)
-    found = np.zeros((len(leaves), n, n), bool)
-    for l, (x, y) in enumerate(zip(leaves, outs, strict=True)):
-        weight = torch.randn(y.shape[-1], dtype=y.dtype, generator=torch.manual_seed(1))
-        for i in range(n):
-            (grad,) = torch.autograd.grad((y[0, i] * weight).sum(), x, retain_graph=True)
-            found[l, i] = (grad[0] != 0).any(-1).numpy()[:n]
-    return found
+    ids = (torch.arange(n) % 31 + 1).expand(n, n)  # copy i of the sequence asks for query i
+    model(input_ids=ids, **inputs)
+    weight = torch.randn(outs[0].shape[-1], dtype=torch.float64, generator=torch.manual_seed(1))
+    sum((y.diagonal()[..., :n].T @ weight).sum() for y in outs).backward()
+    return np.stack([(x.grad[:, :n] != 0).any(-1).numpy() for x in leaves])
 
 
 ATTENTION = [
@@ -142,6 +139,13 @@ ATTENTION = [
     ("bert", {}),
     ("bert", {"is_decoder": True}),
     ("roberta", {}),
+    ("qwen2_moe", {
+        "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 4, "num_experts": 2,
+        "num_experts_per_tok": 1, "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    }),
+    ("phimoe", {"sliding_window": 8, **FEW}),
+    ("ministral3", {"sliding_window": 8, "head_dim": 8}),
 ]  # fmt: skip
 
 
@@ -192,6 +196,16 @@ RECURRENT = [
         "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts_per_tok": 1,
         "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
     }),
+    ("mamba", {"num_hidden_layers": 1, "state_size": 4}),
+    ("nemotron_h", {
+        "layers_block_type": ["mamba", "attention", "mlp"], "head_dim": 8, "mamba_num_heads": 2,
+        "mamba_head_dim": 16, "ssm_state_size": 4, "n_groups": 1, "chunk_size": 8,
+    }),
+    ("granitemoehybrid", {
+        "layer_types": ["mamba", "attention"], "num_hidden_layers": 2, **FEW, **MAMBA,
+        "shared_intermediate_size": 16,
+    }),
+    ("minimax", {"num_hidden_layers": 2, "head_dim": 8, "block_size": 4, **FEW}),
 ]  # fmt: skip
 
 
@@ -289,6 +303,7 @@ def test_families_by_their_fields() -> None:
 def test_a_family_of_no_name_is_read_from_its_layers() -> None:
     assert stack(layer_types=[LOCAL, WIDE] * 3, sliding_window=128) == [near(128), causal()] * 3
     assert stack(layer_types=["mamba"] * 6) == [recurrent()] * 6
+    assert list(Stack.from_hf({"layer_types": ["mamba"] * 3})) == [recurrent()] * 3
     assert stack(model_type="new", attention_chunk_size=5) == [causal() & chunked(5)] * 6
     assert (
         stack(model_type="new", layer_types=["hybrid_sliding"] * 6, sliding_window=9)
@@ -372,3 +387,20 @@ def test_files(tmp_path: Any) -> None:
         Stack.from_hf(tmp_path / "none.json")
     with pytest.raises(PatternError, match="to_dict"):
         Stack.from_hf(object())  # type: ignore[arg-type]
+
+
+def test_the_command_line_shows_the_notes(tmp_path: Any) -> None:
+    from click.testing import CliRunner
+
+    from patterncc.cli import main
+
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "big_bird", "num_hidden_layers": 2}))
+    run = ["analyze", str(path), "--n", "1000", "-p", "length=1000", "--json"]
+    done = CliRunner().invoke(main, run)
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["depth_to_full"]["value"] == 2
+    assert any("in evaluation" in note for note in answer["notes"])
+    done = CliRunner().invoke(main, [*run[:4], "-p", "length=none"])
+    assert done.exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def analyze(
     more: dict[str, Any] = {"engine": engine, "pairs": pairs, **loaded.bindings}
     with working(f"Following {loaded.name} over {length:,} tokens"):
         report = analyse(loaded.stack, length, depth, **more)
+        report = replace(report, notes=(*report.notes, *loaded.notes))
         if output is not None:
             report.save(output)
     data = {"file": str(file), "name": loaded.name, **report.to_json()}

@@ -106,22 +106,30 @@ def read(file: Path, params: tuple[str, ...] = (), bind: tuple[str, ...] = ()) -
 
 def _from_config(file: Path, params: tuple[str, ...], bind: tuple[str, ...]) -> PatternFile:
     """A Hugging Face config.json seen as a pattern file."""
+    from patterncc.config import read as read_config
     from patterncc.language import PatternFile
     from patterncc.stack import Stack
 
-    if params:
-        raise PatternValueError(f"{file}: a model's config has no parameters to override with -p")
+    given = pairs(params, "-p")
+    if set(given) - {"length"}:
+        raise PatternValueError(
+            f"{file}: a model's config has no parameters to override with -p but length, "
+            "the number of tokens"
+        )
+    length = Size().convert(given["length"], None, None) if given else None
+    found = read_config(file, length)
     return PatternFile(
-        name=file.parent.name or file.stem,
+        name=found.name or file.stem,
         summary="",
         source=str(file),
         params={},
         edges={},
-        stack=Stack.from_hf(file),
+        stack=Stack(found.layers),
         bindings=numbers(bind),
         expects=(),
         path=str(file),
         text="",
+        notes=found.notes,
     )
 
 

@@ -107,8 +107,8 @@ def zamba2(f: Fields, count: int) -> list[str]:
     order = [kind for gap in gaps for kind in [RECURRENT] * gap + [MIXED]] + [RECURRENT] * 2
     if count != len(order):
         raise f.wrong(
-            f"hybrid_layer_ids and layers_block_type are missing, and {count} layers are not "
-            f"the {len(order)} of the default order",
+            f"layers_block_type is missing, and {count} layers are not the {len(order)} of the "
+            "default order",
             'give "layers_block_type" one entry for each layer',
         )
     return order

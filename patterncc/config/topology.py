@@ -68,7 +68,7 @@ def read(source: Source, length: int | None = None) -> ModelTopology:
     where, given, notes = _language_model(where, given)
     f, known, model_type = _family(where, given)
     f.notes += notes
-    count = f.number("num_hidden_layers", 1, MAX_LAYERS)
+    count = _count(f)
     match model_type:
         case "longformer":
             layers = _longformer(f, count)
@@ -139,6 +139,16 @@ def _family(where: str, given: Mapping[str, Any]) -> tuple[Fields, Family, str]:
         "and attention_chunk_size say; its code may differ"
     )
     return f, Family(_by_fields), model_type
+
+
+def _count(f: Fields) -> int:
+    """num_hidden_layers; where it is left out, the length of the list of layers."""
+    if f.given.get("num_hidden_layers") is None:
+        for name in ("layer_types", "hybrid_override_pattern"):
+            listed = f.given.get(name)
+            if isinstance(listed, list | tuple | str) and listed:
+                return check_int(f.where, f"the length of {name}", len(listed), 1, MAX_LAYERS)
+    return f.number("num_hidden_layers", 1, MAX_LAYERS)
 
 
 def _by_fields(f: Fields, count: int) -> list[str]:

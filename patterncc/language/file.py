@@ -25,6 +25,7 @@ class PatternFile:
 
     `edges` holds the named edge sets, `stack` the layers built from them, `bindings` the file's
     data for the names that documents, clusters and routing are bound to, `expects` what it claims.
+    `notes` are what a model's config leaves open, where the stack was read from one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PatternFile:
     expects: tuple[Expect, ...]
     path: str
     text: str = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def load(path: str | os.PathLike[str], /, **params: object) -> PatternFile:
@@ -94,8 +96,9 @@ def _read(text: str, file: str, folder: Path, params: Mapping[str, object]) -> P
     if problems:
         raise PatternSyntaxError(_sorted(problems))
     return PatternFile(
-        **{key: _words(draft.nodes.get(key)) for key in ("summary", "source")},
         name=_words(draft.nodes.get("name")) or Path(file).stem,
+        summary=_words(draft.nodes.get("summary")),
+        source=_words(draft.nodes.get("source")),
         params=draft.params,
         edges=draft.edges,
         stack=Stack(draft.layers, draft.memory),
