@@ -191,7 +191,9 @@ class _Bench:
         from patterncc.layout import compile
 
         layouts = compile(self.file.stack, n, block=block, **self.bindings)
-        shares = [Fraction(layout.tile_density) for layout in layouts]
+        shares = [
+            Fraction(t, max(1, all_tiles)) for t, all_tiles in (l.tile_share for l in layouts)
+        ]
         return Bracket(*(sum(shares, Fraction(0)) / len(shares),) * 2)
 
 

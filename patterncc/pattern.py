@@ -8,6 +8,8 @@ back the expression in the language of pattern files.  Sizes come in only when a
 
 from __future__ import annotations
 
+import keyword
+import operator
 from dataclasses import dataclass, fields
 from typing import NoReturn
 
@@ -124,13 +126,52 @@ def check_int(owner: str, name: str, value: object, least: int, most: int = 2**4
     >>> check_int("window", "left", 3, 0)
     3
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise PatternValueError(f"{owner}: {name} must be an integer, not {value!r}")
-    number = int(value.__index__())
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise PatternValueError(f"{owner}: {name} must be an integer, not {value!r}") from None
     if not least <= number <= most:
         bound = f"at least {least}" if number < least else f"at most {most}"
         raise PatternValueError(f"{owner}: {name} must be {bound}, not {number}")
     return number
+
+
+ARGUMENTS = frozenset(
+    (
+        *("n", "n_k", "q_offset", "k_offset", "block", "layer", "head", "memory", "depth", "pairs"),
+        *(
+            "engine",
+            "head_dim",
+            "names",
+            "query",
+            "key",
+            "token",
+            "alpha",
+            "max_zones",
+            "max_tiles",
+        ),
+        *("pattern", "patterns", "stack", "layout", "file", "self"),
+    )
+)
+"""Names that functions taking bindings as keywords use for themselves."""
+
+
+def check_binding(owner: str, name: str) -> str:
+    """`name` as a keyword that data can be bound to, or a PatternValueError with the remedy.
+
+    >>> check_binding("documents", "docs")
+    'docs'
+    """
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise PatternValueError(f"{owner}: {name!r} is not a name to bind; use a plain word")
+    if name in ARGUMENTS:
+        raise PatternValueError(
+            f"{owner}: '{name}' cannot be bound, functions have an argument of that name; "
+            f"choose another, such as '{name}_ids'"
+        )
+    return name
 
 
 def _text(p: Pattern, level: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from patterncc.errors import PatternValueError
-from patterncc.pattern import Primitive, check_int, name_of
+from patterncc.pattern import Primitive, check_binding, check_int, name_of
 
 _SMALL = 2**31 - 1  # what is counted in degrees, steps and seeds
 
@@ -411,9 +411,7 @@ def _tokens(owner: str, value: object) -> tuple[int, ...] | range:
 def _listed(owner: str, name: str, value: object, least: int) -> Any:
     """A tuple of ints, or a binding's name left as it is."""
     if isinstance(value, str) and owner in ("documents", "clusters"):
-        if not value.isidentifier():
-            raise PatternValueError(f"{owner}: {value!r} is not a name to bind; use a plain word")
-        return value
+        return check_binding(owner, value)
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise PatternValueError(f"{owner}: {name} is a list of integers, not {value!r}")
     numbers = tuple(check_int(owner, name, v, least) for v in value)

@@ -322,3 +322,37 @@ def test_a_real_process_exits_with_the_same_codes(near: str):
     assert status("check", near) == 0
     assert status("check", near, "-p", "w=32") == 1
     assert status("check", "none.yaml") == 2
+
+
+def test_names_of_arguments_cannot_be_bound(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text('edges:\n  a: causal() & documents("n")\nbindings:\n  n: "[30, 34]"\n')
+    for command in (["check"], ["analyze", "--n", "64"], ["show", "--n", "64"]):
+        result = CliRunner().invoke(main, [command[0], str(file), *command[1:]])
+        assert result.exit_code == 2
+        assert "'n' cannot be bound" in result.output
+        assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("size", ["1_", "1__0", "_1", "-5**2", "9" * 31])
+def test_sizes_that_are_none(size: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("edges:\n  a: causal()\n")
+    result = CliRunner().invoke(main, ["analyze", str(file), "--n", size])
+    assert result.exit_code == 2
+
+
+def test_compile_replaces_all_of_a_folder_or_nothing(tmp_path: Path) -> None:
+    file, out = tmp_path / "p.yaml", tmp_path / "out"
+    file.write_text("edges:\n  a: causal()\n")
+    (out / "manifest.json").mkdir(parents=True)
+    result = CliRunner().invoke(main, ["compile", str(file), "--n", "64", "-o", str(out)])
+    assert result.exit_code == 2
+    assert [p.name for p in out.iterdir()] == ["manifest.json"]
+
+
+def test_json_may_stand_before_the_command(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("edges:\n  a: window(0, 0)\nexpect:\n  - tile_density(n=48, block=16) == 1/3\n")
+    result = CliRunner().invoke(main, ["--json", "check", str(file)])
+    assert json.loads(result.stdout)["files"][0]["status"] == "ok"

@@ -56,6 +56,8 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Remember whether JSON is wanted, for errors that come before a command runs."""
         ctx.obj = "--json" in args
+        if args[:1] == ["--json"] and len(args) > 1:  # before the command it means the same
+            args = [*args[1:], "--json"]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -95,7 +97,7 @@ def _places(error: PatternError) -> list[dict[str, Any]]:
 
 
 def _json(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps(data, indent=2, allow_nan=False)  # ASCII: file names may hold any bytes
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 SCHEMA = "patterncc.compile/1"
 KINDS: tuple[Kind, ...] = ("forward", "delta", "dq", "dkdv", "decode")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+_OURS = re.compile(rf"layout(-\d+)?\.safetensors|({'|'.join(KINDS)})-[0-9a-f]{{16}}\.py")
 
 Files = dict[str, "bytes | str | Layout"]
 
@@ -137,8 +140,12 @@ def write(folder: Path, files: Files) -> None:
             _write_one(part / name, content)
         part.chmod(0o755)
         if folder.exists():
+            _check_targets(folder, files)
             for name in files:
                 os.replace(part / name, folder / name)
+            for old in folder.iterdir():  # of an earlier compilation, which the manifest replaced
+                if _OURS.fullmatch(old.name) and old.name not in files:
+                    old.unlink()
         else:
             os.replace(part, folder)
     except OSError as error:
@@ -146,6 +153,16 @@ def write(folder: Path, files: Files) -> None:
     finally:
         if part is not None and part.exists():
             shutil.rmtree(part)
+
+
+def _check_targets(folder: Path, files: Files) -> None:
+    """Refuse before the first file is replaced."""
+    for name in files:
+        if (folder / name).is_dir():
+            raise PatternError(
+                f"compile: {str(folder / name)!r} is a folder, and a file of that name is to be "
+                "written; name another folder"
+            )
 
 
 def _write_one(path: Path, content: bytes | str | Layout) -> None:

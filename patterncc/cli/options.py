@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patterncc.errors import PatternValueError
+from patterncc.pattern import check_binding
 
 if TYPE_CHECKING:
     from patterncc.language import PatternFile
@@ -34,11 +35,14 @@ class Size(click.ParamType[int]):
         """
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(-?\d[\d_]{0,30})(?:\*\*(\d{1,2})|(Ki|Mi|Gi))?", value.strip())
+        match = re.fullmatch(
+            r"(-?\d{1,30}(?:_\d{1,30}){0,9})(?:\*\*(\d{1,2})|(Ki|Mi|Gi))?", value.strip()
+        )
         if not match:
             self.fail(f"{value!r} is not a size; write 4096, 2**20 or 64Ki", param, ctx)
         base, power, unit = match.groups()
-        number: int = int(base) ** int(power or 1) * _UNITS[unit or ""]
+        sign = -1 if base.startswith("-") else 1
+        number: int = sign * int(base.lstrip("-")) ** int(power or 1) * _UNITS[unit or ""]
         if number < self.least:
             self.fail(f"{number} is too small; it must be at least {self.least}", param, ctx)
         if number > self.most:
@@ -159,6 +163,7 @@ def numbers(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """
     found = {}
     for name, value in pairs(given, "--bind").items():
+        check_binding("--bind", name)
         parts = value.strip("[]").replace(" ", "").split(",")
         if not all(re.fullmatch(r"-?\d{1,18}", part) for part in parts):
             raise PatternValueError(

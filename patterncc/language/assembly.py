@@ -8,7 +8,7 @@ from functools import reduce
 from graphlib import CycleError, TopologicalSorter
 from operator import or_
 
-from patterncc.errors import suggest
+from patterncc.errors import PatternValueError, suggest
 from patterncc.language.draft import (
     Draft,
     edge_set,
@@ -23,7 +23,7 @@ from patterncc.language.expression import evaluate, evaluate_edges
 from patterncc.language.source import Broken, Entries, Node, Scalar, plain
 from patterncc.language.syntax import Parsed, parse
 from patterncc.language.values import BAD, MAX_TERMS, Bad, Named
-from patterncc.pattern import Pattern
+from patterncc.pattern import Pattern, check_binding
 from patterncc.stack import Heads, Layer
 
 MAX_LAYERS = 10_000
@@ -180,6 +180,11 @@ def _bindings(draft: Draft) -> None:
     for name, node in named_entries(draft, "bindings", taken=False):
         parsed = parsed_text(draft, node, f"the binding '{name}'")
         value = evaluate(parsed, draft.scope, draft.problems).value if parsed else BAD
+        try:
+            check_binding("bindings", name)
+        except PatternValueError as error:
+            draft.note(str(error), node.span)
+            continue
         if isinstance(value, tuple):
             draft.bindings[name] = value
         elif not isinstance(value, Bad):

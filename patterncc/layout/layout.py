@@ -97,9 +97,15 @@ class Layout:
     @property
     def tile_density(self) -> float:
         """Touched tiles among all tiles, the mean over heads; 0 where there are no tiles."""
-        tiles = self.lines * self.columns * len(self.head_pattern)
+        touched, tiles = self.tile_share
+        return touched / tiles if tiles else 0.0
+
+    @property
+    def tile_share(self) -> tuple[int, int]:
+        """(touched tiles, all tiles), summed over heads."""
         touched = [sum(pair) for pair in self._tile_counts]
-        return sum(touched[u] for u in self.head_pattern.tolist()) / tiles if tiles else 0.0
+        tiles = self.lines * self.columns * len(self.head_pattern)
+        return sum(touched[u] for u in self.head_pattern.tolist()), tiles
 
     @property
     def full_tiles(self) -> int:

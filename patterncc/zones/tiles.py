@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from patterncc.zones.zoneset import ZoneSet
 
-MAX_STRIPS = 2**25  # about 2 GB while they are made
+MAX_STRIPS = 12_000_000  # about 0.7 GB while they are made
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def strips(
     if total > max_strips:
         raise SizeError(
             f"{len(table)} zones meet {total} tile rows of {height} queries, more than "
-            f"{max_strips}; use larger blocks or a pattern of fewer zones"
+            f"{max_strips}; use larger blocks, a shorter sequence or fewer zones"
         )
     zone, row = _expand(begin, counts, total, table.dtype)
     columns = [np.ascontiguousarray(c) for c in table.T]
