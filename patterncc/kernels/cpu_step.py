@@ -144,9 +144,11 @@ class Step:
 def steps(plan: Prepared, schedule: Schedule, q: Tensor, copies: int) -> Iterator[Step]:
     """The calls of a schedule, cut so that temporaries stay near TEMPORARY bytes.
 
+    A piece never has fewer items than keep every thread busy.
     copies: tensors of the keys' size that a call makes, 0 in the forward pass, 2 in the backward.
     """
     pairs, width = q.shape[0], q.shape[3]
+    least = -(-2 * torch.get_num_threads() // max(1, pairs))  # the kernel shares out pairs x items
     for call in schedule.calls if q.numel() else ():
         match call:
             case Band():
@@ -156,7 +158,7 @@ def steps(plan: Prepared, schedule: Schedule, q: Tensor, copies: int) -> Iterato
                 batch, keys = len(call.chunks), call.tiles.shape[1] * call.side
                 item = pairs * width * (call.queries + keys * (copies + 2))
                 item += 0 if call.words is None else 2 * call.queries * keys
-        size = max(1, TEMPORARY // (item * q.element_size()))
+        size = max(least, TEMPORARY // (item * q.element_size()))
         for low in range(0, batch, size):
             high = min(low + size, batch)
             yield Step(call, low, high, plan.bias(call, low, high, q.dtype))
