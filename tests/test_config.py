@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from patterncc import Stack, causal, chunked, convolution, full, lower, recurrent, window
 from patterncc.config import read
@@ -372,6 +374,35 @@ def test_what_a_config_cannot_be(config: dict[str, object], word: str) -> None:
     with pytest.raises(PatternValueError, match=word) as raised:
         Stack.from_hf(config)
     assert str(raised.value).startswith("config: ")
+
+
+def test_layers_that_choose_by_content_are_bounded() -> None:
+    found = read({"model_type": "new", "layer_types": ["indexed_attention", WIDE]})
+    assert found.layers == (causal(), causal())
+    assert any("at most" in note for note in found.notes)
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 2**70), st.floats(), st.text(max_size=3),
+    st.lists(st.one_of(st.none(), st.integers(0, 3), st.just([[1]]), st.just(LOCAL)), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.none(), max_size=1),
+)  # fmt: skip
+NAMED = sorted({name for known in FAMILIES.values() for name in known.defaults}) + [
+    *("layer_types", "layers_block_type", "is_causal", "is_decoder", "text_config", "block_types"),
+    *("no_rope_layers", "full_attn_idxs", "attn_layer_indices", "use_bidirectional_attention"),
+    *("is_encoder_decoder", "num_layers"),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([*FAMILIES, "other", None]), st.dictionaries(st.sampled_from(NAMED), JUNK))
+def test_junk_is_refused_as_a_pattern_error(model_type: str, fields: dict[str, Any]) -> None:
+    try:
+        found = read({"model_type": model_type, **fields})
+    except PatternError as error:
+        assert len(str(error)) < 1000
+    else:
+        assert len(found.layers) == len(found.kv_from)
 
 
 def test_files(tmp_path: Any) -> None:

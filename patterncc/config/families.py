@@ -17,6 +17,15 @@ from patterncc.pattern import check_int
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 RECURRENT, CONV, MIXED = "linear_attention", "conv", "hybrid"
 MIXED_SLIDING, ALONE = "hybrid_sliding", "mlp"
+CHOSEN = (
+    "indexed_attention",
+    "deepseek_sparse_attention",
+    "qwen_sparse_attention",
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
+    "minimax_m3_sparse",
+)
+"""Kinds of layers that choose by content, while the model runs, which keys a query reads."""
 
 Rule = Callable[[Fields, int], list[str]]
 
@@ -131,7 +140,7 @@ def recurrent_gemma(f: Fields, count: int) -> list[str]:
     blocks = f.listed("block_types") or ["recurrent", "recurrent", "attention"]
     known = {"recurrent": RECURRENT, "attention": SLIDING}
     for block in blocks:
-        if block not in known:
+        if block not in list(known):  # a list in its place has no hash
             raise f.wrong(f"block_types has {block!r}", "known: attention, recurrent")
     return [known[blocks[l % len(blocks)]] for l in range(count)]
 
@@ -158,7 +167,7 @@ def gpt_neo(f: Fields, count: int) -> list[str]:
             raise f.wrong(f"attention_types has {item!r}", remedy)
         kinds, times = item
         for kind in kinds * check_int(f.where, "repeats in attention_types", times, 1, count):
-            if kind not in named:
+            if kind not in list(named):
                 raise f.wrong(f"attention_types has {kind!r}", "known: global, local")
             found.append(named[kind])
     if len(found) != count:

@@ -14,6 +14,7 @@ from patterncc.pattern import check_int
 
 MAX_BYTES = 4 * 2**20  # id2label tables of classifiers are the largest part; weights are not JSON
 MAX_LAYERS = 100_000
+_SHOWN = 240  # characters of what is wrong in a message: a value can be megabytes of text
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -70,7 +71,8 @@ class Fields:
         return list(value)
 
     def wrong(self, what: str, remedy: str) -> PatternValueError:
-        return PatternValueError(f"{self.where}: {what}; {remedy}")
+        shown = what if len(what) <= _SHOWN else what[:_SHOWN] + "..."
+        return PatternValueError(f"{self.where}: {shown}; {remedy}")
 
 
 def open_source(source: Source) -> tuple[str, str, Mapping[str, Any]]:

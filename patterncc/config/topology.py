@@ -167,7 +167,7 @@ def _kinds(f: Fields, known: Family, count: int) -> list[str]:
     kinds = []
     for l, kind in enumerate(listed):
         kind = LEGACY.get(str(kind), str(kind))
-        if kind not in _KINDS:
+        if kind not in (*_KINDS, *family.CHOSEN):
             raise f.wrong(
                 f"layer_types[{l}] is '{kind}', a kind of layer unknown here",
                 f"{suggest(kind, (*_KINDS, *LEGACY))}",
@@ -192,6 +192,12 @@ def _pattern(f: Fields, known: Family, kind: str) -> Pattern:
             return causal() | recurrent()
         case family.MIXED_SLIDING:
             return _window(f, known) | recurrent()
+        case _ if kind in family.CHOSEN:
+            f.note(
+                f"{kind}: which of the earlier keys a query reads is chosen by content while the "
+                "model runs; causal() is what it may read at most"
+            )
+            return causal()
         case _:
             f.note("layers of feed-forward alone move nothing between tokens: window(0)")
             return window(0)
@@ -202,7 +208,7 @@ def _window(f: Fields, known: Family) -> Pattern:
     if known.window == "local_attention":  # ModernBERT counts the window's whole width
         half = f.number("local_attention", 2) // 2
         return window(half, half) if known.both_ways else causal() & window(half - 1)
-    if f.given.get("use_sliding_window") is False and "use_sliding_window" in known.defaults:
+    if "use_sliding_window" in known.defaults and not f.flag("use_sliding_window"):
         raise f.wrong(
             "layer_types has sliding_attention, and use_sliding_window is false, which "
             "takes the window away",
@@ -274,8 +280,8 @@ def _big_bird(f: Fields, length: int | None) -> Pattern:
         f"the first {1024 if n in (1024, 3072, 4096) else shortest} tokens alone"
     )
     last = (n - 1) // block * block
-    ends = [*range(block), *range(last, n)]
-    return window(1, 1, block=block) | global_tokens(ends)
+    ends = global_tokens(range(block)) | global_tokens(range(last, n))
+    return window(1, 1, block=block) | ends
 
 
 def _kv_from(f: Fields, layers: list[Pattern]) -> tuple[int, ...]:
