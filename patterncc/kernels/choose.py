@@ -30,7 +30,7 @@ def choose(
     """
     wide = max(padded(head_dim), padded(value_dim))
     fp32 = dtype == "float32"
-    bm, bn, warps, stages = _sizes(kind, target, wide, fp32)
+    bm, bn, warps, stages = _sizes(kind, target, wide, fp32, spec.bits)
     bm, bn = min(bm, spec.block[0]), min(bn, spec.block[1])
     if kind in ("forward", "dq", "dkdv"):
         rows = bn if kind == "dkdv" else bm  # of the products' left side
@@ -66,7 +66,7 @@ def _most_warps(target: Target, dim: int, fp32: bool, rows: int, pairs: int) -> 
     return pairs // 512 if target == "sm_80" else rows // 16
 
 
-def _sizes(kind: Kind, target: Target, dim: int, fp32: bool) -> Sizes:
+def _sizes(kind: Kind, target: Target, dim: int, fp32: bool, bits: bool) -> Sizes:
     """Sizes by kind, target and padded head dim, before the layout's tile limits them."""
     match kind:
         case "delta":
@@ -80,7 +80,7 @@ def _sizes(kind: Kind, target: Target, dim: int, fp32: bool) -> Sizes:
         case "dq":
             return _dq(target, dim)
         case "dkdv":
-            return _dkdv(target, dim)
+            return _dkdv(target, dim, bits)
         case _:
             assert_never(kind)
 
@@ -104,9 +104,10 @@ def _dq(target: Target, dim: int) -> Sizes:
     return (128, 64, 8, 2) if dim <= 128 else (64, 64, 8, 1)
 
 
-def _dkdv(target: Target, dim: int) -> Sizes:
+def _dkdv(target: Target, dim: int, bits: bool) -> Sizes:
     if dim > 128:
         return 32, 64, 8, 2 if target == "sm_100" else 1
     if target == "sm_80":
         return (32, 128, 8, 2) if dim <= 64 else (64, 64, 8, 2)
-    return 64, 128, 8, 2
+    # unpacked bits take registers: with 64 queries a step they spill 72 bytes on sm_90
+    return (32 if bits and dim > 64 else 64), 128, 8, 2
