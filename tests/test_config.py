@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patterncc import Stack, causal, chunked, convolution, full, lower, recurrent, window
+from patterncc import (
+    Stack,
+    causal,
+    chunked,
+    convolution,
+    full,
+    global_tokens,
+    lower,
+    recurrent,
+    window,
+)
 from patterncc.config import read
 from patterncc.config.families import FAMILIES, LEGACY
 from patterncc.errors import PatternError, PatternValueError
@@ -147,6 +157,7 @@ ATTENTION = [
         "shared_expert_intermediate_size": 16,
     }),
     ("phimoe", {"sliding_window": 8, **FEW}),
+    ("ultrabert", {"sliding_window": 8, "architectures": ["UltraBertForMaskedLM"]}),
     ("ministral3", {"sliding_window": 8, "head_dim": 8}),
 ]  # fmt: skip
 
@@ -243,6 +254,33 @@ def test_longformer() -> None:
     for l, layer in enumerate(found.layers):
         assert np.array_equal(lower(layer, n).dense(), built[l]), l
     assert any("global_attention_mask" in note for note in found.notes)
+
+
+def test_longformer_with_global_tokens() -> None:
+    """As the note says: unite each layer with the global tokens of the batch."""
+    n = 32
+    model, config = model_of("longformer", num_hidden_layers=1, attention_window=8)
+    chosen = torch.zeros(n, n, dtype=torch.long)
+    chosen[:, [0, 20]] = 1
+    built = reads_of(model, model.encoder.layer, n, global_attention_mask=chosen)
+    edges = lower(read(config).layers[0] | global_tokens([0, 20]), n).dense()
+    assert np.array_equal(edges, built[0])
+
+
+def test_big_bird_in_training_draws_from_the_first_blocks() -> None:
+    """What the note says of training: random keys of the first (5 + 2 r) blocks alone."""
+    n = 60
+    model, config = model_of(
+        "big_bird", num_hidden_layers=1, block_size=4, num_random_blocks=1, hidden_act="gelu",
+        attention_type="block_sparse", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    found = read(config, length=n)
+    built = reads_of(model.train(), model.encoder.layer, n)[0]
+    fixed = lower(found.layers[0], n).dense()
+    drawn = built & ~fixed
+    assert not (fixed & ~built).any() and drawn.any()
+    assert np.flatnonzero(drawn.any(0)).max() < 28
+    assert any("first 28 tokens" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("n", [20, 36, 44])

@@ -128,17 +128,27 @@ def _family(where: str, given: Mapping[str, Any]) -> tuple[Fields, Family, str]:
             "no model_type that is known here and no num_hidden_layers: not a model's config",
             "give the config.json that lies beside a model's weights",
         )
+    near = suggest(model_type, FAMILIES)
     if model_type and not any(fields.get(name) is not None for name in _SPEAKING):
         raise f.wrong(
             f"model_type '{model_type}' is not known here, and there is no layer_types, "
             "sliding_window or attention_chunk_size to go by",
-            f"{suggest(model_type, FAMILIES)[:120]}; or write its layers as a pattern file",
+            f"{near if near.startswith('did') else 'docs/config.md lists the families'}; or write "
+            "its layers as a pattern file",
         )
+    both = _reads_both_ways(f)
     f.note(
-        f"model_type {model_type!r} is not known here: causal, as its layer_types, sliding_window "
-        "and attention_chunk_size say; its code may differ"
+        f"model_type {model_type!r} is not known here: {'both ways' if both else 'causal'}, as its "
+        "architectures, layer_types, sliding_window and attention_chunk_size say; its code may "
+        "differ"
     )
-    return f, Family(_by_fields), model_type
+    return f, Family(_by_fields, both_ways=both), model_type
+
+
+def _reads_both_ways(f: Fields) -> bool:
+    """Whether `architectures` names an encoder's head and no decoder's."""
+    named = " ".join(str(x) for x in f.listed("architectures") or [])
+    return "ForMaskedLM" in named and "ForCausalLM" not in named
 
 
 def _count(f: Fields) -> int:
@@ -217,7 +227,7 @@ def _window(f: Fields, known: Family) -> Pattern:
     size = f.number(known.window)
     if known.flip and f.flag(known.flip):
         return window(size // 2, size // 2)
-    if f.given.get("is_causal") is False:
+    if _both_ways(f, known):
         return window(size, size)
     return causal() & window(size - 1)
 
