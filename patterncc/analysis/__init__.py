@@ -7,6 +7,7 @@ from patterncc.analysis.lint import Finding
 from patterncc.analysis.path import Explanation, explain
 from patterncc.analysis.reach import analyze
 from patterncc.analysis.report import Report
+from patterncc.analysis.robustness import Robustness, robustness
 from patterncc.analysis.spread import Cone, cone
 
 __all__ = [
@@ -23,4 +24,6 @@ __all__ = [
     "Influence",
     "hub_load",
     "HubLoad",
+    "robustness",
+    "Robustness",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.analysis.rollout import ALPHA, Rollout, rollout
+from patterncc.analysis.sweep_vectors import dot
 from patterncc.errors import PatternValueError
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Stack
@@ -99,7 +100,7 @@ def hub_load_of(r: Rollout, layer: int = 0) -> HubLoad:
         )
     n_eff, chosen = [], np.empty(0)
     for k, v in enumerate(r.from_all()):
-        n_eff.append(float(v.sum()) ** 2 / float(v @ v))
+        n_eff.append(float(v.sum()) ** 2 / dot(v, v))
         if r.depth - k == layer:
             chosen = v.copy()
     size = len(chosen)

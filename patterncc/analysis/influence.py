@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.analysis.rollout import ALPHA, Rollout, rollout
+from patterncc.analysis.sweep_vectors import dot
 from patterncc.analysis.topology import Topology, check_position, patterns_of, walk
 from patterncc.pattern import Pattern
 from patterncc.primitives import Window
@@ -132,8 +133,8 @@ def influence_of(r: Rollout, query: int | None = None, bins: int = BINS) -> Infl
         depth=r.depth,
         row=v,
         mass=mass,
-        entropy=max(0.0, -float(p @ np.log(p))),
-        participation=1 / float(p @ p),
+        entropy=max(0.0, -dot(p, np.log(p))),
+        participation=1 / dot(p, p),
         q50=q50,
         q90=q90,
         q99=q99,
@@ -143,10 +144,10 @@ def influence_of(r: Rollout, query: int | None = None, bins: int = BINS) -> Infl
 
 
 def heuristic_range(t: Topology) -> float | None:
-    """1.5 W for stacked causal windows of W keys, the token counted: a rule of thumb at alpha 0.95.
+    """1.5 W for stacked causal windows of W keys, the token counted: a rule of thumb, no result.
 
-    None unless every layer has windows of one and the same W.  To be shown as a heuristic beside
-    the exact q99 and never instead of it.  Source: Xiao 2025.
+    None unless every layer has windows of one and the same W.  It is meant for alpha 0.95; show it
+    as a heuristic beside the exact q99, never instead of it.  Source: Xiao 2025.
 
     >>> from patterncc import causal, sink, window
     >>> from patterncc.analysis.topology import topology
