@@ -35,6 +35,8 @@ def heads(patterns: Iterable[Pattern]) -> Heads:
     >>> heads([window(3), window(3), window(63)])
     heads([2 x window(3), 1 x window(63)])
     """
+    if not isinstance(patterns, Iterable):
+        raise PatternError(f"heads: give a list of patterns, one for each head, not {patterns!r}")
     listed = tuple(patterns)
     if not listed:
         raise PatternValueError("heads: no pattern given; a layer has at least one head")
@@ -61,6 +63,8 @@ class Stack:
     memory: int = 0
 
     def __init__(self, layers: Sequence[Layer] | Pattern | Heads, memory: int = 0) -> None:
+        if not isinstance(layers, Iterable | Pattern | Heads):
+            raise PatternError(f"Stack: give a list of layers, not {layers!r}")
         listed = (layers,) if isinstance(layers, Pattern | Heads) else tuple(layers)
         if not listed:
             raise PatternValueError("Stack: no layers given")
