@@ -23,6 +23,7 @@ from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Pattern
 from patterncc.stack import Stack, heads
 from patterncc.zones import Frame, ZoneSet
+from patterncc.zones.algebra import areas
 from patterncc.zones.lower import lower
 from tests.reach_oracles import slow_reach, stacks
 from tests.strategies import zone_rows
@@ -185,6 +186,18 @@ def test_longer_patterns_by_every_way(pattern: Pattern) -> None:
     v, out, sums = rng.random(n), np.empty(n), np.empty(n + 1)
     p.pull(v, out, sums)
     np.testing.assert_allclose(out, v @ truth, rtol=1e-9, atol=1e-12)
+
+
+@given(zone_rows(most=3, low=0, high=30), st.integers(0, 60), st.integers(0, 9))
+def test_apart_is_the_same_edges_once(rows: list[tuple[int, ...]], cells: int, seed: int) -> None:
+    drawn = np.random.default_rng(seed).integers(0, 30, (cells, 2)).tolist()
+    table = [*rows, *((i, i + 1, j, j + 1, j - i, j - i + 1) for i, j in drawn)]
+    z = ZoneSet.make(Frame.of(30), table)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sweep_vectors, "FEW", 4)
+        once = sweep_vectors.apart(z.table, 30)
+    assert (ZoneSet(z.frame, once).dense() == z.dense()).all()
+    assert areas(once).sum() == z.dense().sum()
 
 
 def test_overlapping_entries_of_a_key_add_up() -> None:

@@ -166,7 +166,7 @@ def _among_others(
     own = _own_pairs(t, token, longest)
     figures = tuple(_less(f, x, others.count) for f, x in zip(curve.figures, own, strict=True))
     low = next((l for l, f in enumerate(figures) if f.hi == others.count), None)
-    high = next((l for l, f in enumerate(figures) if f.lo == others.count), None)
+    high = next((l for l, f in enumerate(figures) if f.lo == others.count), curve.full.hi)
     tail = {f.lo for f in figures[-t.period - 1 :]}
     still = len(tail) == 1 and len(figures) > t.period
     never = curve.full.never and high is None and still
