@@ -62,9 +62,9 @@ class Rollout:
         cone = cone_of(self.topology, query, self.depth).layers
         yield v
         for index in reversed(range(self.depth)):
-            p, now, then = self.mixing(index), cone[index + 1], cone[index]
+            p, now = self.mixing(index), cone[index + 1]
             if p.few and len(now) <= FEW_INTERVALS and size(now) <= n // 2:
-                p.pull_within(v, out, sums, now, then)
+                p.pull_within(v, out, sums, now)  # `out` is two layers old: its cone was smaller
             else:
                 p.pull(v, out, sums)
             v, out = out, v

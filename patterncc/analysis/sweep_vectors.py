@@ -237,10 +237,8 @@ class Mixing:
         for part in self.parts:
             part.carried.add(prefix_sums(v, part.weights, sums), out)
 
-    def pull_within(self, v: F64, out: F64, sums: F64, now: I64, then: I64) -> None:
-        """The same where v is 0 outside the intervals `now`, and v P outside `then`."""
-        for a, b in then.tolist():
-            out[a:b] = 0
+    def pull_within(self, v: F64, out: F64, sums: F64, now: I64) -> None:
+        """The same where v and what `out` held are 0 outside the intervals `now`."""
         for a, b in now.tolist():
             kept = self.kept if isinstance(self.kept, float) else self.kept[a:b]
             out[a:b] = v[a:b] * kept
