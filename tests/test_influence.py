@@ -79,6 +79,11 @@ def test_rollout_is_the_dense_product(
     masks = [m | np.eye(len(m), dtype=bool) for m in _masks(stack, n)]
     assert not found.row[~slow_reach(masks, depth)[depth][query]].any()
     assert found.row.min() >= 0
+    heaviest = sorted(enumerate(load.load.tolist()), key=lambda x: (-x[1], x[0]))
+    assert list(load.busiest) == heaviest[:16]
+    assert load.share_of(3 if n > 2 else 1) == pytest.approx(
+        sum(x for _, x in heaviest[: 3 if n > 2 else 1]) / len(heaviest)
+    )
     for l, p in enumerate(products):
         sums = p.sum(axis=0)
         assert load.n_eff[l] == pytest.approx(sums.sum() ** 2 / (sums**2).sum())
