@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from patterncc import primitives as pc
@@ -47,6 +49,17 @@ def test_zones_engine_is_exact(stack: Stack, n: int, depth: int) -> None:
         for h, p in enumerate(stack.heads(l))
     ]
     assert [e for c in r.costs[: len(stack)] for e in c.edges] == edges
+
+
+@given(st.lists(st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6))), min_size=1, max_size=2))
+@example([{(4, 1), (1, 6), (6, 3)}])
+def test_reach_that_leaves_the_allowed_pairs_and_comes_back(graphs: list[set[Any]]) -> None:
+    graphs = [graph | {(6, 6)} for graph in graphs]
+    stack = Stack([pc.edges(np.array(sorted(graph))) for graph in graphs])
+    masks, allowed = layer_masks(stack, 7), np.tri(7, dtype=bool)
+    r = analyze(stack, 7, 4, pairs="causal", engine="zones")
+    assert [f.lo for f in r.reach] == [int((m & allowed).sum()) for m in slow_reach(masks, 4)]
+    assert r.depth_to_full == slow_depth(masks, allowed)
 
 
 @settings(max_examples=150)

@@ -111,7 +111,7 @@ def _steps(t: Topology, pairs: Pairs, depth: int, limit: int) -> Iterator[zones.
     for index in range(depth):
         if state.count < pairs.count and still < t.period:
             new = zones.step(t, pairs, state, t.level(index).zones, limit)
-            still = still + 1 if new.count == state.count else 0
+            still = still + 1 if new.size == state.size else 0
             state = new
         yield state
 

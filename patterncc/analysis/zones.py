@@ -3,8 +3,8 @@
     R_0 = I,   R_l = (I | A_l) @ R_(l-1)
 
 The identity is kept apart: R_l = I | S_l with S_l = A_l | S_(l-1) | A_l @ S_(l-1).  Reach only
-grows, so equal counts mean equal sets: "full" and "nothing changes any more" are comparisons of
-integers.
+grows, so equal sizes mean equal sets: "full" and "nothing changes any more" are comparisons of
+integers.  The second looks at all of R: outside T reach may grow on and come back into it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ MOST_PAIRS = MAX_ZONES  # the same where the zones engine was asked for by name
 
 @dataclass(frozen=True, eq=False)
 class Symbolic:
-    """Exact reach so far: S as zones (the identity left out), and how many pairs of T are
-    reached."""
+    """Exact reach so far: S as zones (the identity left out), how many pairs of T are reached, and
+    how many in all."""
 
     zones: ZoneSet
     count: int
+    size: int
 
 
 def start(t: Topology, pairs: Pairs) -> Symbolic:
@@ -44,18 +45,23 @@ def measured(t: Topology, pairs: Pairs, zones: ZoneSet, max_pairs: int = MAX_PAI
 
     Raises SizeError when counting would cut the zones into more than 8 * max_pairs pieces.
     """
-    whole = reached(t, pairs, zones)
-    if len(whole) > 1024 and offsets.bands(whole) is None:
-        first, last = whole.table[:, 0], whole.table[:, 1]
+    count = _count(reached(t, pairs, zones), 8 * max_pairs)
+    if pairs.closed:
+        return Symbolic(zones, count, count)
+    return Symbolic(zones, count, _count(_without_contained(t.identity | zones), 8 * max_pairs))
+
+
+def _count(zones: ZoneSet, most: int) -> int:
+    """The exact count; of two zones by what they share, which is quicker than a sweep.
+
+    Raises SizeError before cutting the zones into more than `most` pieces.
+    """
+    table = zones.table
+    if len(table) > 1024 and offsets.bands(zones) is None:
+        first, last = table[:, 0], table[:, 1]
         cuts = np.sort(np.concatenate([first, last]))
         pieces = int((np.searchsorted(cuts, last) - np.searchsorted(cuts, first)).sum())
-        refuse_above(pieces, "pieces of zones to count", 8 * max_pairs)
-    return Symbolic(zones, _count(whole))
-
-
-def _count(zones: ZoneSet) -> int:
-    """The exact count; of two zones by what they share, which is quicker than a sweep."""
-    table = zones.table
+        refuse_above(pieces, "pieces of zones to count", most)
     if len(table) != 2:
         return offsets.count(zones)
     common = intersect(table[:1], table[1:])
@@ -162,7 +168,7 @@ def _search_by_doubling(
         new = measured(t, pairs, after(at.zones, powers[-1], max_pairs), max_pairs)
         if new.count == pairs.count:
             break
-        if new.count == last.count:
+        if new.size == last.size:
             return Found(None, new)
         last = new
         powers.append(after(powers[-1], powers[-1], max_pairs))
@@ -181,7 +187,7 @@ def _search_by_layers(t: Topology, pairs: Pairs, depth: int, at: Symbolic, max_p
         new = step(t, pairs, at, t.level(index).zones, max_pairs)
         if new.count == pairs.count:
             return Found(index + 1, new)
-        still = still + 1 if new.count == at.count else 0
+        still = still + 1 if new.size == at.size else 0
         at = new
         if still >= t.period:
             return Found(None, at)
