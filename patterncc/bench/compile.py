@@ -31,7 +31,7 @@ def run(
     *,
     repeats: int = 7,
     peer: bool = True,
-    peer_n: int = 16384,
+    peer_n: int = 65536,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Median seconds and peak memory, forward and transposed, lowering included."""
