@@ -321,3 +321,10 @@ def test_bad_input_is_refused_with_a_sentence() -> None:
     p = pc.random_blocks(64, block=16)
     with pytest.raises(SizeError, match='engine="zones"'):
         analyze(Stack([p] * 2), 2**16, engine="zones")
+
+
+def test_zones_that_meet_too_many_tile_rows_get_coarser_tiles() -> None:
+    t = topology(pc.causal() & (pc.summary(128, 8) | pc.window(128)), 2**20)
+    pairs = allowed_pairs(t, None, {})
+    run = tiles.prepare(t, pairs, zones.start(t, pairs).zones)
+    assert run.size <= tiles.MOST_ROWS and not run.exact

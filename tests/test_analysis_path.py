@@ -110,3 +110,9 @@ def test_positions_outside_are_refused() -> None:
         explain(Stack(pc.causal(), memory=4), 8, 3, 0)
     with pytest.raises(PatternValueError, match="query must be an integer"):
         cone(pc.causal(), 8, "x")  # type: ignore[arg-type]
+
+
+def test_one_pair_is_asked_without_lowering_the_whole_frame() -> None:
+    p = pc.causal() & pc.window(100) & (pc.strided(2) | pc.sink(4))
+    found = explain(p, 2**20 * 64, query=2**25, key=2**25 - 90)
+    assert found.direct and found.direct[0].rules == ("window(100)", "strided(2)")

@@ -14,7 +14,17 @@ from patterncc.pattern import (
     Transpose,
     Union,
 )
-from patterncc.primitives import Causal, Chunked, Documents, Full
+from patterncc.primitives import (
+    Causal,
+    Chunked,
+    Clusters,
+    Documents,
+    Expander,
+    Full,
+    RandomBlocks,
+    RandomEdges,
+    Routing,
+)
 from patterncc.zones import ZoneSet
 from patterncc.zones.lower import lower
 
@@ -25,6 +35,8 @@ _LIMITS = (
     Documents,
     Chunked,
 )  # in an intersection they allow an edge, others make it
+
+_WHOLE = (RandomBlocks, RandomEdges, Expander, Documents, Clusters, Routing)
 
 
 class Rules:
@@ -61,12 +73,31 @@ class Rules:
         )
 
     def _holds(self, pattern: Pattern, layer: int, head: int, i: int, j: int) -> bool:
-        key = (pattern, layer, head)
+        """Whether a pattern has the edge: asked of its parts, down to the primitives."""
+        match pattern:
+            case Union(parts):
+                return any(self._holds(p, layer, head, i, j) for p in parts)
+            case Intersection(parts):
+                return all(self._holds(p, layer, head, i, j) for p in parts)
+            case Difference(left, right):
+                inside = self._holds(left, layer, head, i, j)
+                return inside and not self._holds(right, layer, head, i, j)
+            case Complement(of):
+                return not self._holds(of, layer, head, i, j)
+            case Transpose(of):
+                return self._holds(of, layer, head, j, i)
+        return self._leaf_holds(pattern, layer, head, i, j)
+
+    def _leaf_holds(self, leaf: Pattern, layer: int, head: int, i: int, j: int) -> bool:
+        """The same of a primitive: by its one pair, or where that would not know the number of
+        keys that it draws from or is labelled by, over the whole frame."""
+        size = self._t.frame.n
+        if not isinstance(leaf, _WHOLE):
+            pair = lower(leaf, 1, 1, i, j, layer=layer, head=head, **self._bindings)
+            return bool(len(pair))
+        key = (leaf, layer, head)
         if key not in self._lowered:
-            size = self._t.frame.n
-            self._lowered[key] = lower(
-                pattern, size, size, layer=layer, head=head, **self._bindings
-            )
+            self._lowered[key] = lower(leaf, size, size, layer=layer, head=head, **self._bindings)
         i0, i1, j0, j1, d0, d1 = self._lowered[key].table.T
         d = j - i
         inside = (i0 <= i) & (i < i1) & (j0 <= j) & (j < j1) & (d0 <= d) & (d < d1)

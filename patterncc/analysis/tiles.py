@@ -178,7 +178,8 @@ class _Search:
 
 def prepare(t: Topology, pairs: Pairs, so_far: ZoneSet, side: int | None = None) -> Run:
     """Coarsen every layer, at the given side or at the best one that is affordable."""
-    side, seen = _coarsened(t, so_far, _sides(t, so_far) if side is None else [side])
+    sides = _sides(t, so_far) if side is None else [side]
+    side, seen = _coarsened(t, so_far, sides, coarser=side is None)
     exact = all(c.exact for c in seen.values()) and coarse.coarsen(so_far, side).exact
     allowed = coarse.tile_counts(pairs.zones.disjoint(), side)
     edges = {id(v): _known(t, pairs, side, [] if exact else [v.zones]) for v in t.levels}
@@ -195,15 +196,31 @@ def prepare(t: Topology, pairs: Pairs, so_far: ZoneSet, side: int | None = None)
 
 
 def _coarsened(
-    t: Topology, so_far: ZoneSet, sides: Sequence[int]
+    t: Topology, so_far: ZoneSet, sides: Sequence[int], *, coarser: bool
 ) -> tuple[int, dict[int, coarse.Coarse]]:
-    """The first side at which most touched tiles are full, else the last; and the layers in it."""
+    """The first side at which most touched tiles are full, else the last that fits; and the layers
+    in it.  With `coarser`, where none fits the last side is doubled until one does.
+
+    Raises SizeError where no side fits.
+    """
     levels = {id(level): level.zones for level in t.levels}
-    for side in sides:
-        seen = {key: coarse.coarsen(zones, side) for key, zones in levels.items()}
-        if all(c.partial <= FEW_PARTIAL * c.any.size for c in seen.values()):
-            break
-    return side, seen
+    tried, best, refused = list(sides), None, None
+    for side in tried:
+        try:
+            seen = {key: coarse.coarsen(zones, side) for key, zones in levels.items()}
+            coarse.coarsen(so_far, side)
+        except SizeError as error:
+            refused = error
+        else:
+            best = side, seen
+            if all(c.partial <= FEW_PARTIAL * c.any.size for c in seen.values()):
+                break
+        if coarser and best is None and side == tried[-1] and side < t.frame.n:
+            tried.append(2 * side)
+    if best is None:
+        assert refused is not None
+        raise refused
+    return best
 
 
 def _known(t: Topology, pairs: Pairs, side: int, parts: Sequence[ZoneSet]) -> Known:
