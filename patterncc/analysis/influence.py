@@ -9,10 +9,11 @@ import numpy as np
 
 from patterncc.analysis.rollout import ALPHA, Rollout, rollout
 from patterncc.analysis.sweep_vectors import dot
-from patterncc.analysis.topology import Topology, check_position, patterns_of, walk
+from patterncc.analysis.topology import Topology, check_position, patterns_of
 from patterncc.pattern import Pattern
 from patterncc.primitives import Window
 from patterncc.stack import Heads, Stack
+from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,7 +157,7 @@ def heuristic_range(t: Topology) -> float | None:
     """
     sizes: set[int | None] = set()
     for pattern in {p for layer in t.stack.layers for p in patterns_of(layer)}:
-        found = {p.left for p in walk(pattern) if isinstance(p, Window) and p.block == 1}
+        found = {p.left for p in leaves(pattern) if isinstance(p, Window) and p.block == 1}
         sizes |= found or {None}
     left = next(iter(sizes))
     if len(sizes) > 1 or left is None or left < 0:

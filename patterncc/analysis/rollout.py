@@ -16,11 +16,12 @@ import numpy as np
 
 from patterncc.analysis.spread import cone_of, size
 from patterncc.analysis.sweep_vectors import Mixing, mixing
-from patterncc.analysis.topology import Level, Topology, patterns_of, topology, walk
+from patterncc.analysis.topology import Level, Topology, patterns_of, topology
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import Convolution, Recurrent
 from patterncc.stack import Heads, Stack
+from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,7 +123,7 @@ def check_attention(stack: Stack) -> None:
     """Refuse a stack in which some layer is no attention: rollout has no rows for it."""
     for index, layer in enumerate(stack.layers):
         for pattern in patterns_of(layer):
-            for part in walk(pattern):
+            for part in leaves(pattern):
                 if isinstance(part, Recurrent | Convolution):
                     raise PatternValueError(
                         f"influence: layer {index} is {part}, not attention, and rollout cannot "

@@ -25,11 +25,12 @@ import numpy as np
 
 from patterncc.analysis import bits, coarse
 from patterncc.analysis.curve import Curve, Depth, Figure
-from patterncc.analysis.topology import Pairs, Topology, patterns_of, walk
+from patterncc.analysis.topology import Pairs, Topology, patterns_of
 from patterncc.analysis.zones import Symbolic, reached
 from patterncc.errors import SizeError
 from patterncc.zones import ZoneSet
 from patterncc.zones.algebra import clip, tighten
+from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
     from patterncc.analysis.bits import Bits
@@ -338,7 +339,7 @@ def _own_block(t: Topology, so_far: ZoneSet) -> int:
         int(block)
         for patterns in map(patterns_of, t.stack.layers)
         for pattern in patterns
-        for node in walk(pattern)
+        for node in leaves(pattern)
         if (block := getattr(node, "block", 1)) > 1
     ]
     if sizes:

@@ -6,7 +6,6 @@ memory positions are read but read nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,6 @@ import numpy as np
 
 from patterncc.errors import PatternError, PatternValueError, suggest
 from patterncc.pattern import (
-    Complement,
     Difference,
     Intersection,
     Pattern,
@@ -23,10 +21,10 @@ from patterncc.pattern import (
     Union,
     check_int,
 )
-from patterncc.primitives import Documents, Expander, LongNet, RandomBlocks, RandomEdges
+from patterncc.primitives import Documents
 from patterncc.stack import Heads, Layer, Stack
 from patterncc.zones import Frame, ZoneSet
-from patterncc.zones.lower import lower
+from patterncc.zones.lower import keyed, lower
 
 if TYPE_CHECKING:
     pass
@@ -34,11 +32,6 @@ if TYPE_CHECKING:
 PairsName = Literal["causal", "all", "documents"]
 PAIRS: tuple[PairsName, ...] = ("causal", "all", "documents")
 MOST_POSITIONS = 2**40
-_DRAWN = (
-    RandomBlocks,
-    RandomEdges,
-    Expander,
-)  # random edges differ from layer to layer, head to head
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +123,7 @@ def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, A
     zones: list[ZoneSet] = []
     head_index = []
     for head, pattern in enumerate(patterns):
-        key = (pattern, head if _drawn(pattern, (*_DRAWN, LongNet)) else None)
+        key = (pattern, head if keyed(pattern)[1] else None)
         if key not in places:
             places[key] = len(zones)
             part = lower(pattern, n, frame.n, frame.n - n, layer=index, head=head, **bindings)
@@ -145,36 +138,13 @@ def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, A
 def _key(layer: Layer, index: int) -> object:
     """Layers with equal keys have equal edges: a layer with random edges draws its own."""
     patterns = patterns_of(layer)
-    drawn = any(_drawn(p, _DRAWN) for p in patterns)
+    drawn = any(keyed(p)[0] for p in patterns)
     return (layer, index if drawn else None)
-
-
-def _drawn(pattern: Pattern, kinds: tuple[type[Pattern], ...]) -> bool:
-    return any(isinstance(p, kinds) for p in walk(pattern))
 
 
 def patterns_of(layer: Layer) -> tuple[Pattern, ...]:
     """One pattern a head, or the one that all heads share."""
     return layer.patterns if isinstance(layer, Heads) else (layer,)
-
-
-def walk(pattern: Pattern) -> Iterator[Pattern]:
-    """Every node of a pattern's tree, the pattern itself first.
-
-    >>> from patterncc import causal, window
-    >>> [str(p) for p in walk(causal() & ~window(3))]
-    ['causal() & ~window(3)', 'causal()', '~window(3)', 'window(3)']
-    """
-    yield pattern
-    match pattern:
-        case Union(parts) | Intersection(parts):
-            for part in parts:
-                yield from walk(part)
-        case Difference(left, right):
-            yield from walk(left)
-            yield from walk(right)
-        case Complement(of) | Transpose(of):
-            yield from walk(of)
 
 
 def is_causal(zones: ZoneSet) -> bool:

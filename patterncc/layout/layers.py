@@ -6,31 +6,16 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from patterncc import primitives as leaf
-from patterncc.errors import PatternError
 from patterncc.layout.build import build
 from patterncc.layout.choose import choose_block
 from patterncc.layout.limits import MAX_TEXT
-from patterncc.pattern import (
-    Complement,
-    Difference,
-    Intersection,
-    Pattern,
-    Transpose,
-    Union,
-    name_of,
-)
+from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Layer, Stack
-from patterncc.zones.lower import lower
+from patterncc.zones.lower import attention_only, keyed, lower
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from patterncc.layout.layout import Layout
     from patterncc.zones.zoneset import Frame, ZoneSet
-
-_BY_HEAD = (leaf.RandomBlocks, leaf.RandomEdges, leaf.Expander, leaf.LongNet)
-_BY_LAYER = (leaf.RandomBlocks, leaf.RandomEdges, leaf.Expander)
 
 
 @dataclass(frozen=True)
@@ -47,8 +32,9 @@ class Job:
         made: dict[object, Layout] = {}
         layouts = []
         for index, each in enumerate(stack):
-            layer = index if _depends(each, _BY_LAYER) else 0
-            key = (_same(each), layer)
+            patterns = each.patterns if isinstance(each, Heads) else (each,)
+            layer = index if any(keyed(p)[0] for p in patterns) else 0
+            key = (each, layer)
             if key not in made:
                 made[key] = self.layout(each, layer)
             layouts.append(made[key])
@@ -62,11 +48,10 @@ class Job:
         zone_sets: list[ZoneSet] = []
         head_pattern = []
         for head, p in enumerate(patterns):
-            drawn = head if _depends(p, _BY_HEAD) else 0
-            key = (_same(p), drawn)
+            drawn = head if keyed(p)[1] else 0
+            key = (p, drawn)
             if key not in lowered:
-                _attention_only(p)
-                zones = self._lower(p, layer, drawn)
+                zones = self._lower(attention_only(p), layer, drawn)
                 content = (
                     hashlib.sha256(zones.table.tobytes()).digest() if len(patterns) > 1 else b""
                 )
@@ -90,44 +75,3 @@ def shortened(text: str) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"{text[: MAX_TEXT - 64]}... ({len(text)} characters, sha256 {digest})"
-
-
-def _leaves(p: Pattern) -> Iterator[Pattern]:
-    """Every primitive of the tree."""
-    match p:
-        case Union(parts) | Intersection(parts):
-            inner = parts
-        case Difference(left, right):
-            inner = (left, right)
-        case Complement(of) | Transpose(of):
-            inner = (of,)
-        case _:
-            inner = ()
-            yield p
-    for part in inner:
-        yield from _leaves(part)
-
-
-def _same(each: Layer) -> object:
-    """What equal layers have in common; graphs given as objects are equal only to themselves."""
-    patterns = each.patterns if isinstance(each, Heads) else (each,)
-    given = any(
-        isinstance(x, leaf.Edges) and not isinstance(x.source, str)
-        for p in patterns
-        for x in _leaves(p)
-    )
-    return id(each) if given else each
-
-
-def _depends(each: Layer, kinds: tuple[type[Pattern], ...]) -> bool:
-    patterns = each.patterns if isinstance(each, Heads) else (each,)
-    return any(isinstance(x, kinds) for p in patterns for x in _leaves(p))
-
-
-def _attention_only(p: Pattern) -> None:
-    for x in _leaves(p):
-        if isinstance(x, leaf.Recurrent | leaf.Convolution):
-            raise PatternError(
-                f"compile: {name_of(type(x))} is a layer that is not attention and has no layout; "
-                "leave such layers out of what is compiled (pc.analyze counts them)"
-            )

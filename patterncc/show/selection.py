@@ -9,7 +9,7 @@ import numpy as np
 
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Intersection, Pattern, Union
-from patterncc.zones.lower import lower
+from patterncc.zones.lower import keyed, lower
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from patterncc.stack import Stack
     from patterncc.zones.zoneset import ZoneSet
 
-_DRAWN = ("random_blocks", "random_edges", "expander", "longnet")  # by layer or by head
 MOST_PARTS = 6  # that are told apart by colour
 
 
@@ -135,10 +134,8 @@ def _drawn(pattern: Pattern, where: Mapping[int, Sequence[int]]) -> str:
     >>> _drawn(random_blocks(3), {2: [0, 1], 3: []}), _drawn(causal(), {2: [], 3: []})
     (' (shown: layer 2, head 0)', '')
     """
-    text = str(pattern)
     l, hs = next(iter(where.items()))
-    differs = any(f"{name}(" in text for name in _DRAWN)
-    if not differs or (len(where) == 1 and len(hs) < 2):
+    if not any(keyed(pattern)) or (len(where) == 1 and len(hs) < 2):
         return ""
     return f" (shown: layer {l}" + (f", head {hs[0]})" if hs else ")")
 

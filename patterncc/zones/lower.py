@@ -146,7 +146,7 @@ def attention_only(pattern: Pattern) -> Pattern:
     for p in leaves(pattern):
         if isinstance(p, leaf.Recurrent | leaf.Convolution):
             raise PatternValueError(
-                f"{p} stands for a layer without attention and is for analysis only; "
+                f"{p} is a layer that is not attention, for analysis only; "
                 "compile the attention layers, or write causal() or window(...)"
             )
     return pattern
