@@ -305,7 +305,7 @@ def test_blocks_that_cannot_be(block: object) -> None:
 
 def test_bad_layers_are_named() -> None:
     for p, name in ((pc.recurrent(), "recurrent"), (pc.convolution(4) | pc.sink(1), "convolution")):
-        with pytest.raises(PatternError, match=f"{name} .* not attention"):
+        with pytest.raises(PatternError, match=rf"{name}\(.* not attention"):
             pc.compile(p, 64)
     with pytest.raises(PatternError, match="not a pattern"):
         pc.compile("causal()", 64)  # type: ignore[call-overload]
