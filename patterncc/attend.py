@@ -17,7 +17,9 @@ from patterncc.kernels.plan import HEAD_DIMS, Backend
 from patterncc.layout import compile as compile_layout
 from patterncc.layout.layout import Layout
 from patterncc.pattern import Pattern, check_int
+from patterncc.primitives import Expander
 from patterncc.stack import Heads
+from patterncc.zones.lower import leaves, lower
 
 DTYPES: dict[Backend, tuple[torch.dtype, ...]] = {
     "triton": (torch.float16, torch.bfloat16, torch.float32),
@@ -119,6 +121,11 @@ def _run(
     if position is None:
         out, lse = op.attention(q, k, v, tensors, plan, scale)
     else:
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            raise TensorError(
+                "attention: a decode step (position=) has no gradient; run it under "
+                "torch.no_grad(), or train on the whole sequence without position"
+            )
         out, lse = op.decode(q, k, v, tensors, plan, scale, position)
     return out, lse
 
@@ -313,6 +320,8 @@ class SparseAttention(nn.Module):
             )
         q, k, v = (_split(project(x), self.head_dim) for project in (self.q, self.k, self.v))
         if cache is not None:
+            if layout is None:
+                _check_cached(self.pattern, operator.index(cache[0].shape[2]))
             k, v = _store(cache, k, v, position)
         elif position is not None:
             raise TensorError("SparseAttention: position needs a cache; see new_cache")
@@ -329,6 +338,26 @@ class SparseAttention(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows beside the projections."""
         return f"{self.dim}, heads={self.heads}, kv_heads={self.kv_heads}, pattern={self.pattern}"
+
+
+@_constant
+@lru_cache(maxsize=64)
+def _check_cached(pattern: Pattern | Heads, n: int) -> bool:
+    """Refuse patterns whose rows a cache of n positions would not answer as the whole pass does."""
+    for head, p in enumerate(pattern.patterns if isinstance(pattern, Heads) else (pattern,)):
+        for leaf in leaves(p):
+            if isinstance(leaf, Expander) or not getattr(leaf, "past", True):
+                raise PatternValueError(
+                    f"SparseAttention: the edges of {leaf} depend on the length, so a decode step "
+                    "would not see what the whole pass saw; use past=True, or give layout="
+                )
+        table = lower(p, n, head=head).table
+        if len(table) and int(table[:, 5].max()) > 1:
+            raise PatternValueError(
+                f"SparseAttention: {p} reads later positions, which a cache does not hold yet; "
+                "intersect it with causal(), or run the whole sequence without a cache"
+            )
+    return True
 
 
 @lru_cache(maxsize=64)

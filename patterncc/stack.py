@@ -46,6 +46,16 @@ def heads(patterns: Iterable[Pattern]) -> Heads:
     return Heads(listed)
 
 
+def check_stack(owner: str, given: object) -> None:
+    """Refuse what is no stack, pattern or layer, with the remedy for a pattern file."""
+    if not isinstance(given, Stack | Pattern | Heads):
+        hint = "; pass its .stack" if hasattr(given, "stack") else ""
+        raise PatternError(
+            f"{owner}: the first argument is a Stack, a Pattern or pc.heads([...]), "
+            f"not a {type(given).__name__}{hint}"
+        )
+
+
 @dataclass(frozen=True, init=False)
 class Stack:
     """Layers in order, the first next to the input; more layers than there are repeat cyclically.
@@ -64,7 +74,8 @@ class Stack:
 
     def __init__(self, layers: Sequence[Layer] | Pattern | Heads, memory: int = 0) -> None:
         if not isinstance(layers, Iterable | Pattern | Heads):
-            raise PatternError(f"Stack: give a list of layers, not {layers!r}")
+            hint = "; pass its .stack" if hasattr(layers, "stack") else ""
+            raise PatternError(f"Stack: give a list of layers, not a {type(layers).__name__}{hint}")
         listed = (layers,) if isinstance(layers, Pattern | Heads) else tuple(layers)
         if not listed:
             raise PatternValueError("Stack: no layers given")

@@ -78,6 +78,7 @@ def test_rows_that_read_nothing() -> None:
         assert all(g.isfinite().all() for g in grads)
 
 
+@torch.no_grad()
 def test_positions_are_absolute() -> None:
     layout = pc.compile(WINDOW, 30, q_offset=40, block=16)
     q, k, v = tensors()
@@ -272,3 +273,34 @@ def test_module_refuses() -> None:
         pc.SparseAttention(32, 4, pattern="causal")  # type: ignore[arg-type]
     with pytest.raises(pc.TensorError, match=r"x has shape \(1, 5, 16\); it must be .* 32\)"):
         pc.SparseAttention(32, 4, pattern=WINDOW)(torch.ones(1, 5, 16))
+
+
+def test_a_cache_is_refused_where_it_would_not_see_the_same_edges() -> None:
+    x = torch.randn(1, 8, 32)
+    for pattern, message in (
+        (pc.causal() & pc.random_blocks(2, block=16), "depend on the length.*past=True"),
+        (pc.causal() & pc.expander(2, block=16), "depend on the length"),
+        (pc.window(3, 3), "reads later positions"),
+    ):
+        m = pc.SparseAttention(32, 2, 2, pattern)
+        with torch.no_grad(), pytest.raises(pc.PatternValueError, match=message):
+            m(x, cache=m.new_cache(1, 64), position=0)
+    grown = pc.SparseAttention(32, 2, 2, pc.causal() & pc.random_blocks(2, block=16, past=True))
+    with torch.no_grad():
+        whole = grown(torch.cat([x] * 4, dim=1))
+        part = grown(torch.cat([x] * 4, dim=1), cache=grown.new_cache(1, 256), position=0)
+    assert (whole - part).abs().max() < 1e-5
+
+
+def test_a_decode_step_has_no_gradient_and_says_so() -> None:
+    m = pc.SparseAttention(32, 2, 2, pc.causal())
+    with pytest.raises(pc.TensorError, match="no gradient; run it under"):
+        m(torch.randn(1, 4, 32), cache=m.new_cache(1, 16), position=0)
+
+
+def test_a_pattern_file_is_told_apart_from_its_stack() -> None:
+    file = pc.loads("edges:\n  a: causal()\n")
+    with pytest.raises(pc.PatternError, match=r"a PatternFile is not a pattern.*pass its \.stack"):
+        pc.compile(file, 64)  # type: ignore[call-overload]
+    with pytest.raises(pc.PatternError, match=r"not a PatternFile; pass its \.stack"):
+        pc.analyze(file, 64)  # type: ignore[arg-type]

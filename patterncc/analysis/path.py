@@ -91,7 +91,7 @@ def explain(
     >>> from patterncc import causal, sink, window
     >>> print(explain(causal() & (window(3) | sink(1)), 64, query=9, key=4))
     query 9, key 4, n=64
-      reached after 2 layers; the stack has 1
+      reached after 2 layers; the stack has 1, repeated
         layer 0: 6 reads 4 by window(3)
         layer 1: 9 reads 6 by window(3)
 
@@ -180,7 +180,8 @@ def _how(layers: int, depth: int) -> str:
     if layers == 0:
         return "the token itself: the residual stream carries it"
     word = "layer" if layers == 1 else "layers"
-    return f"reached after {layers} {word}; the stack has {depth}"
+    more = ", repeated" if layers > depth else ""
+    return f"reached after {layers} {word}; the stack has {depth}{more}"
 
 
 def _why_not(t: Topology, fronts: list[I64], key: int, never: bool) -> str:

@@ -9,9 +9,9 @@ from patterncc.analysis import cost, lint, tiles, zones
 from patterncc.analysis.curve import Curve, Depth, Figure
 from patterncc.analysis.report import Report
 from patterncc.analysis.topology import Pairs, PairsName, Topology, allowed_pairs, topology, witness
-from patterncc.errors import PatternError, PatternValueError, SizeError, suggest
+from patterncc.errors import PatternValueError, SizeError, suggest
 from patterncc.pattern import Pattern, check_int
-from patterncc.stack import Heads, Stack
+from patterncc.stack import Heads, Stack, check_stack
 
 Engine = Literal["auto", "zones", "tiles"]
 ENGINES: tuple[Engine, ...] = ("auto", "zones", "tiles")
@@ -52,10 +52,7 @@ def analyze(
     if engine not in ENGINES:
         raise PatternValueError(f"engine: unknown name {engine!r}; {suggest(str(engine), ENGINES)}")
     check_int("analyze", "head_dim", head_dim, 1, 2**20)
-    if not isinstance(stack, Stack | Pattern | Heads):
-        raise PatternError(
-            f"analyze: the first argument is a Stack, a Pattern or pc.heads([...]), not {stack!r}"
-        )
+    check_stack("analyze", stack)
     t = topology(stack, n, **bindings)
     layers = len(t.levels)
     depth = layers if depth is None else check_int("analyze", "depth", depth, 0, MAX_DEPTH)

@@ -10,10 +10,9 @@ from patterncc.analysis.curve import Curve, Depth, Figure
 from patterncc.analysis.reach import MAX_DEPTH, Engine, follow
 from patterncc.analysis.spread import read_by, readers, single, size, union
 from patterncc.analysis.topology import Pairs, Topology, allowed_pairs, check_position, topology
-from patterncc.errors import PatternError
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import GlobalTokens
-from patterncc.stack import Heads, Layer, Stack
+from patterncc.stack import Heads, Layer, Stack, check_stack
 from patterncc.zones import ZoneSet
 
 if TYPE_CHECKING:
@@ -83,11 +82,7 @@ def robustness(
 
     Raises PatternError for a token outside the frame.
     """
-    if not isinstance(stack, Stack | Pattern | Heads):
-        raise PatternError(
-            f"robustness: the first argument is a Stack, a Pattern or pc.heads([...]), "
-            f"not {stack!r}"
-        )
+    check_stack("robustness", stack)
     stack = stack if isinstance(stack, Stack) else Stack(stack)
     t = topology(stack, n, **bindings)
     token = check_position(t, "token", token, 0)

@@ -17,10 +17,10 @@ import numpy as np
 from patterncc.analysis.spread import cone_of, size
 from patterncc.analysis.sweep_vectors import Mixing, mixing
 from patterncc.analysis.topology import Level, Topology, patterns_of, topology
-from patterncc.errors import PatternError, PatternValueError, SizeError
+from patterncc.errors import PatternValueError, SizeError
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import Convolution, Recurrent
-from patterncc.stack import Heads, Stack
+from patterncc.stack import Heads, Stack, check_stack
 from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ def rollout(
     Raises PatternValueError for a layer that is no attention or an alpha outside [0, 1], SizeError
     for a length whose vectors would not fit.
     """
-    if not isinstance(stack, Stack | Pattern | Heads):
-        raise PatternError(
-            f"influence: the first argument is a Stack, a Pattern or pc.heads([...]), not {stack!r}"
-        )
+    check_stack("influence", stack)
     check_attention(stack if isinstance(stack, Stack) else Stack(stack))
     n = check_int("influence", "n", n, 1)
     if n > MOST_POSITIONS:

@@ -177,7 +177,8 @@ def _write_one(path: Path, content: bytes | str | Layout) -> None:
 
 def text(folder: Path, manifest: dict[str, Any]) -> str:
     """What was written, with each kernel's use of the GPU."""
-    lines = [f"wrote {folder}"]
+    built = f"{manifest['target']}, {manifest['dtype']}, head dim {manifest['head_dim']}"
+    lines = [f"wrote {folder}: {built}"]
     for row in manifest["layouts"]:
         shown = f"{row['full_tiles']:,} full and {row['partial_tiles']:,} partial tiles"
         block = "x".join(map(str, row["block"]))

@@ -63,7 +63,7 @@ def analyze(
 @click.option(
     "--key", "-j", type=Size(0), required=True, metavar="J", help="The token that is read."
 )
-@n_option("Tokens; default: just enough for both.")
+@n_option("Tokens; default: as for analyze, and enough for both.")
 @click.option(
     "--depth", type=Size(0), metavar="L", help="Layers to search; default: the stack's own."
 )
@@ -82,7 +82,8 @@ def explain(
 
     loaded = read(file, params, bind)
     memory = loaded.stack.memory  # positions count it, lengths do not
-    length = n or max(1, max(query, key) + 1 - memory)
+    usual = max(sizes_of(loaded), default=DEFAULT_N)  # random edges depend on the length
+    length = n or max(usual, query + 1 - memory, key + 1 - memory)
     more: dict[str, Any] = dict(loaded.bindings)
     with working(f"Searching paths from {key} to {query}"):
         found = explained(loaded.stack, length, query, key, depth, names=loaded.edges, **more)

@@ -79,7 +79,7 @@ def _fidelity(files: list[PatternFile], say: Callable[[str], None]) -> list[Row]
         f"A pretrained Llama of {model.num_parameters():,} parameters and {layers} layers; "
         f"{SEQUENCES} x {TOKENS} tokens of real text.\n"
         "Its attention replaced by compiled patterns:\n\n"
-        f"{'pattern':<16}{'density':>9}{'reach':>9}{'full at':>9}{'KL':>9}{'top-1':>8}"
+        f"{'pattern':<16}{'of causal':>10}{'reach':>9}{'full at':>9}{'KL':>9}{'top-1':>8}"
     )
     rows = []
     for file in files:
@@ -96,12 +96,13 @@ def _fidelity(files: list[PatternFile], say: Callable[[str], None]) -> list[Row]
         )
         rows.append(row)
         say(
-            f"{row.pattern:<16}{row.density:>9.3f}{row.reach:>9.1%}{_depth(report):>9}"
+            f"{row.pattern:<16}{row.density:>10.3f}{row.reach:>9.1%}{_depth(report):>9}"
             f"{row.kl:>9.4f}{row.top1:>8.3f}"
         )
     say(
-        "\nreach: share of the causal pairs that the model's layers connect; KL and top-1: the\n"
-        "predicted next tokens against the same model with dense attention."
+        "\nof causal: share of the causal pairs that a layer reads, on average; reach: share that\n"
+        "the model's layers connect; full at: layers that would connect them all; KL and top-1:\n"
+        "the predicted next tokens against the same model with dense attention."
     )
     return rows
 
@@ -170,10 +171,11 @@ def _write(
 ) -> None:
     model = (
         "In a pretrained language model",
-        f"Attention replaced layer by layer, {SEQUENCES} x {TOKENS} tokens of real text. Reach is "
-        "the share of causal pairs that the model's layers connect; KL and top-1 compare the "
-        "predicted next tokens with the dense model's.",
-        ("pattern", "density", "reach", "full at layer", "KL", "top-1"),
+        f"Attention replaced layer by layer, {SEQUENCES} x {TOKENS} tokens of real text. "
+        "'Of causal' is the share of the causal pairs that a layer reads, on average, reach the "
+        "share that the model's layers connect, 'full at' the layers that would connect them all; "
+        "KL and top-1 compare the predicted next tokens with the dense model's.",
+        ("pattern", "of causal", "reach", "full at", "KL", "top-1"),
         [
             (
                 r.pattern,

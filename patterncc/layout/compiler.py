@@ -89,7 +89,10 @@ def compile(
     elif isinstance(p, Pattern | Heads):
         start = q_offset or 0
     else:
-        raise PatternError(f"compile: {p!r} is not a pattern, pc.heads([...]) or a Stack")
+        raise PatternError(
+            f"compile: a {type(p).__name__} is not a pattern, pc.heads([...]) or a Stack"
+            + ("; pass its .stack" if hasattr(p, "stack") else "")
+        )
     layer = check_int("compile", "layer", layer, 0)
     # numpy, the lowering and the rest load only now: a length that is refused costs nothing
     from patterncc.layout.layers import Job
