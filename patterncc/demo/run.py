@@ -88,7 +88,7 @@ def _fidelity(files: list[PatternFile], say: Callable[[str], None]) -> list[Row]
         close = compare(model, ids, file.stack, dense)
         row = Row(
             file.name,
-            _density(file, layers),
+            _density(report),
             report.reach[layers].share,
             report.depth_to_full,
             close.kl,
@@ -96,7 +96,7 @@ def _fidelity(files: list[PatternFile], say: Callable[[str], None]) -> list[Row]
         )
         rows.append(row)
         say(
-            f"{row.pattern:<16}{row.density:>10.3f}{row.reach:>9.1%}{_depth(report):>9}"
+            f"{row.pattern:<16}{row.density:>10.3f}{row.reach:>9.1%}{_depth(row):>9}"
             f"{row.kl:>9.4f}{row.top1:>8.3f}"
         )
     say(
@@ -107,19 +107,14 @@ def _fidelity(files: list[PatternFile], say: Callable[[str], None]) -> list[Row]
     return rows
 
 
-def _density(file: PatternFile, layers: int) -> float:
-    """Edges over causal pairs, mean over the model's layers."""
-    pairs = TOKENS * (TOKENS + 1) // 2
-    counts = [
-        sum(lower(p, TOKENS, layer=l, head=h).count() for h, p in enumerate(file.stack.heads(l)))
-        / len(file.stack.heads(l))
-        for l in range(layers)
-    ]
-    return sum(counts) / (pairs * layers)
+def _density(report: Report) -> float:
+    """Edges over causal pairs, mean over the layers of the curve and the heads of each."""
+    means = [sum(cost.edges) / len(cost.edges) for cost in report.costs]
+    return sum(means) / (len(means) * (TOKENS * (TOKENS + 1) // 2))
 
 
-def _depth(report: Report) -> str:
-    return "never" if report.depth_to_full is None else str(report.depth_to_full)
+def _depth(row: Row) -> str:
+    return "never" if row.depth_to_full is None else str(row.depth_to_full)
 
 
 def _long(n: int, say: Callable[[str], None]) -> list[Any]:
@@ -181,7 +176,7 @@ def _write(
                 r.pattern,
                 f"{r.density:.3f}",
                 f"{r.reach:.1%}",
-                "never" if r.depth_to_full is None else str(r.depth_to_full),
+                _depth(r),
                 f"{r.kl:.4f}",
                 f"{r.top1:.3f}",
             )
