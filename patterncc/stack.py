@@ -61,7 +61,10 @@ class Stack:
     """Layers in order, the first next to the input; more layers than there are repeat cyclically.
 
     `memory` counts prepended positions (a Transformer-XL memory, retrieved keys): they are read but
-    read nothing themselves, so queries start at position `memory`.
+    read nothing themselves, so queries start at position `memory`.  `kv_from[l]` is the layer whose
+    keys and values layer l reads, itself unless a model shares them (Gemma 3n): the states that
+    went into that layer, not those before l.  `kv_heads` is the number of key/value heads (GQA),
+    None for as many as there are query heads.
 
     >>> from patterncc import causal, window
     >>> s = Stack([causal() & window(1023)] * 5 + [causal()])
@@ -71,8 +74,17 @@ class Stack:
 
     layers: tuple[Layer, ...]
     memory: int = 0
+    kv_from: tuple[int, ...] = ()
+    kv_heads: int | None = None
 
-    def __init__(self, layers: Sequence[Layer] | Pattern | Heads, memory: int = 0) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer] | Pattern | Heads,
+        memory: int = 0,
+        *,
+        kv_from: Sequence[int] | None = None,
+        kv_heads: int | None = None,
+    ) -> None:
         if not isinstance(layers, Iterable | Pattern | Heads):
             hint = "; pass its .stack" if hasattr(layers, "stack") else ""
             raise PatternError(f"Stack: give a list of layers, not a {type(layers).__name__}{hint}")
@@ -84,6 +96,10 @@ class Stack:
                 raise PatternError(f"Stack: a layer is a Pattern or pc.heads([...]), not {layer!r}")
         object.__setattr__(self, "layers", listed)
         object.__setattr__(self, "memory", check_int("Stack", "memory", memory, 0))
+        object.__setattr__(self, "kv_from", _check_sources(len(listed), kv_from))
+        if kv_heads is not None:
+            kv_heads = check_int("Stack", "kv_heads", kv_heads, 1, 2**16)
+        object.__setattr__(self, "kv_heads", kv_heads)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -121,7 +137,8 @@ class Stack:
         """
         from patterncc.config import read
 
-        return Stack(read(source, length).layers)
+        found = read(source, length)
+        return Stack(found.layers, kv_from=found.kv_from)
 
     def __str__(self) -> str:
         lines = [
@@ -133,4 +150,30 @@ class Stack:
             place = f"{start}" if count == 1 else f"{start}..{start + count - 1}"
             lines.append(f"  {place}: {text}")
             start += count
+        shared = [(l, k) for l, k in enumerate(self.kv_from) if l != k]
+        if shared:
+            where = ", ".join(f"{l} of {k}" for l, k in shared[:8])
+            more = f" and {len(shared) - 8} more" if len(shared) > 8 else ""
+            lines.append(f"  layers that read another's keys and values: {where}{more}")
         return "\n".join(lines)
+
+
+def _check_sources(layers: int, kv_from: Sequence[int] | None) -> tuple[int, ...]:
+    """`kv_from` as given, or every layer itself; a layer that is read makes its own."""
+    if kv_from is None:
+        return tuple(range(layers))
+    sources = tuple(check_int("Stack", "kv_from", k, 0) for k in kv_from)
+    if len(sources) != layers:
+        raise PatternValueError(
+            f"Stack: kv_from names {len(sources)} layers of {layers}; give one number a layer, "
+            "its own where it shares nothing"
+        )
+    for l, k in enumerate(sources):
+        if k > l or sources[k] != k:
+            own = f"has none of its own (kv_from[{k}] is {sources[k]})"
+            reason = own if k < l else "comes later"
+            raise PatternValueError(
+                f"Stack: kv_from[{l}] is layer {k}, which {reason}; name an earlier layer that "
+                "makes its own keys and values"
+            )
+    return sources

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,16 +21,14 @@ from patterncc.pattern import (
     Union,
     check_int,
 )
-from patterncc.primitives import Documents
+from patterncc.primitives import Convolution, Documents, Recurrent
 from patterncc.stack import Heads, Layer, Stack
 from patterncc.zones import Frame, ZoneSet
-from patterncc.zones.lower import keyed, lower
-
-if TYPE_CHECKING:
-    pass
+from patterncc.zones.lower import keyed, leaves, lower
 
 PairsName = Literal["causal", "all", "documents"]
 PAIRS: tuple[PairsName, ...] = ("causal", "all", "documents")
+Kind = Literal["dense", "sparse", "recurrent", "convolution", "hybrid", "none"]
 MOST_POSITIONS = 2**40
 
 
@@ -38,10 +36,13 @@ MOST_POSITIONS = 2**40
 class Level:
     """One layer at one length: the zones of each distinct head pattern, and their union.
 
-    `head_zones[head_index[h]]` are head h's edges; a layer whose heads agree has one entry.
+    `head_zones[head_index[h]]` are head h's edges; a layer whose heads agree has one entry.  `kind`
+    is "dense" where every query reads every earlier (or every) key, "none" where every query
+    reads itself alone, "hybrid" for attention beside a recurrence or a convolution.
     """
 
     text: str
+    kind: Kind
     head_zones: tuple[ZoneSet, ...]
     head_index: tuple[int, ...]
     zones: ZoneSet
@@ -60,9 +61,27 @@ class Topology:
     def period(self) -> int:
         """After how many layers the stack, repeated cyclically, starts over: 1 when all are
         equal."""
-        ids = [id(level) for level in self.levels]
+        lags = [l - source for l, source in enumerate(self.stack.kv_from)]
+        ids = list(zip(map(id, self.levels), lags, strict=True))
         size = len(ids)
         return next(p for p in range(1, size + 1) if size % p == 0 and ids == ids[:p] * (size // p))
+
+    @property
+    def shared(self) -> bool:
+        """Some layer reads the keys and values of another."""
+        return any(l != source for l, source in enumerate(self.stack.kv_from))
+
+    @cached_property
+    def settled(self) -> int:
+        """Layers without any change after which nothing can change any more."""
+        lags = [l - source for l, source in enumerate(self.stack.kv_from)]
+        return self.period + max(lags)
+
+    def source(self, index: int) -> int:
+        """The layer that made the keys and values that layer `index` reads: it reads the states
+        after `source(index)` layers."""
+        size = len(self.levels)
+        return index - index % size + self.stack.kv_from[index % size]
 
     @property
     def memory(self) -> int:
@@ -132,7 +151,22 @@ def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, A
     union = zones[0]
     for more in zones[1:]:
         union = union | more
-    return Level(str(layer), tuple(zones), tuple(head_index), union.simplify())
+    union = union.simplify()
+    return Level(str(layer), _kind(patterns, union, n), tuple(zones), tuple(head_index), union)
+
+
+def _kind(patterns: tuple[Pattern, ...], zones: ZoneSet, n: int) -> Kind:
+    kinds = {type(p) for pattern in patterns for p in leaves(pattern)}
+    other = kinds & {Recurrent, Convolution}
+    if other and kinds != other:
+        return "hybrid"
+    if other:
+        return "recurrent" if Recurrent in other else "convolution"
+    table, last = zones.table, zones.frame.n
+    whole = [last - n, last, 0, last, 1 - last]
+    if len(table) == 1 and table[0, :5].tolist() == whole and int(table[0, 5]) in (1, n):
+        return "dense"
+    return "sparse" if ((table[:, 4] < 0) | (table[:, 5] > 1)).any() else "none"
 
 
 def _key(layer: Layer, index: int) -> object:
