@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 from patterncc.analysis.topology import Topology, patterns_of
@@ -28,7 +30,6 @@ from patterncc.primitives import (
 from patterncc.zones import ZoneSet
 from patterncc.zones.lower import lower
 
-Holds = Callable[[Pattern, int, int], bool]
 _LIMITS = (
     Causal,
     Full,
@@ -60,15 +61,11 @@ class Rules:
         patterns = patterns_of(self._t.stack.layer(layer))
         found: dict[str, list[int]] = {}
         for head, pattern in enumerate(patterns):
-
-            def holds(part: Pattern, i: int, j: int, head: int = head) -> bool:
-                return self._holds(part, index, head, i, j)
-
-            if holds(pattern, query, key):
-                for rule in dict.fromkeys(self._reasons(pattern, query, key, holds)):
+            for rule, edges in made(pattern, self._names).items():
+                if self._holds(edges, index, head, query, key):
                     found.setdefault(rule, []).append(head)
         return tuple(
-            rule if len(heads) == len(patterns) else f"{rule} (head {_spans(heads)})"
+            rule if len(heads) == len(patterns) else f"{rule} (head {spans(heads)})"
             for rule, heads in found.items()
         )
 
@@ -103,44 +100,64 @@ class Rules:
         inside = (i0 <= i) & (i < i1) & (j0 <= j) & (j < j1) & (d0 <= d) & (d < d1)
         return bool(inside.any())
 
-    def _reasons(self, p: Pattern, i: int, j: int, holds: Holds) -> list[str]:
-        """Rules of a pattern that has the edge (i, j)."""
-        for name, named in self._names.items():
-            if named == p:
-                return [f"{name}: {p}"]
-        match p:
-            case Union(parts):
-                return self._reasons_of_union(parts, i, j, holds)
-            case Intersection(parts):
-                making = [q for q in parts if not isinstance(q, _LIMITS)] or list(parts)
-                return [r for q in making for r in self._reasons(q, i, j, holds)]
-            case Difference(left, _):
-                return self._reasons(left, i, j, holds)
-            case Transpose(of):
-                return [f"{r}, transposed" for r in self._reasons(of, j, i, holds)]
-            case Complement(_):
-                return [str(p)]
-        return [str(p)]
 
-    def _reasons_of_union(
-        self, parts: tuple[Pattern, ...], i: int, j: int, holds: Holds
-    ) -> list[str]:
-        """A union is flattened when it is built: named unions inside it are found again."""
-        named_alone = [q for q in parts if q in self._names.values()]
-        left = [q for q in parts if q not in named_alone]
-        found = [r for q in named_alone if holds(q, i, j) for r in self._reasons(q, i, j, holds)]
-        for name, named in self._names.items():
-            if isinstance(named, Union) and all(q in left for q in named.parts):
-                left = [q for q in left if q not in named.parts]
-                if holds(named, i, j):
-                    found.append(f"{name}: {named}")
-        return found + [r for q in left if holds(q, i, j) for r in self._reasons(q, i, j, holds)]
+def made(p: Pattern, names: Mapping[str, Pattern]) -> dict[str, Pattern]:
+    """The rules of a pattern, each with the edges that it makes; together they are the pattern's.
+
+    A rule is a primitive, or a named part with its name before it.  In an intersection, parts that
+    only bound what may be read (causal, documents) make no edge where others stand beside them.
+
+    >>> from patterncc import causal, sink, window
+    >>> made(causal() & (window(3) | sink(1)), {"near": window(3)})
+    {'near: window(3)': causal() & window(3), 'sink(1)': causal() & sink(1)}
+    """
+    for name, named in names.items():
+        if named == p:
+            return {f"{name}: {p}": p}
+    match p:
+        case Union(parts):
+            return _joined(_made_by_union(parts, names))
+        case Intersection(parts):
+            making = [k for k, q in enumerate(parts) if not isinstance(q, _LIMITS)]
+            found = []
+            for k in making or range(len(parts)):
+                for rule, edges in made(parts[k], names).items():
+                    rest = (*parts[:k], edges, *parts[k + 1 :])
+                    found.append((rule, reduce(operator.and_, rest)))
+            return _joined(found)
+        case Difference(left, right):
+            return {rule: edges - right for rule, edges in made(left, names).items()}
+        case Transpose(of):
+            return {f"{rule}, transposed": edges.T for rule, edges in made(of, names).items()}
+    return {str(p): p}
 
 
-def _spans(heads: list[int]) -> str:
+def _made_by_union(
+    parts: tuple[Pattern, ...], names: Mapping[str, Pattern]
+) -> list[tuple[str, Pattern]]:
+    """A union is flattened when it is built: named unions inside it are found again."""
+    named_alone = [q for q in parts if q in names.values()]
+    left = [q for q in parts if q not in named_alone]
+    found = [item for q in named_alone for item in made(q, names).items()]
+    for name, named in names.items():
+        if isinstance(named, Union) and all(q in left for q in named.parts):
+            left = [q for q in left if q not in named.parts]
+            found.append((f"{name}: {named}", named))
+    return found + [item for q in left for item in made(q, names).items()]
+
+
+def _joined(found: Iterable[tuple[str, Pattern]]) -> dict[str, Pattern]:
+    """Rules of the same text as one."""
+    rules: dict[str, Pattern] = {}
+    for rule, edges in found:
+        rules[rule] = rules[rule] | edges if rule in rules else edges
+    return rules
+
+
+def spans(heads: list[int]) -> str:
     """Head numbers, runs shortened.
 
-    >>> _spans([0, 1, 2, 5])
+    >>> spans([0, 1, 2, 5])
     '0-2, 5'
     """
     runs: list[list[int]] = []
