@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
-from patterncc.analysis import cost, lint, tiles, zones
-from patterncc.analysis.curve import Curve, Depth, Figure
+from patterncc.analysis import cost, lint
+from patterncc.analysis.curve import Curve
+from patterncc.analysis.engine import ENGINES, MAX_DEPTH, Engine, follow
 from patterncc.analysis.report import Report
-from patterncc.analysis.topology import Pairs, PairsName, Topology, allowed_pairs, topology, witness
-from patterncc.errors import PatternValueError, SizeError, suggest
+from patterncc.analysis.rollout import ALPHA, check_alpha
+from patterncc.analysis.topology import PairsName, Topology, allowed_pairs, topology
+from patterncc.errors import PatternValueError, suggest
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Stack, check_stack
-
-Engine = Literal["auto", "zones", "tiles"]
-ENGINES: tuple[Engine, ...] = ("auto", "zones", "tiles")
-MAX_DEPTH = 100_000
 
 
 def analyze(
@@ -26,6 +23,7 @@ def analyze(
     pairs: PairsName | None = None,
     engine: Engine = "auto",
     head_dim: int = cost.HEAD_DIM,
+    alpha: float = ALPHA,
     **bindings: Any,
 ) -> Report:
     """What a stack of sparse layers lets through at n tokens, and what it costs.
@@ -38,7 +36,8 @@ def analyze(
 
     `engine` is "zones" (exact at any length, refuses where zones explode), "tiles" (exact where
     edges fill whole tiles, certified bounds elsewhere) or "auto", which starts with zones and
-    hands over. `head_dim` is D in FLOPs and KV bytes.  Other keyword arguments bind names in the
+    hands over. `head_dim` is D in FLOPs and KV bytes, `alpha` the weight of the residual stream
+    in influence.  Other keyword arguments bind names in the
     patterns.
 
     >>> from patterncc import causal, window
@@ -76,57 +75,8 @@ def analyze(
         notes=notes,
         stack=str(t.stack),
         topology=t,
+        alpha=check_alpha(alpha),
     )
-
-
-def follow(t: Topology, pairs: Pairs, depth: int, engine: Engine) -> Curve:
-    """The reach curve, by zones for as long as they stay few, by tiles from there."""
-    if engine == "tiles":
-        return tiles.follow(t, pairs, depth, [zones.start(t, pairs)])
-    limit = _limit(t) if engine == "auto" else zones.MOST_PAIRS
-    states = [zones.start(t, pairs)]
-    try:
-        for state in _steps(t, pairs, depth, limit):
-            states.append(state)
-        return _finish(t, pairs, depth, states, limit)
-    except SizeError as refused:
-        if engine == "zones":
-            raise SizeError(f'engine="zones": {refused}') from None
-    return tiles.follow(t, pairs, depth, states)
-
-
-def _limit(t: Topology) -> int:
-    """Pairs of zones in one composition up to which zones cost less than exact tiles would."""
-    if t.frame.n <= tiles.TOKEN_GRAIN:
-        return zones.MAX_PAIRS // 32
-    return zones.MAX_PAIRS // 4 if t.frame.n <= tiles.MOST_ROWS else zones.MAX_PAIRS
-
-
-def _steps(t: Topology, pairs: Pairs, depth: int, limit: int) -> Iterator[zones.Symbolic]:
-    """R_1 .. R_depth; once reach is full or stands still for a period, the same state again."""
-    state, still = zones.start(t, pairs), 0
-    for index in range(depth):
-        if state.count < pairs.count and still < t.period:
-            new = zones.step(t, pairs, state, t.level(index).zones, limit)
-            still = still + 1 if new.size == state.size else 0
-            state = new
-        yield state
-
-
-def _finish(
-    t: Topology, pairs: Pairs, depth: int, states: list[zones.Symbolic], limit: int
-) -> Curve:
-    """Figures of all states, and the depth to full, searched past the last of them."""
-    figures = tuple(Figure.of(s.count, s.count, pairs.count, "zones") for s in states)
-    reached = next((l for l, s in enumerate(states) if s.count == pairs.count), None)
-    if reached is not None:
-        return Curve(figures, Depth(reached, reached, False, depth), None, ())
-    found = zones.search(t, pairs, depth, states[-1], limit)
-    if found.depth is not None:
-        return Curve(figures, Depth(found.depth, found.depth, False, found.depth), None, ())
-    pair = witness(pairs, zones.reached(t, pairs, found.end.zones))
-    assert pair is not None
-    return Curve(figures, Depth(depth + 1, None, True, depth), pair, ())
 
 
 def _findings(t: Topology, curve: Curve, depth: int) -> tuple[lint.Finding, ...]:

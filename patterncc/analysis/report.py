@@ -7,16 +7,24 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from patterncc.analysis import figures
 from patterncc.analysis.cost import LevelCost
 from patterncc.analysis.curve import Depth, Figure
+from patterncc.analysis.hubs import HubLoad
+from patterncc.analysis.influence import Influence, heuristic_range
 from patterncc.analysis.lint import Finding
+from patterncc.analysis.robustness import Robustness
+from patterncc.analysis.rollout import Rollout
 from patterncc.analysis.topology import Topology
 from patterncc.errors import PatternError, PatternValueError
 
 SCHEMA = "patterncc.report/1"
+LATER = ("influence", "hubs", "robustness")
+"""The figures that are computed when they are first read, in this order."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Report:
     """What a stack lets through, and what it costs.  Made by `patterncc.analyze`.
 
     reach[l] counts the pairs of T, the allowed pairs, that information can have crossed after l
-    layers.
+    layers.  The figures named in LATER are computed when they are first read; where one cannot be
+    had it is None (or empty) and why_not[name] says why, and what to do.
     """
 
     n: int
@@ -41,6 +50,7 @@ class Report:
     notes: tuple[str, ...]
     stack: str
     topology: Topology = field(repr=False, compare=False)
+    alpha: float = 0.5
 
     @property
     def depth_to_full(self) -> int | None:
@@ -88,6 +98,50 @@ class Report:
             return 0.0
         return sum(c.density for c in self.costs) / len(self.costs)
 
+    @property
+    def influence(self) -> Influence | None:
+        """What survives of each input in the last token's state, by rollout with `alpha`."""
+        return None if isinstance(self._influence, str) else self._influence
+
+    @property
+    def hubs(self) -> HubLoad | None:
+        """How much all final states together draw from each input."""
+        return None if isinstance(self._hubs, str) else self._hubs
+
+    @property
+    def robustness(self) -> tuple[Robustness, ...]:
+        """What reach loses with each of the tokens on which most rests."""
+        return () if isinstance(self._robustness, str) else self._robustness
+
+    @cached_property
+    def heuristic_range(self) -> float | None:
+        """A rule of thumb, 1.5 windows, beside the exact quantiles of the influence."""
+        return heuristic_range(self.topology)
+
+    @property
+    def why_not(self) -> dict[str, str]:
+        """For each figure that cannot be had, one sentence that says why and what to do."""
+        found = {name: getattr(self, f"_{name}") for name in LATER}
+        return {name: why for name, why in found.items() if isinstance(why, str)}
+
+    @cached_property
+    def _rollout(self) -> Rollout | str:
+        return figures.or_why(lambda: figures.rollout_figure(self))
+
+    @cached_property
+    def _influence(self) -> Influence | str:
+        r = self._rollout
+        return r if isinstance(r, str) else figures.influence_figure(r)
+
+    @cached_property
+    def _hubs(self) -> HubLoad | str:
+        r = self._rollout
+        return r if isinstance(r, str) else figures.hubs_figure(r)
+
+    @cached_property
+    def _robustness(self) -> tuple[Robustness, ...] | str:
+        return figures.or_why(lambda: figures.robustness_figure(self, self.hubs))
+
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object; docs/report.md describes every field."""
         return {
@@ -122,6 +176,11 @@ class Report:
             "mean_hops": self.mean_hops,
             "density": self.density,
             "cost": [c.to_json() for c in self.costs],
+            "influence": self.influence and self.influence.to_json(),
+            "heuristic_range": self.heuristic_range,
+            "hub_load": self.hubs and self.hubs.to_json(),
+            "robustness": [r.to_json() for r in self.robustness],
+            "why_not": self.why_not,
             "findings": [f.to_json() for f in self.findings],
             "notes": list(self.notes),
         }

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from patterncc.analysis.curve import Curve, Depth, Figure
-from patterncc.analysis.reach import MAX_DEPTH, Engine, follow
-from patterncc.analysis.spread import read_by, readers, single, size, union
+from patterncc.analysis.curve import Depth, Figure
+from patterncc.analysis.engine import MAX_DEPTH, Engine, follow
 from patterncc.analysis.topology import Pairs, Topology, allowed_pairs, check_position, topology
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import GlobalTokens
 from patterncc.stack import Heads, Layer, Stack, check_stack
 from patterncc.zones import ZoneSet
-
-if TYPE_CHECKING:
-    from patterncc.analysis.spread import I64
-
-SEARCH = 1024  # layers up to which the depth to full of the other tokens is told from the curve
 
 
 @dataclass(frozen=True)
@@ -83,22 +76,26 @@ def robustness(
     Raises PatternError for a token outside the frame.
     """
     check_stack("robustness", stack)
-    stack = stack if isinstance(stack, Stack) else Stack(stack)
     t = topology(stack, n, **bindings)
+    depth = len(t.levels) if depth is None else depth
+    return robustness_of(t, token, check_int("robustness", "depth", depth, 0, MAX_DEPTH), engine)
+
+
+def robustness_of(t: Topology, token: int, depth: int, engine: Engine = "auto") -> Robustness:
+    """`robustness` on a stack that is lowered already."""
     token = check_position(t, "token", token, 0)
-    layers = len(t.levels)
-    depth = layers if depth is None else check_int("robustness", "depth", depth, 0, MAX_DEPTH)
-    whole = allowed_pairs(t, None, bindings)
+    whole = allowed_pairs(t, None, t.bindings)
     others = _without(t, whole, token)
-    rest = topology(without(stack, token), n, **bindings)
+    rest = topology(without(t.stack, token), t.n, **t.bindings)
     self_loop = int(token >= t.memory)
     lost = follow(rest, _with_self(t, others, token), depth, engine)
-    kept = _among_others(t, whole, others, token, depth, engine)
+    # reach of the whole stack crosses the lost token, so it leaves these pairs
+    kept = follow(t, replace(_with_self(t, others, token), closed=False), depth, engine)
     return Robustness(
         token=token,
         depth=depth,
         pairs=others.count,
-        before=kept.figures[depth],
+        before=_less(kept.figures[depth], self_loop, others.count),
         after=_less(lost.figures[depth], self_loop, others.count),
         full_before=kept.full,
         full_after=lost.full,
@@ -120,7 +117,7 @@ def without(stack: Stack, token: int) -> Stack:
         else layer - dropped
         for layer in stack.layers
     ]
-    return Stack(layers, memory=stack.memory)
+    return replace(stack, layers=tuple(layers))
 
 
 def _without(t: Topology, pairs: Pairs, token: int) -> Pairs:
@@ -143,58 +140,6 @@ def _with_self(t: Topology, pairs: Pairs, token: int) -> Pairs:
 def _less(f: Figure, pairs: int, total: int) -> Figure:
     """A figure without so many pairs that are known to be reached."""
     return Figure.of(f.lo - pairs, f.hi - pairs, total, f.engine)
-
-
-def _among_others(
-    t: Topology, whole: Pairs, others: Pairs, token: int, depth: int, engine: Engine
-) -> Curve:
-    """Reach of the whole stack, counted over the other tokens' pairs.
-
-    Followed over all of T, which no layer leaves; the pairs of the token itself are subtracted.
-    """
-    curve = follow(t, whole, depth, engine)
-    longest = max(depth, min(SEARCH, curve.full.hi if curve.full.hi is not None else depth))
-    if curve.full.never:
-        longest = max(depth, SEARCH)  # the curve stands still long before: that costs nothing
-    if longest > depth:
-        curve = follow(t, whole, longest, engine)
-    own = _own_pairs(t, token, longest)
-    figures = tuple(_less(f, x, others.count) for f, x in zip(curve.figures, own, strict=True))
-    low = next((l for l, f in enumerate(figures) if f.hi == others.count), None)
-    high = next((l for l, f in enumerate(figures) if f.lo == others.count), curve.full.hi)
-    tail = {f.lo for f in figures[-t.period - 1 :]}
-    still = len(tail) == 1 and len(figures) > t.period
-    never = curve.full.never and high is None and still
-    return Curve(
-        figures,
-        Depth(longest + 1 if low is None else low, high, never, longest),
-        None,
-        curve.notes,
-    )
-
-
-def _own_pairs(t: Topology, token: int, depth: int) -> list[int]:
-    """How many pairs of R_0 .. R_depth have the token as query or key (memory rows left out)."""
-    columns = _sizes(t, token, [t.level(l).zones for l in range(depth)], readers)
-    if token < t.memory:
-        return [size - 1 for size in columns]
-    rows = [0] * (depth + 1)
-    for top in range(min(t.period, depth + 1)):  # downward, layers of equal place walk alike
-        below = [t.level(top - 1 - k).zones for k in range(depth)]
-        rows[top :: t.period] = _sizes(t, token, below, read_by)[top :: t.period]
-    return [row + column - 1 for row, column in zip(rows, columns, strict=True)]
-
-
-def _sizes(
-    t: Topology, token: int, layers: list[ZoneSet], carry: Callable[[ZoneSet, I64], I64]
-) -> list[int]:
-    """How many positions the token's set holds after 0, 1, ... of the layers."""
-    at, sizes = single(token), [1]
-    for layer in layers:
-        moving = len(sizes) <= t.period or sizes[-1] > sizes[-1 - t.period]
-        at = union(at, carry(layer, at)) if moving else at
-        sizes.append(size(at))
-    return sizes
 
 
 def _figure(f: Figure) -> dict[str, Any]:

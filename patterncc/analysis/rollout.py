@@ -108,12 +108,18 @@ def rollout(
 def rollout_of(t: Topology, alpha: float = ALPHA, depth: int | None = None) -> Rollout:
     """`rollout` on a stack that is lowered already."""
     check_attention(t.stack)
+    alpha = check_alpha(alpha)
+    depth = len(t.levels) if depth is None else check_int("influence", "depth", depth, 0, 100_000)
+    return Rollout(t, alpha, depth)
+
+
+def check_alpha(alpha: float) -> float:
+    """`alpha` as a float within [0, 1], or a PatternValueError."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
         raise PatternValueError(
             f"influence: alpha is the weight of the residual stream, within [0, 1], not {alpha!r}"
         )
-    depth = len(t.levels) if depth is None else check_int("influence", "depth", depth, 0, 100_000)
-    return Rollout(t, float(alpha), depth)
+    return float(alpha)
 
 
 def check_attention(stack: Stack) -> None:

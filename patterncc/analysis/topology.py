@@ -6,6 +6,7 @@ memory positions are read but read nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -50,12 +51,16 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Topology:
-    """A stack lowered at n queries: `levels[l % len(levels)]` is layer l, in the square `frame`."""
+    """A stack lowered at n queries: `levels[l % len(levels)]` is layer l, in the square `frame`.
+
+    `bindings` are the names bound in the patterns.
+    """
 
     stack: Stack
     n: int
     frame: Frame
     levels: tuple[Level, ...]
+    bindings: Mapping[str, Any]
 
     @cached_property
     def period(self) -> int:
@@ -133,7 +138,7 @@ def topology(stack: Stack | Pattern | Heads, n: int, **bindings: Any) -> Topolog
         if key not in known:
             known[key] = _level(layer, index, n, frame, bindings)
         levels.append(known[key])
-    return Topology(stack, n, frame, tuple(levels))
+    return Topology(stack, n, frame, tuple(levels), bindings)
 
 
 def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, Any]) -> Level:
@@ -186,7 +191,7 @@ def is_causal(zones: ZoneSet) -> bool:
     return not len(zones) or int(zones.table[:, 5].max()) <= 1
 
 
-def allowed_pairs(t: Topology, name: PairsName | None, bindings: dict[str, Any]) -> Pairs:
+def allowed_pairs(t: Topology, name: PairsName | None, bindings: Mapping[str, Any]) -> Pairs:
     """T as asked for, or inferred: per document if every layer lies inside the same documents, the
     causal triangle if every layer lies inside it, both if both, else all pairs."""
     causal = all(is_causal(level.zones) for level in t.levels)
@@ -226,7 +231,7 @@ def _inferred(inside: list[str]) -> str:
 
 
 def _pairs_zones(
-    t: Topology, triangle: bool, documents: Documents | None, bindings: dict[str, Any]
+    t: Topology, triangle: bool, documents: Documents | None, bindings: Mapping[str, Any]
 ) -> ZoneSet:
     size = t.frame.n
     zones = ZoneSet.make(t.frame, [(t.memory, size, 0, size, -size, 1 if triangle else size)])

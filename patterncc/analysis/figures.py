@@ -1,0 +1,79 @@
+"""The figures of a report that are computed when they are first read, or why they cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from patterncc.analysis.hubs import HubLoad, hub_load_of
+from patterncc.analysis.influence import Influence, influence_of
+from patterncc.analysis.robustness import Robustness, robustness_of
+from patterncc.analysis.rollout import MOST_POSITIONS, Rollout, rollout_of
+from patterncc.analysis.topology import Topology, patterns_of
+from patterncc.errors import PatternError, PatternValueError, SizeError
+from patterncc.primitives import GlobalTokens, Sink
+from patterncc.zones.lower import leaves
+
+if TYPE_CHECKING:
+    from patterncc.analysis.report import Report
+
+T = TypeVar("T")
+RELAYS = 3  # tokens whose loss is tried
+RERUN_MOST = 2**13  # positions up to which reach is run again where it took tiles or rows
+
+
+def or_why(figure: Callable[[], T]) -> T | str:
+    """The figure, or the sentence that says why there is none and what to do."""
+    try:
+        return figure()
+    except PatternError as error:
+        return str(error)
+
+
+def rollout_figure(report: Report) -> Rollout:
+    """The stack made ready for rollout, which influence and hub load share."""
+    t = report.topology
+    if not t.n:
+        raise PatternValueError("influence: there are no tokens; ask at n >= 1")
+    if t.frame.n > MOST_POSITIONS:
+        raise SizeError(
+            f"influence: a sweep holds several numbers for each of {t.frame.n:,} positions; ask at "
+            f"{MOST_POSITIONS:,} or fewer"
+        )
+    return rollout_of(t, report.alpha, report.depth)
+
+
+def influence_figure(rollout: Rollout) -> Influence:
+    """The last token's row."""
+    return influence_of(rollout)
+
+
+def hubs_figure(rollout: Rollout) -> HubLoad:
+    """The load of the inputs."""
+    return hub_load_of(rollout)
+
+
+def robustness_figure(report: Report, hubs: HubLoad | None) -> tuple[Robustness, ...]:
+    """What is lost with each of the tokens on which most rests."""
+    t = report.topology
+    if any(f.engine in ("tiles", "rows") for f in report.reach) and t.frame.n > RERUN_MOST:
+        raise SizeError(
+            "robustness: it runs the reach of every relay again, which takes long where zones are "
+            "many; ask patterncc.analysis.robustness(stack, n, token) for one token"
+        )
+    return tuple(robustness_of(t, token, report.depth) for token in relays(t, hubs))
+
+
+def relays(t: Topology, hubs: HubLoad | None) -> list[int]:
+    """Tokens that many read: named as global tokens or sinks, then the busiest ones."""
+    named = []
+    for pattern in dict.fromkeys(p for layer in t.stack.layers for p in patterns_of(layer)):
+        for leaf in leaves(pattern):
+            match leaf:
+                case GlobalTokens(tokens) if not isinstance(tokens, str):
+                    named += list(tokens)[:RELAYS]
+                case Sink(count):
+                    named += list(range(min(count, RELAYS)))
+    busiest = [token for token, _ in hubs.busiest] if hubs is not None else []
+    found = dict.fromkeys(named[: RELAYS // 2] + busiest + named[RELAYS // 2 :])
+    return [token for token in found if 0 <= token < t.frame.n][:RELAYS]
