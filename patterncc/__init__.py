@@ -60,6 +60,8 @@ from patterncc.stack import Stack, heads
 if TYPE_CHECKING:
     from patterncc.analysis import Report, analyze, explain
     from patterncc.attend import SparseAttention, attention
+    from patterncc.integrations.networkx import from_networkx, to_networkx
+    from patterncc.integrations.scipy import from_scipy
     from patterncc.language import PatternFile, load, loads
     from patterncc.layout import Layout, compile
     from patterncc.zones import Frame, ZoneSet
@@ -79,6 +81,9 @@ _LAZY = {
     "Layout": "patterncc.layout",
     "attention": "patterncc.attend",
     "SparseAttention": "patterncc.attend",
+    "to_networkx": "patterncc.integrations.networkx",
+    "from_networkx": "patterncc.integrations.networkx",
+    "from_scipy": "patterncc.integrations.scipy",
 }
 
 __all__ = [
@@ -123,6 +128,9 @@ __all__ = [
     "Layout",
     "attention",
     "SparseAttention",
+    "to_networkx",
+    "from_networkx",
+    "from_scipy",
     "PatternError",
     "PatternSyntaxError",
     "PatternValueError",

@@ -151,6 +151,7 @@ ARGUMENTS = frozenset(
             "alpha",
             "max_zones",
             "max_tiles",
+            "max_edges",
         ),
         *("pattern", "patterns", "stack", "layout", "file", "self"),
     )

@@ -55,13 +55,10 @@ def _pairs(source: object, owner: str) -> Pairs:
     """Query and key of every edge."""
     if isinstance(source, str | os.PathLike):
         return _pairs(graph_files.read(os.fspath(source), owner), owner)
-    if any(kind.__module__.split(".")[0] == "networkx" for kind in type(source).__mro__):
-        return _from_networkx(source, owner)
-    if hasattr(source, "tocoo"):
-        allow_edges(int(source.nnz) if hasattr(source, "nnz") else 0, owner)
-        coo = source.tocoo()
-        kept = coo.data != 0
-        return coo.row[kept].astype(np.int64), coo.col[kept].astype(np.int64)
+    if is_networkx(source):
+        return from_networkx(source, owner)
+    if is_scipy(source):
+        return from_scipy(source, owner)
     return _from_array(source, owner)
 
 
@@ -87,7 +84,29 @@ def _from_array(source: object, owner: str) -> Pairs:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _from_networkx(graph: Any, owner: str) -> Pairs:
+def is_scipy(source: object) -> bool:
+    """A scipy.sparse matrix or array, asked without importing scipy."""
+    return hasattr(source, "tocoo")
+
+
+def from_scipy(matrix: Any, owner: str) -> Pairs:
+    """Query and key of every entry that is not 0."""
+    if len(matrix.shape) != 2:
+        raise PatternValueError(
+            f"{owner}: a matrix has queries and keys, this has shape {list(matrix.shape)}"
+        )
+    allow_edges(int(matrix.nnz) if hasattr(matrix, "nnz") else 0, owner)
+    coo = matrix.tocoo()
+    kept = coo.data != 0
+    return coo.row[kept].astype(np.int64), coo.col[kept].astype(np.int64)
+
+
+def is_networkx(source: object) -> bool:
+    """A graph of networkx, asked without importing it."""
+    return any(kind.__module__.split(".")[0] == "networkx" for kind in type(source).__mro__)
+
+
+def from_networkx(graph: Any, owner: str) -> Pairs:
     """Edges (u, v) as query u, key v; both ways when undirected."""
     allow_edges(graph.number_of_edges() * (1 if graph.is_directed() else 2), owner)
     for node in graph:
