@@ -28,7 +28,9 @@ class HubLoad:
     load, float64 [positions], is that of `layer` (0: the inputs); it sums to `positions`, so 1 is
     an even share.  top_share is the part of it that the busiest 1% of the positions carry (at least
     one); busiest are (position, load), the heaviest first.  n_eff[l] = N^2 / sum of squares at
-    every layer l = 0 .. L: N when all carry the same, 1 when one carries all; n_eff[L] is N.
+    every layer l = 0 .. L: N when all carry the same, 1 when one carries all; n_eff[L] is N.  Where
+    layers read the keys and values of an earlier one, the states between carry less than N in all;
+    N in n_eff is then what they carry, and 0 stands where nothing rests on them.
     """
 
     alpha: float
@@ -99,7 +101,8 @@ def hub_load_of(r: Rollout, layer: int = 0) -> HubLoad:
         )
     n_eff, chosen = [], np.empty(0)
     for k, v in enumerate(r.from_all()):
-        n_eff.append(float(v.sum()) ** 2 / dot(v, v))
+        square = dot(v, v)
+        n_eff.append(float(v.sum()) ** 2 / square if square else 0.0)
         if r.depth - k == layer:
             chosen = v.copy()
     size = len(chosen)

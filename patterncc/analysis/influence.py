@@ -33,6 +33,7 @@ class Influence:
     it"); q50, q90 and q99 are the least distances abs(query - key) within which that part of the
     mass lies.  cone[l, b] is the mass that the states after l layers of the positions [edges[b],
     edges[b + 1]) pass on to the query: cone[depth] is the query alone, cone[0] the row in bins.
+    Each cone[l] sums to 1, or to less where layers above read keys and values made below l.
     """
 
     query: int
@@ -147,8 +148,9 @@ def influence_of(r: Rollout, query: int | None = None, bins: int = BINS) -> Infl
 def heuristic_range(t: Topology) -> float | None:
     """1.5 W for stacked causal windows of W keys, the token counted: a rule of thumb, no result.
 
-    None unless every layer has windows of one and the same W.  It is meant for alpha 0.95; show it
-    as a heuristic beside the exact q99, never instead of it.  Source: Xiao 2025.
+    None unless every layer has windows of one and the same W, and keys and values of its own.  It
+    is meant for alpha 0.95; show it as a heuristic beside the exact q99, never instead of it.
+    Source: Xiao 2025.
 
     >>> from patterncc import causal, sink, window
     >>> from patterncc.analysis.topology import topology
@@ -160,7 +162,7 @@ def heuristic_range(t: Topology) -> float | None:
         found = {p.left for p in leaves(pattern) if isinstance(p, Window) and p.block == 1}
         sizes |= found or {None}
     left = next(iter(sizes))
-    if len(sizes) > 1 or left is None or left < 0:
+    if t.shared or len(sizes) > 1 or left is None or left < 0:
         return None
     return XIAO * (left + 1)
 

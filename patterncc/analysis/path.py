@@ -21,21 +21,30 @@ FEWEST_HOPS = 64  # up to this many layers, paths with the fewest hops are told 
 
 @dataclass(frozen=True)
 class Direct:
-    """A layer in which the query reads the key itself, and the rules that make the edge."""
+    """A layer in which the query reads the key itself, and the rules that make the edge.
+
+    `source` is the layer whose keys and values it reads: `layer` itself unless it shares another's.
+    """
 
     layer: int
     rules: tuple[str, ...]
+    source: int
 
 
 @dataclass(frozen=True)
 class Step:
     """In `layer`, position `query` reads position `key` by `rules`; information moves from key to
-    query."""
+    query.
+
+    What is read is the state of `key` that went into layer `source`: `layer` itself unless it
+    shares the keys and values of an earlier one.
+    """
 
     layer: int
     query: int
     key: int
     rules: tuple[str, ...]
+    source: int
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,13 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"query {self.query}, key {self.key}, n={self.n}"]
-        lines += [f"  layer {d.layer}: read directly by {' | '.join(d.rules)}" for d in self.direct]
+        lines += [
+            f"  layer {d.layer}: read directly{_shared(d)} by {' | '.join(d.rules)}"
+            for d in self.direct
+        ]
         lines.append(f"  {self.reason}")
         lines += [
-            f"    layer {s.layer}: {s.query} reads {s.key} by {' | '.join(s.rules)}"
+            f"    layer {s.layer}: {s.query} reads {s.key}{_shared(s)} by {' | '.join(s.rules)}"
             for s in self.path
         ]
         return "\n".join(lines)
@@ -103,7 +115,7 @@ def explain(
     depth = len(t.levels) if depth is None else check_int("explain", "depth", depth, 0, 100_000)
     rules = Rules(t, names, bindings)
     direct = tuple(
-        Direct(layer, found)
+        Direct(layer, found, t.source(layer))
         for layer in range(min(depth, len(t.levels)))
         if _reads(t, layer, query, key) and (found := rules.of(layer, query, key))
     )
@@ -112,7 +124,7 @@ def explain(
         reason = _why_not(t, fronts, key, never)
         return Explanation(query, key, t.n, depth, direct, None, (), never, reason)
     hops = _trace(t, fronts, query, key)
-    path = tuple(Step(l, i, k, rules.of(l, i, k)) for l, i, k in hops)
+    path = tuple(Step(l, i, k, rules.of(l, i, k), t.source(l)) for l, i, k in hops)
     layers = len(fronts) - 1
     return Explanation(query, key, t.n, depth, direct, layers, path, False, _how(layers, depth))
 
@@ -125,15 +137,14 @@ def _reads(t: Topology, layer: int, query: int, key: int) -> bool:
 def _fronts(t: Topology, query: int, key: int, limit: int) -> tuple[list[I64], bool]:
     """fronts[l]: positions that depend on the key after l layers, up to the layer that has the
     query; and whether they stand still without it."""
-    fronts, still = [spread.single(key)], 0
-    while not spread.has(fronts[-1], query) and len(fronts) <= limit:
-        now = fronts[-1]
-        new = spread.union(now, spread.readers(t.level(len(fronts) - 1).zones, now))
-        still = still + 1 if spread.size(new) == spread.size(now) else 0
-        if still >= t.period:
-            return fronts, True
-        fronts.append(new)
-    return fronts, False
+    fronts: list[I64] = []
+    for now in spread.upward(t, key):
+        fronts.append(now)
+        if spread.has(now, query) or len(fronts) > limit:
+            return fronts, False
+        if len(fronts) > t.settled and now is fronts[-1 - t.settled]:
+            return fronts[: len(fronts) - t.settled], True
+    raise AssertionError("upward has no end")
 
 
 def _trace(t: Topology, fronts: list[I64], query: int, key: int) -> list[tuple[int, int, int]]:
@@ -141,11 +152,14 @@ def _trace(t: Topology, fronts: list[I64], query: int, key: int) -> list[tuple[i
     layers = len(fronts) - 1
     if t.period > 1 and layers <= FEWEST_HOPS:
         return _trace_by_hops(t, layers, query, key)
-    hops, at = [], query
-    for layer in reversed(range(layers)):
-        if not spread.has(fronts[layer], at):
-            hops.append((layer, at, _step_down(t, layer, at, fronts[layer])))
-            at = hops[-1][2]
+    hops, at, state = [], query, layers
+    while state:
+        if spread.has(fronts[state - 1], at):
+            state -= 1
+            continue
+        read = t.source(state - 1)
+        hops.append((state - 1, at, _step_down(t, state - 1, at, fronts[read])))
+        at, state = hops[-1][2], read
     assert at == key
     return hops[::-1]
 
@@ -156,15 +170,16 @@ def _trace_by_hops(t: Topology, layers: int, query: int, key: int) -> list[tuple
     while not spread.has(reached[-1][layers], query):
         row = [reached[0][0]]
         for l in range(layers):
-            row.append(spread.union(row[l], spread.readers(t.level(l).zones, reached[-1][l])))
+            now = spread.readers(t.level(l).zones, reached[-1][t.source(l)])
+            row.append(spread.union(row[l], now))
         reached.append(row)
-    hops, at, layer = [], query, layers
+    hops, at, state = [], query, layers
     for h in reversed(range(1, len(reached))):
-        while spread.has(reached[h][layer - 1], at):
-            layer -= 1
-        layer -= 1
-        hops.append((layer, at, _step_down(t, layer, at, reached[h - 1][layer])))
-        at = hops[-1][2]
+        while spread.has(reached[h][state - 1], at):
+            state -= 1
+        read = t.source(state - 1)
+        hops.append((state - 1, at, _step_down(t, state - 1, at, reached[h - 1][read])))
+        at, state = hops[-1][2], read
     assert at == key
     return hops[::-1]
 
@@ -174,6 +189,11 @@ def _step_down(t: Topology, layer: int, at: int, below: I64) -> int:
     found = spread.common(spread.read_by(t.level(layer).zones, spread.single(at)), below)
     assert found is not None
     return found
+
+
+def _shared(found: Direct | Step) -> str:
+    """Whose keys and values are read, where they are another layer's."""
+    return "" if found.source == found.layer else f" as it went into layer {found.source}"
 
 
 def _how(layers: int, depth: int) -> str:

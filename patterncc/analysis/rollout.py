@@ -3,7 +3,10 @@
     P_l = alpha I + (1 - alpha) * mean over heads of D^-1 A
 
 (Abnar and Zuidema 2020).  D^-1 A gives each query's keys equal weight; a query without keys, memory
-positions among them, keeps what it has: an identity row.
+positions among them, keeps what it has: an identity row.  A layer that reads the keys and values of
+an earlier layer mixes its own state s_l with the states s_k that went into that one:
+
+    s_(l+1) = alpha s_l + (1 - alpha) * mean over heads of D^-1 A s_k
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from patterncc.errors import PatternValueError, SizeError
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import Convolution, Recurrent
 from patterncc.stack import Heads, Stack, check_stack
+from patterncc.zones.algebra import refuse_above
 from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 ALPHA = 0.5
 MOST_POSITIONS = 2**27  # of one sweep: it holds a few numbers a position
 MOST_KEPT = 2**25  # numbers of prepared layers that one rollout keeps
+MOST_WAITING = 2**29  # numbers of all the vectors that one sweep holds
 FEW_INTERVALS = 16  # of a query's cone, up to which a sweep visits only these
 
 
@@ -56,10 +61,14 @@ class Rollout:
         return found
 
     def from_query(self, query: int) -> Iterator[F64]:
-        """The row of P_L ... P_(l+1) for l = L, ..., 0; each is overwritten two steps later."""
+        """What the query draws from the states after l = L, ..., 0 layers: the row of
+        P_L ... P_(l+1).  Each is overwritten two steps later."""
         n = self.topology.frame.n
         v, out, sums = np.zeros(n), np.zeros(n), np.empty(n + 1)
         v[query] = 1
+        if self.topology.shared:
+            yield from self._sharing(v)
+            return
         cone = cone_of(self.topology, query, self.depth).layers
         yield v
         for index in reversed(range(self.depth)):
@@ -75,11 +84,44 @@ class Rollout:
         """The column sums 1^T P_L ... P_(l+1) for l = L, ..., 0; overwritten likewise."""
         n = self.topology.frame.n
         v, out, sums = np.ones(n), np.empty(n), np.empty(n + 1)
+        if self.topology.shared:
+            yield from self._sharing(v)
+            return
         yield v
         for index in reversed(range(self.depth)):
             self.mixing(index).pull(v, out, sums)
             v, out = out, v
             yield v
+
+    def _sharing(self, v: F64) -> Iterator[F64]:
+        """A sweep in which what a layer reads waits for the layer whose keys and values it reads:
+        the states between the two carry only what stays."""
+        t, n = self.topology, len(v)
+        refuse_above(n * (_most_waiting(t, self.depth) + 3), "numbers of one sweep", MOST_WAITING)
+        waiting: dict[int, F64] = {}
+        out, sums = np.empty(n), np.empty(n + 1)
+        yield v
+        for index in reversed(range(self.depth)):
+            p, source = self.mixing(index), t.source(index)
+            np.multiply(v, p.kept, out=out)
+            if source != index and source not in waiting:
+                waiting[source] = np.zeros(n)
+            p.read(v, out if source == index else waiting[source], sums)
+            if index in waiting:
+                out += waiting.pop(index)
+            v, out = out, v
+            yield v
+
+
+def _most_waiting(t: Topology, depth: int) -> int:
+    """The most layers whose keys and values later layers have read while they are yet to come."""
+    waiting: set[int] = set()
+    most = 0
+    for index in reversed(range(depth)):
+        waiting |= {t.source(index)} - {index}
+        most = max(most, len(waiting))
+        waiting.discard(index)
+    return most
 
 
 def rollout(

@@ -5,7 +5,9 @@ A set of positions is sorted, disjoint half-open intervals, int64 [m, 2].
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +30,8 @@ MAX_MEETINGS = 2**24  # pairs (zone, interval) of one step
 class Cone:
     """What one query sees: layers[l] are the positions whose state after l layers it can depend on.
 
-    layers[depth] is the query alone, layers[0] the inputs: its row of R_depth.
+    layers[depth] is the query alone, layers[0] the inputs: its row of R_depth.  A layer that reads
+    the keys and values of an earlier one depends on the states that went into that one.
     """
 
     query: int
@@ -68,10 +71,43 @@ def cone(
 
 def cone_of(t: Topology, query: int, depth: int) -> Cone:
     """`cone` on a stack that is lowered already."""
-    layers = [single(query)]
-    for index in reversed(range(depth)):
-        layers.append(union(layers[-1], read_by(t.level(index).zones, layers[-1])))
-    return Cone(query, depth, tuple(reversed(layers)))
+    return Cone(query, depth, tuple(reversed(list(downward(t, query, depth, depth)))))
+
+
+def upward(t: Topology, key: int) -> Iterator[I64]:
+    """The positions that depend on an input after 0, 1, 2, ... layers, without end.
+
+    Once they stand still for `t.settled` layers they are not carried any further: the very same
+    array comes again.
+    """
+    states, start, still = [single(key)], 0, 0  # states[k] are those after start + k layers
+    for index in count():
+        now = states[-1]
+        yield now
+        new = now
+        if still < t.settled:
+            read = states[t.source(index) - start]
+            new = union(now, readers(t.level(index).zones, read))
+            still = still + 1 if size(new) == size(now) else 0
+        states.append(new if still == 0 else now)
+        kept = t.settled - t.period + 1  # no layer reads further back
+        start, states = start + max(0, len(states) - kept), states[-kept:]
+
+
+def downward(t: Topology, query: int, top: int, steps: int) -> Iterator[I64]:
+    """The positions whose states after top, top - 1, ..., top - steps layers a query depends on,
+    asked for its state after `top` layers; layers below 0 are those of the stack repeated."""
+    now, still = single(query), 0
+    waiting: dict[int, I64] = {}  # what later layers have read of layers yet to come
+    yield now
+    for index in range(top - 1, top - 1 - steps, -1):
+        if still < t.settled:
+            source, read = t.source(index), read_by(t.level(index).zones, now)
+            waiting[source] = union(waiting[source], read) if source in waiting else read
+            new = union(now, waiting.pop(index)) if index in waiting else now
+            still = still + 1 if size(new) == size(now) else 0
+            now = new if still == 0 else now
+        yield now
 
 
 def single(position: int) -> I64:

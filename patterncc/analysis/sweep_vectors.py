@@ -234,6 +234,10 @@ class Mixing:
     def pull(self, v: F64, out: F64, sums: F64) -> None:
         """v P into `out`; `sums` is scratch, one longer than v."""
         np.multiply(v, self.kept, out=out)
+        self.read(v, out, sums)
+
+    def read(self, v: F64, out: F64, sums: F64) -> None:
+        """Only what attention brings, without what stays, added to `out`."""
         for part in self.parts:
             part.carried.add(prefix_sums(v, part.weights, sums), out)
 

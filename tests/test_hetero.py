@@ -1,0 +1,187 @@
+"""Layers that share keys and values, and layers that are no attention, against dense matrices."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from patterncc import primitives as pc
+from patterncc.analysis import cone, explain
+from patterncc.analysis.hubs import hub_load_of
+from patterncc.analysis.influence import heuristic_range, influence, influence_of
+from patterncc.analysis.rollout import rollout
+from patterncc.analysis.topology import topology
+from patterncc.errors import SizeError
+from patterncc.stack import Stack
+from patterncc.zones.lower import lower
+from tests.reach_oracles import Mask, layer_masks, layers
+
+F64 = NDArray[np.float64]
+
+
+@st.composite
+def sharing(draw: st.DrawFn) -> Stack:
+    """Stacks in which layers read the keys and values of earlier ones."""
+    drawn = draw(st.lists(layers, min_size=2, max_size=5))
+    sources: list[int] = []
+    for l in range(len(drawn)):
+        own = [k for k, source in enumerate(sources) if k == source]
+        sources.append(draw(st.sampled_from([*own, l])))
+    return Stack(drawn, draw(st.sampled_from([0, 0, 3])), kv_from=sources)
+
+
+def source_of(stack: Stack, layer: int) -> int:
+    """The layer whose input a layer reads, past the stack's end too."""
+    return layer - layer % len(stack) + stack.kv_from[layer % len(stack)]
+
+
+def slow_states(stack: Stack, n: int, depth: int) -> list[Mask]:
+    """R_0 .. R_depth: R_(l+1) = R_l | A_l R_k, where layer l reads what went into layer k."""
+    masks = layer_masks(stack, n)
+    states = [np.eye(stack.memory + n, dtype=bool)]
+    for l in range(depth):
+        read = masks[l % len(masks)].astype(int) @ states[source_of(stack, l)].astype(int)
+        states.append(states[-1] | (read > 0))
+    return states
+
+
+def slow_mixing(stack: Stack, n: int, l: int) -> tuple[F64, F64]:
+    """What a layer keeps of each state, and the mean over its heads of D^-1 A."""
+    size, index = stack.memory + n, l % len(stack)
+    kept, read = np.zeros(size), np.zeros((size, size))
+    for head, p in enumerate(stack.heads(index)):
+        edges = lower(p, n, size, stack.memory, layer=index, head=head).dense()
+        rows = np.concatenate([np.zeros((stack.memory, size)), edges])
+        count = rows.sum(axis=1)
+        kept += count == 0
+        read += rows / np.maximum(count, 1)[:, None]
+    return np.diag(kept / len(stack.heads(index))), read / len(stack.heads(index))
+
+
+def slow_influence(stack: Stack, n: int, depth: int, alpha: float, start: int) -> F64:
+    """What the last states draw from the states after `start` layers, set to e_j one by one."""
+    size = stack.memory + n
+    states = [np.zeros((size, size))] * start + [np.eye(size)]
+    for l in range(start, depth):
+        kept, read = slow_mixing(stack, n, l)
+        mixed = kept @ states[l] + read @ states[source_of(stack, l)]
+        states.append(alpha * states[l] + (1 - alpha) * mixed)
+    return states[depth]
+
+
+@settings(max_examples=80)
+@given(sharing(), st.integers(1, 24), st.integers(0, 9), st.integers(0, 23))
+def test_cones_are_rows_of_reach(stack: Stack, n: int, depth: int, back: int) -> None:
+    query = stack.memory + n - 1 - back % n
+    found = cone(stack, n, query, depth)
+    marked = np.zeros(stack.memory + n, dtype=bool)
+    for a, b in found.layers[0].tolist():
+        marked[a:b] = True
+    assert (marked == slow_states(stack, n, depth)[depth][query]).all()
+
+
+@settings(max_examples=120)
+@given(sharing(), st.integers(1, 24), st.data())
+def test_paths_are_shortest_and_name_the_layer_that_is_read(
+    stack: Stack, n: int, data: st.DataObject
+) -> None:
+    query = stack.memory + data.draw(st.integers(0, n - 1))
+    key = data.draw(st.integers(0, stack.memory + n - 1))
+    found, masks = explain(stack, n, query, key), layer_masks(stack, n)
+    states = slow_states(stack, n, len(stack) * (stack.memory + n + 1))
+    truth = next((l for l, s in enumerate(states) if s[query, key]), None)
+    assert (found.layers, found.never) == (truth, truth is None)
+    at, state = key, 0
+    for step in found.path:
+        assert step.source == source_of(stack, step.layer) >= state
+        assert step.key == at and masks[step.layer % len(masks)][step.query, step.key]
+        at, state = step.query, step.layer + 1
+    assert truth is None or (at == query and state <= truth)
+    assert all(d.source == stack.kv_from[d.layer] for d in found.direct)
+
+
+@settings(max_examples=100)
+@given(
+    sharing(),
+    st.integers(1, 20),
+    st.integers(0, 9),
+    st.sampled_from([0.0, 0.5, 0.95]),
+    st.integers(0, 19),
+)
+def test_rollout_is_the_dense_recursion(
+    stack: Stack, n: int, depth: int, alpha: float, back: int
+) -> None:
+    r = rollout(stack, n, alpha, depth)
+    query = stack.memory + n - 1 - back % n
+    found = influence_of(r, query, bins=4)
+    for l in range(depth + 1):
+        truth = slow_influence(stack, n, depth, alpha, l)
+        bins = np.split(truth[query], found.edges[1:-1])
+        np.testing.assert_allclose(found.cone[l], [b.sum() for b in bins], atol=1e-12)
+        load = hub_load_of(r, l)
+        np.testing.assert_allclose(load.load, truth.sum(axis=0), atol=1e-11)
+        square = (load.load**2).sum()
+        assert load.n_eff[l] == pytest.approx(load.load.sum() ** 2 / square if square else 0)
+    np.testing.assert_allclose(
+        found.row, slow_influence(stack, n, depth, alpha, 0)[query], atol=1e-12
+    )
+    assert found.mass == pytest.approx(1, abs=1e-12)
+
+
+def test_shared_keys_and_values_freeze_what_is_read() -> None:
+    near = pc.causal() & pc.window(3)
+    own, shared = Stack([near] * 4), Stack([near] * 4, kv_from=[0, 1, 1, 1])
+    assert cone(own, 64, 40).layers[0].tolist() == [[28, 41]]
+    assert cone(shared, 64, 40).layers[0].tolist() == [[34, 41]]
+    e = explain(shared, 64, 40, 34)
+    assert e.layers == 2 and "every layer" not in e.reason
+    assert [(s.layer, s.source) for s in e.path] == [(0, 0), (1, 1)]
+    far = explain(shared, 64, 40, 33)
+    assert far.layers == 5 and far.path[-1].layer == 4
+
+
+def test_a_path_says_whose_keys_it_reads() -> None:
+    s = Stack([pc.causal() & pc.window(3), pc.window(0), pc.causal()], kv_from=[0, 1, 0])
+    e = explain(s, 64, query=40, key=8)
+    assert [(x.layer, x.source) for x in e.path] == [(2, 0)]
+    assert "layer 2: 40 reads 8 as it went into layer 0 by causal()" in str(e)
+    assert "layer 2: read directly as it went into layer 0 by causal()" in str(e)
+    assert json.loads(json.dumps(e.to_json()))["path"][0]["source"] == 0
+
+
+def test_never_is_told_after_the_stack_has_settled() -> None:
+    # nothing changes in four layers, and layer 4 brings new positions all the same
+    still, wide = pc.window(0), pc.causal() & pc.window(5)
+    s = Stack([wide, still, still, still, wide], kv_from=[0, 1, 2, 3, 0])
+    assert explain(s, 64, 40, 20).layers == 16
+    closed = Stack([pc.causal() & pc.chunked(16)] * 3, kv_from=[0, 0, 0])
+    assert explain(closed, 64, 40, 3).never
+    deep = cone(closed, 64, 40, depth=5000)
+    assert deep.layers[0].tolist() == [[32, 41]]
+
+
+def test_gemma_3n_at_a_million_tokens() -> None:
+    config = {
+        **{"model_type": "gemma3n_text", "num_hidden_layers": 35, "sliding_window": 512},
+        **{"num_kv_shared_layers": 15},
+    }
+    stack, n = Stack.from_hf(config), 2**20
+    local = Stack([p for p in stack.layers if str(p) != "causal()"][:28])
+    assert cone(local, n, n - 1).layers[0].tolist() == [[n - 1 - 28 * 511, n]]
+    found = influence(stack, n)
+    assert found.mass == pytest.approx(1) and heuristic_range(topology(stack, 64)) is None
+    assert explain(stack, n, n - 1, 5).layers == 5
+
+
+def test_a_sweep_that_would_hold_too_much_is_refused() -> None:
+    stack = Stack([pc.causal()] * 8, kv_from=[0, 1, 2, 3, 0, 1, 2, 3])
+    r = rollout(stack, 64)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("patterncc.analysis.rollout.MOST_WAITING", 64 * 6)
+        with pytest.raises(SizeError, match="448 numbers of one sweep"):
+            influence_of(r)
