@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,27 +28,28 @@ def layer_masks(stack: Stack, n: int) -> list[Mask]:
     return masks
 
 
-def slow_reach(masks: list[Mask], depth: int) -> list[Mask]:
-    """R_0 .. R_depth by boolean matrix products."""
-    eye = np.eye(len(masks[0]), dtype=bool)
-    result = [eye]
+def slow_reach(masks: list[Mask], depth: int, kv_from: Sequence[int] = ()) -> list[Mask]:
+    """R_0 .. R_depth by boolean matrix products; layer l reads the states before kv_from[l]."""
+    result = [np.eye(len(masks[0]), dtype=bool)]
     for l in range(depth):
-        step = eye | masks[l % len(masks)]
-        result.append((step.astype(int) @ result[-1].astype(int)) > 0)
+        place = l % len(masks)
+        source = l - place + kv_from[place] if kv_from else l
+        read = (masks[place].astype(int) @ result[source].astype(int)) > 0
+        result.append(result[-1] | read)
     return result
 
 
-def slow_depth(masks: list[Mask], allowed: Mask) -> int | None:
-    """Least depth at which reach holds all allowed pairs; None when a cycle changes nothing."""
-    reach, still, depth = np.eye(len(masks[0]), dtype=bool), 0, 0
-    while not (reach | ~allowed).all():
-        step = np.eye(len(reach), dtype=bool) | masks[depth % len(masks)]
-        new = (step.astype(int) @ reach.astype(int)) > 0
-        still = still + 1 if (new == reach).all() else 0
-        if still >= len(masks):
+def slow_depth(masks: list[Mask], allowed: Mask, kv_from: Sequence[int] = ()) -> int | None:
+    """Least depth at which reach holds all allowed pairs; None when two cycles change nothing."""
+    depth, cycle = 0, len(masks)
+    while True:
+        reaches = slow_reach(masks, depth + 2 * cycle, kv_from)[depth:]
+        for l, reach in enumerate(reaches):
+            if (reach | ~allowed).all():
+                return depth + l
+        if (reaches[0] == reaches[-1]).all():
             return None
-        reach, depth = new, depth + 1
-    return depth
+        depth += 2 * cycle
 
 
 leaves = st.one_of(
@@ -93,3 +96,14 @@ def stacks(draw: st.DrawFn) -> Stack:
             for x in drawn
         ]
     return Stack(drawn, memory=draw(st.sampled_from([0, 0, 0, 1, 5])))
+
+
+@st.composite
+def sharing_stacks(draw: st.DrawFn) -> Stack:
+    """The same, with layers that read the keys and values of an earlier layer."""
+    stack = draw(stacks())
+    sources: list[int] = []
+    for l in range(len(stack)):
+        own = [k for k, source in enumerate(sources) if k == source]
+        sources.append(draw(st.sampled_from([l, *own])))
+    return Stack(stack.layers, stack.memory, kv_from=sources)

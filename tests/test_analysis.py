@@ -17,7 +17,7 @@ from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Stack, heads
 from patterncc.zones.lower import lower
-from tests.reach_oracles import Mask, layer_masks, slow_depth, slow_reach, stacks
+from tests.reach_oracles import Mask, layer_masks, sharing_stacks, slow_depth, slow_reach, stacks
 
 
 def dense_pairs(stack: Stack, n: int) -> Mask:
@@ -26,21 +26,21 @@ def dense_pairs(stack: Stack, n: int) -> Mask:
 
 
 @settings(max_examples=150)
-@given(stacks(), st.integers(0, 36), st.integers(0, 6))
+@given(st.one_of(stacks(), sharing_stacks()), st.integers(0, 36), st.integers(0, 9))
 def test_zones_engine_is_exact(stack: Stack, n: int, depth: int) -> None:
     r = analyze(stack, n, depth, engine="zones")
     allowed = dense_pairs(stack, n)
     masks = layer_masks(stack, n)
-    truth = slow_reach(masks, depth)
+    truth = slow_reach(masks, depth, stack.kv_from)
     assert r.pairs == allowed.sum()
     assert [(f.lo, f.hi) for f in r.reach] == [(int((m & allowed).sum()),) * 2 for m in truth]
     if n:
         # what is allowed is never left, except for the memory's own identity rows
         assert not (truth[-1] & ~allowed)[stack.memory :].any()
-    assert r.depth_to_full == slow_depth(masks, allowed)
+    assert r.depth_to_full == slow_depth(masks, allowed, stack.kv_from)
     if r.depth_to_full is None:
         assert r.witness is not None and allowed[r.witness]
-        assert not slow_reach(masks, 3 * n + len(stack))[-1][r.witness]
+        assert not slow_reach(masks, 3 * n + len(stack), stack.kv_from)[-1][r.witness]
     else:
         assert r.witness is None
     edges = [
@@ -62,8 +62,45 @@ def test_reach_that_leaves_the_allowed_pairs_and_comes_back(graphs: list[set[Any
     assert r.depth_to_full == slow_depth(masks, allowed)
 
 
+causal_bands = st.one_of(
+    st.builds(pc.window, st.integers(0, 9)),
+    st.builds(pc.dilated, st.integers(0, 20), st.just(0), st.integers(1, 6)),
+    st.builds(lambda s: pc.causal() & pc.strided(s), st.integers(1, 9)),
+    st.just(pc.logsparse()),
+    st.just(pc.causal() - pc.window(5)),
+)
+
+
+@settings(max_examples=100)
+@given(st.data(), st.integers(1, 40), st.integers(0, 9))
+def test_offsets_engine_is_exact(data: st.DataObject, n: int, depth: int) -> None:
+    layers = data.draw(st.lists(causal_bands, min_size=1, max_size=4))
+    share = data.draw(st.booleans())
+    kv_from = [max(0, l - 1) if l == 1 else l for l in range(len(layers))] if share else None
+    stack = Stack(layers, kv_from=kv_from)
+    r = analyze(stack, n, depth, engine="offsets")
+    allowed, masks = dense_pairs(stack, n), layer_masks(stack, n)
+    truth = slow_reach(masks, depth, stack.kv_from)
+    assert [(f.lo, f.hi) for f in r.reach] == [(int((m & allowed).sum()),) * 2 for m in truth]
+    assert r.depth_to_full == slow_depth(masks, allowed, stack.kv_from)
+    assert {f.engine for f in r.reach} == {f.engine for f in analyze(stack, n).reach} == {"offsets"}
+
+
+def test_offsets_engine_refuses_what_it_cannot_add() -> None:
+    with pytest.raises(PatternValueError, match='engine="offsets".*layer 1'):
+        analyze(Stack([pc.causal(), pc.causal() & pc.sink(4)]), 64, engine="offsets")
+    with pytest.raises(PatternValueError, match='engine="offsets".*causal'):
+        analyze(pc.window(3, 3), 64, engine="offsets")
+
+
 @settings(max_examples=150)
-@given(stacks(), st.integers(1, 36), st.integers(0, 5), st.integers(1, 9), st.integers(0, 2))
+@given(
+    st.one_of(stacks(), sharing_stacks()),
+    st.integers(0, 36),
+    st.integers(0, 7),
+    st.integers(1, 9),
+    st.integers(0, 2),
+)
 def test_tile_bounds_hold_the_truth(
     stack: Stack, n: int, depth: int, side: int, exact_layers: int
 ) -> None:
@@ -71,19 +108,21 @@ def test_tile_bounds_hold_the_truth(
     pairs = allowed_pairs(t, None, {})
     states = [zones.start(t, pairs)]
     for l in range(exact_layers):
-        states.append(zones.step(t, pairs, states[-1], t.level(l).zones))
+        algebra = zones.Zones(t, pairs)
+        states.append(algebra.step(states[-1], states[t.source(l)].value, l))
     curve = tiles.follow(t, pairs, depth, states, side)
     allowed, masks = pairs.zones.dense(), layer_masks(stack, n)
-    for figure, mask in zip(curve.figures, slow_reach(masks, depth), strict=True):
+    reaches = slow_reach(masks, depth, stack.kv_from)
+    for figure, mask in zip(curve.figures, reaches, strict=True):
         truth = int((mask & allowed).sum())
         assert figure.lo <= truth <= figure.hi
         if side == 1:
             assert figure.exact
-    depth_to_full = slow_depth(masks, allowed)
+    depth_to_full = slow_depth(masks, allowed, stack.kv_from)
     if curve.full.never:
         assert depth_to_full is None
         assert curve.witness is not None and allowed[curve.witness]
-        assert not slow_reach(masks, 3 * n + len(stack))[-1][curve.witness]
+        assert not slow_reach(masks, 3 * n + len(stack), stack.kv_from)[-1][curve.witness]
     elif depth_to_full is None:
         assert curve.full.hi is None
     else:
@@ -326,5 +365,5 @@ def test_bad_input_is_refused_with_a_sentence() -> None:
 def test_zones_that_meet_too_many_tile_rows_get_coarser_tiles() -> None:
     t = topology(pc.causal() & (pc.summary(128, 8) | pc.window(128)), 2**20)
     pairs = allowed_pairs(t, None, {})
-    run = tiles.prepare(t, pairs, zones.start(t, pairs).zones)
+    run = tiles.prepare(t, pairs, zones.start(t, pairs).value)
     assert run.size <= tiles.MOST_ROWS and not run.exact

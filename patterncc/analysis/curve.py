@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 class Figure:
     """A count of pairs that is at least `lo` and at most `hi`; equal when it is exact.
 
-    `share` is lo over all allowed pairs, so that it never claims more than is proved.
+    `share` is lo over all allowed pairs, so that it never claims more than is proved.  Where the
+    count is an estimate (not `certain`), lo and hi are the ends of its 95% interval and share is
+    the estimate itself.
     """
 
     lo: int
@@ -17,6 +20,7 @@ class Figure:
     share: float
     badge: str
     engine: str
+    certain: bool = True
 
     @staticmethod
     def of(lo: int, hi: int, total: int, engine: str) -> Figure:
@@ -29,10 +33,25 @@ class Figure:
         badge = "exact" if lo == hi else f"bounds [{share:.4g}, {most:.4g}]"
         return Figure(lo, hi, share, badge, engine)
 
+    @staticmethod
+    def estimate(share: float, eps: float, lo: int, hi: int, total: int, engine: str) -> Figure:
+        """A share estimated to +- eps at 95%, its interval cut to what is certain, [lo, hi] pairs.
+
+        >>> f = Figure.estimate(0.5, 0.125, 3, 20, 32, "rows")
+        >>> f.lo, f.hi, f.badge, f.certain
+        (12, 20, 'estimate +- 0.125 (95%)', False)
+        """
+        if lo == hi:
+            return Figure.of(lo, hi, total, engine)
+        low, high = max(lo, math.floor((share - eps) * total)), math.ceil((share + eps) * total)
+        share = min(max(share, fraction(lo, total)), fraction(hi, total))
+        badge = f"estimate +- {eps:.3g} (95%)"
+        return Figure(low, max(low, min(hi, high)), share, badge, engine, certain=False)
+
     @property
     def exact(self) -> bool:
         """Both bounds agree."""
-        return self.lo == self.hi
+        return self.certain and self.lo == self.hi
 
 
 @dataclass(frozen=True)

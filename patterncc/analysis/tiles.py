@@ -10,6 +10,7 @@ the identity) from below and above:
 S grows by one layer A as   any |= any(A) @ (any | I)
                             full |= full(A) @ cols  |  rows(A) @ full
                             cols |= cols(A) @ cols  |  full
+where the right-hand sides of the products are those of the layer whose keys and values A reads.
 Where every edge set fills the tiles that it touches, any and full are the same matrix and reach is
 exact; a side of 1 always is.
 """
@@ -25,8 +26,9 @@ import numpy as np
 
 from patterncc.analysis import bits, coarse
 from patterncc.analysis.curve import Curve, Depth, Figure
+from patterncc.analysis.symbolic import State
 from patterncc.analysis.topology import Pairs, Topology, patterns_of
-from patterncc.analysis.zones import Symbolic, reached
+from patterncc.analysis.zones import reached
 from patterncc.errors import SizeError
 from patterncc.zones import ZoneSet
 from patterncc.zones.algebra import clip, tighten
@@ -104,7 +106,7 @@ def follow(
     t: Topology,
     pairs: Pairs,
     depth: int,
-    states: Sequence[Symbolic],
+    states: Sequence[State[ZoneSet]],
     side: int | None = None,
 ) -> Curve:
     """The reach curve from the last exact state on, and the depth to full as far as bounds decide
@@ -115,18 +117,20 @@ def follow(
     """
     figures = [Figure.of(s.count, s.count, pairs.count, "zones") for s in states]
     begin = len(states) - 1
-    run = prepare(t, pairs, states[-1].zones, side)
-    state = _start(run, states[-1].zones)
+    run = prepare(t, pairs, states[-1].value, side)
+    keep = t.settled - t.period + 1  # the states that a layer may read
+    recent = [_start(run, s.value) for s in states[-keep:]]
     search = _Search(pairs.count, begin)
     for l, figure in enumerate(figures):
         search.see(l, figure)
     index, still, budget, latest = begin, 0, _affordable(run), figures[-1]
-    while index < depth or (not search.complete and still < t.period and index < depth + budget):
-        if not search.complete and still < t.period:
-            new = _step(run, state, index % len(run.levels))
-            still = still + 1 if new.same(state) else 0
-            state = new
-            latest = Figure.of(*_count(run, state), pairs.count, "tiles")
+    while index < depth or (not search.complete and still < t.settled and index < depth + budget):
+        if not search.complete and still < t.settled:
+            source = recent[t.source(index) - index - 1]
+            new = _step(run, recent[-1], source, index % len(run.levels))
+            still = still + 1 if new.same(recent[-1]) else 0
+            recent = [*recent, new][-keep:]
+            latest = Figure.of(*_count(run, new), pairs.count, "tiles")
         index += 1
         search.see(index, latest)
         if index <= depth:
@@ -136,7 +140,8 @@ def follow(
         if run.exact
         else ": certified bounds, which meet where a figure is exact"
     )
-    return _finish(run, state, tuple(figures[: depth + 1]), search, still >= t.period, (note,))
+    fixed = still >= t.settled
+    return _finish(run, recent[-1], tuple(figures[: depth + 1]), search, fixed, (note,))
 
 
 def _finish(
@@ -245,13 +250,14 @@ def _start(run: Run, so_far: ZoneSet) -> Bounds:
     return Bounds(touched, full, seen.cols.bits() | full, known)
 
 
-def _step(run: Run, state: Bounds, index: int) -> Bounds:
+def _step(run: Run, state: Bounds, source: Bounds, index: int) -> Bounds:
     layer = run.levels[index]
-    touched = state.any | bits.product(layer.any, state.any | bits.eye(run.size))
+    touched = state.any | bits.product(layer.any, source.any | bits.eye(run.size))
     if run.exact:
         return Bounds(touched, touched, touched, state.known)
-    full = state.full | bits.product(layer.full, state.cols) | bits.product(layer.rows, state.full)
-    cols = full | state.cols | bits.product(layer.cols, state.cols)
+    full = state.full | bits.product(layer.full, source.cols)
+    full |= bits.product(layer.rows, source.full)
+    cols = full | state.cols | bits.product(layer.cols, source.cols)
     return Bounds(touched, full, cols, Known.largest(run.size, [state.known, run.known[index]]))
 
 
