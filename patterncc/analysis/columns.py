@@ -1,0 +1,372 @@
+"""One layer applied to bit columns: every position gathers the bits of the keys that it reads.
+
+A state is uint64 [positions, words]; bit b of word w is source 64 * w + b, and row i holds the
+sources that have reached position i.  A layer A turns a state X into the OR of X over the keys of
+each row.  Zones go four ways, each at a cost that does not know how wide they are:
+
+    slides   tall bands: sliding ORs, the window doubled until it is wide enough
+    scans    tall zones with one end that stands still: running ORs
+    gathers  short runs of keys in short zones: the k-th key of every row in one gather
+    ranges   everything else: one OR for each range of keys, then one gather for each k-th range
+
+Rows are worked on in blocks that stay in cache; what a block cannot see (running ORs, ORs of
+ranges) is made ready before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patterncc.zones.algebra import expand, refuse_above, take
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    I64 = NDArray[np.int64]
+    Bits = NDArray[np.uint64]
+
+TALL = 256  # rows from which a zone is worth slices of its own
+SHORT = 4  # keys of a run that are gathered one by one
+FEW = 64  # ranges up to which each is reduced by itself; stretches up to which each is a slice
+BLOCK_WORDS = 2**14  # words of a block of rows: 128 KiB
+MAX_ENTRIES = 2**26  # numbers that the indices of one layer may hold
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Members of rows in layers of at most one a row: row[x] of layer k takes index[x].
+
+    Where most rows have a k-th member, `row` is None and `index` has one entry a row (rows without
+    one take themselves, which adds nothing, or `fill`).
+    """
+
+    row: I64 | None
+    index: I64
+
+
+@dataclass(frozen=True, eq=False)
+class Ranges:
+    """Rows that read ranges of keys: range r is [first[r], last[r]); stretch s of rows begins at
+    starts[s] and reads those ranges that the layers of `members` give it."""
+
+    first: I64
+    last: I64
+    starts: I64  # one more than stretches: where each begins, and where the last ends
+    members: tuple[Ranked, ...]
+    of_row: I64 | None  # the stretch of each row where they are many
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A layer made ready for states of `size` positions."""
+
+    size: int
+    slides: tuple[tuple[int, ...], ...]
+    scans: tuple[tuple[int, ...], ...]
+    gathers: tuple[Ranked, ...]
+    ranges: Ranges | None
+
+    @property
+    def passes(self) -> float:
+        """Words touched for each word of a state, roughly: what a layer costs."""
+        tall = sum(
+            (z[1] - z[0]) * (2 + (z[5] - z[4] - 1).bit_length()) for z in self.slides + self.scans
+        )
+        taken = 3 * sum(len(g.index) for g in self.gathers)
+        if self.ranges is not None:
+            longest = int((self.ranges.last - self.ranges.first).max())
+            taken += self.size * (3 + longest.bit_length())
+        return 2 + (tall + taken) / max(1, self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """What blocks need of a whole state: a running OR for each scan, the OR of each stretch."""
+
+    scans: tuple[Bits, ...]
+    stretches: Bits | None
+
+
+def operator(table: I64, size: int) -> Operator:
+    """Sort the zones of a layer into the ways in which they are applied.
+
+    >>> from patterncc import lower, random_edges, window
+    >>> op = operator(lower(window(8, 8) | random_edges(2), 1024).table, 1024)
+    >>> len(op.slides), [len(g.index) for g in op.gathers], op.ranges
+    (1, [1024, 1024], None)
+
+    Raises SizeError when the indices would hold more than MAX_ENTRIES numbers.
+    """
+    i0, i1, j0, j1, d0, d1 = table.T
+    low_moves, high_moves = d0 > j0 - i1 + 1, d1 < j1 - i0
+    height, width = i1 - i0, np.minimum(j1 - j0, d1 - d0)
+    slanted = (low_moves | high_moves) & (height > 1)
+    tall = slanted & (height >= TALL)
+    scan = tall & ~(low_moves & high_moves)
+    slides = np.flatnonzero(tall & ~scan)
+    short = ~tall & (width <= SHORT) & (height < TALL)
+    loose = ~tall & ~short
+    return Operator(
+        size,
+        tuple(tuple(map(int, row)) for row in table[slides].tolist()),
+        tuple(tuple(map(int, row)) for row in table[scan].tolist()),
+        _gathers(take(table, short), size),
+        _ranges(take(table, loose), slanted[loose], size),
+    )
+
+
+def _gathers(table: I64, size: int) -> tuple[Ranked, ...]:
+    """The single edges of short zones, k-th key of every row by k-th key of every row."""
+    if not len(table):
+        return ()
+    i0, i1 = table[:, 0], table[:, 1]
+    refuse_above(int((i1 - i0).sum()) * SHORT, "single edges", MAX_ENTRIES)
+    zone, row = _rows(i0, i1)
+    low = np.maximum(table[zone, 2], row + table[zone, 4])
+    high = np.minimum(table[zone, 3], row + table[zone, 5])
+    if bool((high - low != 1).any()):
+        at, key = expand(low, high)
+        row = row[at]
+    else:
+        key = low
+    return _ranked(row, key, size, np.arange(size, dtype=np.intp))
+
+
+def _rows(first: I64, last: I64) -> tuple[I64, I64]:
+    """The owner and the element of every range, without the work where all hold one element."""
+    if bool((last - first == 1).all()):
+        return np.arange(len(first)), first
+    return expand(first, last)
+
+
+def _ranked(row: I64, index: I64, size: int, fill: I64 | None) -> tuple[Ranked, ...]:
+    """(row, index) in layers of at most one a row; where most rows are in it and `fill` says what
+    the others may take, with one entry a row."""
+    if bool((row[1:] < row[:-1]).any()):
+        order = np.argsort(row, kind="stable")
+        row, index = row[order], index[order]
+    counts = np.bincount(row, minlength=size)
+    before = np.cumsum(counts) - counts
+    layers = []
+    for k in range(int(counts.max(initial=0))):
+        rows = np.flatnonzero(counts > k)
+        picked = index[before[rows] + k]
+        if fill is None or 2 * len(rows) < size:
+            layers.append(Ranked(rows, picked))
+        elif len(rows) == size:
+            layers.append(Ranked(None, picked))
+        else:
+            whole = fill.copy()
+            whole[rows] = picked
+            layers.append(Ranked(None, whole))
+    return tuple(layers)
+
+
+def _ranges(table: I64, slanted: NDArray[np.bool_], size: int) -> Ranges | None:
+    """Boxes as they are, slanted zones row by row, as stretches of rows that read ranges."""
+    if not len(table):
+        return None
+    sloped = take(table, slanted)
+    refuse_above(int((sloped[:, 1] - sloped[:, 0]).sum()), "rows of short zones", MAX_ENTRIES)
+    zone, row = expand(sloped[:, 0], sloped[:, 1])
+    box = take(table, ~slanted)
+    top, bottom = np.concatenate([box[:, 0], row]), np.concatenate([box[:, 1], row + 1])
+    first = np.concatenate([box[:, 2], np.maximum(sloped[zone, 2], row + sloped[zone, 4])])
+    last = np.concatenate([box[:, 3], np.minimum(sloped[zone, 3], row + sloped[zone, 5])])
+    order = np.lexsort((last, first))
+    opens = np.ones(len(order), dtype=bool)
+    opens[1:] = (np.diff(first[order]) != 0) | (np.diff(last[order]) != 0)
+    range_of = np.empty(len(order), dtype=np.int64)
+    range_of[order] = np.cumsum(opens) - 1
+    starts = _distinct(np.concatenate([top, bottom]))
+    begin, end = np.searchsorted(starts, top), np.searchsorted(starts, bottom)
+    refuse_above(int((end - begin).sum()), "stretches of rows", MAX_ENTRIES)
+    owner, stretch = expand(begin, end)
+    members = _ranked(stretch, range_of[owner], len(starts) - 1, None)
+    of_row = None
+    if len(starts) - 1 > FEW:
+        of_row = np.searchsorted(starts, np.arange(starts[0], starts[-1]), side="right") - 1
+    kept = order[opens]
+    return Ranges(first[kept], last[kept], starts, members, of_row)
+
+
+def _distinct(x: I64) -> I64:
+    x = np.sort(x)
+    return x[np.append(True, x[1:] != x[:-1])]
+
+
+def ready(op: Operator, source: Bits) -> Ready:
+    """What the blocks of one application need of the whole state."""
+    scans = tuple(_running(source, zone) for zone in op.scans)
+    if op.ranges is None:
+        return Ready(scans, None)
+    return Ready(scans, _stretch_bits(op.ranges, source))
+
+
+def _running(source: Bits, zone: tuple[int, ...]) -> Bits:
+    """out[k] is the OR of the zone's keys up to (or from) its k-th."""
+    _, _, j0, j1, _, d1 = zone
+    part = source[j0:j1]
+    if d1 < j1 - zone[0]:  # the far end moves: keys from j0 on
+        return running_or(part)
+    return running_or(part[::-1])[::-1]
+
+
+def running_or(rows: Bits) -> Bits:
+    """out[k] = rows[0] | ... | rows[k], in two levels so that each step is a long slice."""
+    count, words = rows.shape
+    side = max(1, int(count**0.5))
+    whole = np.zeros((-(-count // side) * side, words), dtype=np.uint64)
+    whole[:count] = rows
+    cube = whole.reshape(-1, side, words)
+    for k in range(1, side):
+        cube[:, k] |= cube[:, k - 1]
+    carried = np.bitwise_or.accumulate(cube[:, -1], axis=0)
+    cube[1:] |= carried[:-1, None]
+    return whole[:count]
+
+
+def _stretch_bits(ranges: Ranges, source: Bits) -> Bits:
+    """The OR over all ranges of each stretch."""
+    value = range_or(source, ranges.first, ranges.last)
+    out = np.zeros((len(ranges.starts) - 1, source.shape[1]), dtype=np.uint64)
+    for member in ranges.members:
+        assert member.row is not None
+        out[member.row] |= value[member.index]
+    return out
+
+
+def range_or(source: Bits, first: I64, last: I64) -> Bits:
+    """The OR of source[first[r]:last[r]] for every r; no range is empty.
+
+    Few ranges are folded one by one; of many, each is two windows of 2**k rows.
+    """
+    out = np.empty((len(first), source.shape[1]), dtype=np.uint64)
+    if len(first) <= FEW:
+        for r, (a, b) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+            out[r] = _fold(source[a:b])
+        return out
+    level_of = np.frexp((last - first).astype(np.float64))[1] - 1
+    window, spare = source, np.empty_like(source)
+    for level in range(int(level_of.max()) + 1):
+        if level:
+            step = 2 ** (level - 1)
+            np.bitwise_or(window[:-step], window[step:], out=spare[:-step])
+            spare[-step:] = window[-step:]
+            window, spare = spare, (np.empty_like(source) if window is source else window)
+        at = np.flatnonzero(level_of == level)
+        out[at] = window[first[at]] | window[last[at] - 2**level]
+    return out
+
+
+def _fold(rows: Bits) -> Bits:
+    """The OR of all rows, by halves."""
+    while len(rows) > 1:
+        half = len(rows) // 2
+        folded = rows[:half] | rows[half : 2 * half]
+        if len(rows) % 2:
+            folded[0] |= rows[-1]
+        rows = folded
+    return rows[0]
+
+
+def blocks(op: Operator, first: int, last: int, words: int) -> Iterator[tuple[int, int]]:
+    """Blocks of rows that stay in cache, longer than the windows that are doubled for them."""
+    widest = max((z[5] - z[4] for z in op.slides), default=0)
+    step = max(64, BLOCK_WORDS // max(1, words), 2 * widest)
+    for a in range(first, last, step):
+        yield a, min(a + step, last)
+
+
+def apply_block(
+    op: Operator, made: Ready, source: Bits, state: Bits, out: Bits, a: int, b: int
+) -> None:
+    """out[a:b] = state[a:b] | (A source)[a:b]."""
+    here = out[a:b]
+    np.copyto(here, state[a:b])
+    for slide in op.slides:
+        _slide(slide, source, out, a, b)
+    for zone, running in zip(op.scans, made.scans, strict=True):
+        _scan(zone, running, out, a, b)
+    if op.gathers:
+        _gather(op.gathers, source, out, a, b)
+    if op.ranges is not None:
+        assert made.stretches is not None
+        _stretch(op.ranges, made.stretches, out, a, b)
+
+
+def _slide(zone: tuple[int, ...], source: Bits, out: Bits, a: int, b: int) -> None:
+    """A band over rows [a, b): the window of keys doubles from one to the band's width."""
+    i0, i1, j0, j1, d0, d1 = zone
+    a, b = max(a, i0), min(b, i1)
+    if a >= b:
+        return
+    width, low, high = d1 - d0, max(j0, a + d0), min(j1, b - 1 + d1)
+    if width == 1:
+        out[a:b] |= source[low:high]
+        return
+    window = source[low:high]
+    if (low, high) != (a + d0, b - 1 + d1):  # keys outside the zone are nothing
+        window = np.zeros((b - a + width - 1, source.shape[1]), dtype=np.uint64)
+        window[low - a - d0 : high - a - d0] = source[low:high]
+    step = 1
+    spare = [np.empty_like(window), np.empty_like(window)] if width > 3 else []
+    while 2 * step <= width:
+        made = spare[0][: len(window) - step] if spare else None
+        made = np.bitwise_or(window[:-step], window[step:], out=made)
+        spare.reverse()
+        window, step = made, 2 * step
+    out[a:b] |= window[: b - a]
+    if step < width:
+        out[a:b] |= window[width - step : width - step + b - a]
+
+
+def _scan(zone: tuple[int, ...], running: Bits, out: Bits, a: int, b: int) -> None:
+    """A zone of which one end moves, over rows [a, b)."""
+    i0, i1, j0, j1, d0, d1 = zone
+    a, b = max(a, i0), min(b, i1)
+    if a >= b:
+        return
+    # the key at which row i stands moves with i until it meets the end of the box
+    ahead = d1 < j1 - i0
+    shift, turn = (d1 - 1 - j0, j1 - d1 + 1) if ahead else (d0 - j0, j0 - d0)
+    turn = min(max(turn, a), b)
+    if ahead:
+        out[a:turn] |= running[a + shift : turn + shift]
+        out[turn:b] |= running[-1]
+    else:
+        out[a:turn] |= running[0]
+        out[turn:b] |= running[turn + shift : b + shift]
+
+
+def _gather(gathers: tuple[Ranked, ...], source: Bits, out: Bits, a: int, b: int) -> None:
+    here = out[a:b]
+    buffer = np.empty_like(here)
+    for gather in gathers:
+        if gather.row is None:
+            np.take(source, gather.index[a:b], axis=0, out=buffer, mode="clip")
+            np.bitwise_or(here, buffer, out=here)
+            continue
+        x, y = np.searchsorted(gather.row, (a, b))
+        if x < y:
+            out[gather.row[x:y]] |= source[gather.index[x:y]]
+
+
+def _stretch(ranges: Ranges, value: Bits, out: Bits, a: int, b: int) -> None:
+    """What each stretch reads, for those of its rows that are in [a, b)."""
+    first = int(ranges.starts[0])
+    if ranges.of_row is not None:
+        top, bottom = max(a, first), min(b, int(ranges.starts[-1]))
+        if top < bottom:
+            out[top:bottom] |= value[ranges.of_row[top - first : bottom - first]]
+        return
+    starts = ranges.starts.tolist()
+    for s, (x, y) in enumerate(pairwise(starts)):
+        top, bottom = max(a, x), min(b, y)
+        if top < bottom:
+            out[top:bottom] |= value[s]
