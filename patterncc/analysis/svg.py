@@ -1,28 +1,57 @@
-"""The drawings of the HTML report: reach curve, hop histogram, mask thumbnails, as inline SVG."""
+"""The drawing kit of the HTML report: scales, axes, lines and cells as inline SVG.
+
+A chart is as wide as its place and as high as it says: positions along it are per cent, so text
+keeps its size at any width.  Lines and areas stand in an inner drawing of 100 x 100 that is
+stretched; their strokes are not.  Hover text is `<title>`; nothing here needs a script.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patterncc.analysis.coarse import tile_counts
-from patterncc.errors import SizeError
-from patterncc.zones.algebra import expand
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from patterncc.analysis.curve import Figure
-    from patterncc.zones import ZoneSet
+    I64 = NDArray[np.int64]
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 36
-CELLS = 48  # rows and columns of a thumbnail
-SHADES = 6
+HEIGHT = 240
+MOST_POINTS = 240  # of one line, and places to hover over
+SHADES = 6  # of a mask; a heat map has one more
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear scale from [first, last] to per cent of a chart's width or height.
+
+    >>> Scale(0, 8)(2), Scale(0, 4, up=True)(1)
+    (25.0, 75.0)
+    """
+
+    first: float
+    last: float
+    up: bool = False
+
+    def __call__(self, value: float) -> float:
+        span = self.last - self.first
+        part = (value - self.first) / span if span else 0.5
+        return 100 * (1 - part if self.up else part)
+
+
+def number(value: float) -> str:
+    """A coordinate, short.
+
+    >>> number(12.5), number(3.0), number(1 / 3)
+    ('12.5', '3', '0.33')
+    """
+    return f"{value:.2f}".rstrip("0").rstrip(".") if value else "0"
 
 
 def percent(share: float) -> str:
@@ -33,147 +62,167 @@ def percent(share: float) -> str:
     """
     if share in (0.0, 1.0):
         return f"{share:.0%}"
-    if share > 0.9995:
+    if 0.9995 < share < 1:
         return ">99.9%"
     return f"{100 * share:.3g}%"
 
 
-def reach_curve(figures: Sequence[Figure], total: int) -> str:
-    """Share of the allowed pairs after each layer; a band where only bounds are known."""
-    low = [f.share for f in figures]
-    high = [f.hi / total if total else 1.0 for f in figures]
-    ceiling = _nice(max(high))
-    x, y = _scales(len(figures) - 1, ceiling)
-    lower = [(x(l), y(v)) for l, v in enumerate(low)]
-    upper = [(x(l), y(v)) for l, v in enumerate(high)]
-    parts = [_axes(len(figures) - 1, ceiling, "layers")]
-    if any(not f.exact for f in figures):
-        parts.append(f'<polygon class="band" points="{_points(upper + lower[::-1])}"/>')
-        parts.append(f'<polyline class="line faint" points="{_points(upper)}"/>')
-    parts.append(f'<polyline class="line" points="{_points(lower)}"/>')
-    for l, (f, (px, py)) in enumerate(zip(figures, lower, strict=True)):
-        tip = f"after {l} layers: {percent(f.share)} of allowed pairs, {f.badge} ({f.engine})"
-        if len(figures) <= 64:
-            parts.append(f'<circle class="dot" cx="{px:.1f}" cy="{py:.1f}" r="2.5"/>')
-        parts.append(
-            f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="9">'
-            f"<title>{escape(tip)}</title></circle>"
-        )
-    return _svg("Share of allowed pairs reached, by layer", parts)
+def short(value: float) -> str:
+    """A count in little room: exact below a hundred thousand.
+
+    >>> short(8192), short(131072), short(2**30), short(12.34)
+    ('8,192', '131k', '1.07G', '12.3')
+    """
+    if abs(value) < 1e5:
+        return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+    for unit, name in ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
+        if abs(value) < 999.5 * unit:
+            return f"{value / unit:.3g}{name}"
+    return f"{value:.3g}"
 
 
-def hop_bars(hops: Sequence[tuple[int, int]], total: int) -> str:
-    """Pairs first reached by each layer, as shares of the allowed pairs (upper bounds faint)."""
-    shares = [(lo / total, hi / total) if total else (0.0, 0.0) for lo, hi in hops]
-    ceiling = _nice(max((hi for _, hi in shares), default=1.0))
-    x, y = _scales(len(hops), ceiling)
-    width = max(1.0, (x(1) - x(0)) * 0.72)
-    parts = [_axes(len(hops) - 1, ceiling, "layer that reaches a pair first", centred=True)]
-    for l, (lo, hi) in enumerate(shares):
-        left = x(l) + (x(1) - x(0) - width) / 2
-        place = f"{percent(lo)}" if lo == hi else f"{percent(lo)} to {percent(hi)}"
-        tip = f"layer {l}: {place} of allowed pairs ({hops[l][0]:,} pairs)"
-        bars = [("bar", lo)] if lo == hi else [("bar faint", hi), ("bar", lo)]
-        drawn = "".join(
-            f'<rect class="{kind}" x="{left:.1f}" y="{y(v):.1f}" width="{width:.1f}" '
-            f'height="{y(0) - y(v):.1f}"/>'
-            for kind, v in bars
-        )
-        parts.append(f"<g>{drawn}<title>{escape(tip)}</title></g>")
-    return _svg("Pairs first reached, by layer", parts)
+def nice(value: float) -> float:
+    """The end of an axis of shares: rounded up to 1, 2, 4, 6, 8 times a power of ten, at most 1.
 
-
-def thumbnail(zones: ZoneSet, label: str) -> str:
-    """A mask in at most 48 x 48 cells, darker where more of a cell's pairs are edges."""
-    shades = _shades(zones)
-    size = len(shades)
-    parts = [f'<rect class="paper" width="{size}" height="{size}"/>']
-    for row in range(size):
-        cuts = np.flatnonzero(np.append(True, np.diff(shades[row]) != 0))
-        for a, b in zip(cuts.tolist(), [*cuts[1:].tolist(), size], strict=True):
-            if shades[row, a]:
-                parts.append(
-                    f'<rect class="s{shades[row, a]}" x="{a}" y="{row}" '
-                    f'width="{b - a}" height="1"/>'
-                )
-    return (
-        f'<svg class="mask" viewBox="0 0 {size} {size}" role="img" aria-label="{escape(label)}" '
-        f'shape-rendering="crispEdges">{"".join(parts)}</svg>'
-    )
-
-
-def _shades(zones: ZoneSet) -> NDArray[np.int64]:
-    """0 for an empty cell, 1 .. SHADES by the share of its pairs that are edges."""
-    n = zones.frame.n
-    side = max(1, -(-n // CELLS))
-    size = max(1, -(-n // side))
-    share = np.zeros((size, size))
-    try:
-        counts = tile_counts(zones.disjoint(), side)
-    except SizeError:
-        counts = tile_counts(zones.simplify(), side)  # overlaps counted twice: a picture, no figure
-    run, col = expand(counts.whole.first, counts.whole.last)
-    share[counts.whole.row[run], col] = 1.0
-    share[counts.row, counts.col] = counts.count.astype(np.float64) / float(side) ** 2
-    shade = np.ceil(np.minimum(share, 1.0) ** 0.4 * SHADES)
-    return np.asarray(shade, dtype=np.int64)
-
-
-def _svg(label: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
-
-
-class _Scale:
-    """A linear scale from data to drawing."""
-
-    def __init__(self, most: float, start: float, end: float) -> None:
-        self._most, self._start, self._end = most or 1.0, start, end
-
-    def __call__(self, value: float) -> float:
-        return self._start + (self._end - self._start) * value / self._most
-
-
-def _scales(steps: int, ceiling: float) -> tuple[_Scale, _Scale]:
-    return _Scale(steps, LEFT, WIDTH - RIGHT), _Scale(ceiling, HEIGHT - BOTTOM, TOP)
-
-
-def _axes(steps: int, ceiling: float, title: str, centred: bool = False) -> str:
-    x, y = _scales(steps + 1 if centred else steps, ceiling)
-    shift = (x(1) - x(0)) / 2 if centred else 0.0
-    parts = []
-    for k in range(5):
-        value = ceiling * k / 4
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" '
-            f'y2="{y(value):.1f}"/><text x="{LEFT - 8}" y="{y(value) + 4:.1f}" '
-            f'text-anchor="end">{percent(value)}</text>'
-        )
-    every = max(1, math.ceil((steps + 1) / 12))
-    for l in range(0, steps + 1, every):
-        parts.append(
-            f'<text x="{x(l) + shift:.1f}" y="{HEIGHT - BOTTOM + 16}" '
-            f'text-anchor="middle">{l}</text>'
-        )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{title}</text>')
-    return "".join(parts)
-
-
-def _nice(value: float) -> float:
-    """The end of an axis: the value rounded up to 1, 2, 4, 6, 8 times a power of ten, at most 1.
-
-    >>> _nice(0.13), _nice(0.9), _nice(0.0)
+    >>> nice(0.13), nice(0.9), nice(0.0)
     (0.2, 1.0, 1.0)
     """
-    if not 0 < value < 0.8:
+    if not 0 < value < 0.6:
         return 1.0
     unit = 10.0 ** math.floor(math.log10(value))
     step = next(s for s in (1, 2, 4, 6, 8, 10) if s * unit >= value * (1 - 1e-12))
     return min(1.0, round(step * unit, 15))
 
 
-def _points(pairs: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs)
+def steps(last: int, most: int) -> list[int]:
+    """Whole numbers from 0 up to `last` for the ticks of an axis, at most about `most`.
+
+    >>> steps(26, 6), steps(3, 6), steps(1000, 5)
+    ([0, 5, 10, 15, 20, 25], [0, 1, 2, 3], [0, 250, 500, 750, 1000])
+    """
+    least = max(1.0, last / max(1, most))
+    unit = 10 ** math.floor(math.log10(least))
+    every = next(u for u in (1, 2, 2.5, 5, 10) if u * unit >= least and (u * unit) % 1 == 0)
+    return list(range(0, last + 1, int(every * unit)))
+
+
+def thin(count: int, most: int = MOST_POINTS) -> list[int]:
+    """Indices 0 .. count - 1, evenly thinned to at most `most`, both ends kept."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(k * (count - 1) / (most - 1)) for k in range(most)})
+
+
+def chart(label: str, parts: Iterable[str], height: int = HEIGHT, kind: str = "") -> str:
+    """One drawing as wide as its place, with the name that a screen reader says."""
+    return (
+        f'<svg class="chart {kind}" height="{height}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def stretched(parts: Iterable[str], width: int = 100, height: int = 100) -> str:
+    """Lines, areas and cells in a drawing of their own, stretched to the chart."""
+    inside = "".join(parts)
+    return (
+        f'<svg width="100%" height="100%" viewBox="0 0 {width} {height}" '
+        f'preserveAspectRatio="none">{inside}</svg>'
+    )
+
+
+def line(points: Points, kind: str) -> str:
+    """A line through points in per cent, for `stretched`."""
+    return f'<path class="line {kind}" d="{_path(points)}"/>'
+
+
+def area(upper: Points, lower: Points, kind: str) -> str:
+    """The area between two lines."""
+    return f'<path class="{kind}" d="{_path([*upper, *reversed(lower)])}z"/>'
+
+
+def _path(points: Points) -> str:
+    return "M" + "L".join(f"{number(x)} {number(y)}" for x, y in points)
+
+
+def dot(x: float, y: float, kind: str, r: float = 3) -> str:
+    """A round mark that is not stretched."""
+    return f'<circle class="{kind}" cx="{number(x)}%" cy="{number(y)}%" r="{number(r)}"/>'
+
+
+def box(x: float, y: float, width: float, height: float, kind: str, tip: str = "") -> str:
+    """A rectangle in per cent; hovering over it shows `tip`."""
+    title = f"<title>{escape(tip)}</title>" if tip else ""
+    return (
+        f'<rect class="{kind}" x="{number(x)}%" y="{number(y)}%" width="{number(max(0, width))}%" '
+        f'height="{number(max(0, height))}%"' + (f">{title}</rect>" if title else "/>")
+    )
+
+
+def rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """A straight line in per cent."""
+    return (
+        f'<line class="{kind}" x1="{number(x1)}%" y1="{number(y1)}%" '
+        f'x2="{number(x2)}%" y2="{number(y2)}%"/>'
+    )
+
+
+def text(
+    x: float, y: float, words: str, anchor: str = "start", dx: int = 0, dy: int = 0, kind: str = ""
+) -> str:
+    """Words at a place in per cent, moved by dx, dy pixels."""
+    css = f' class="{kind}"' if kind else ""
+    return (
+        f'<text{css} x="{number(x)}%" y="{number(y)}%" dx="{dx}" dy="{dy}" '
+        f'text-anchor="{anchor}">{escape(words)}</text>'
+    )
+
+
+def columns(x: Scale, tips: Sequence[tuple[float, float, str]]) -> str:
+    """Invisible full-height columns (from, to, hover text): wide targets for narrow lines."""
+    return "".join(box(x(a), 0, x(b) - x(a), 100, "hit", tip) for a, b, tip in tips)
+
+
+def left_axis(y: Scale, ticks: Iterable[float], say: Callable[[float], str]) -> str:
+    """A quiet horizontal line and a label for each tick."""
+    return "".join(
+        rule(0, y(v), 100, y(v), "grid" if k else "grid base")
+        + text(0, y(v), say(v), "end", dx=-8, dy=4)
+        for k, v in enumerate(ticks)
+    )
+
+
+def foot_axis(x: Scale, ticks: Sequence[tuple[float, str]], title: str, few: int = 6) -> str:
+    """Labels under a chart; those beyond a `few` are left out where the page is narrow."""
+    every = max(1, math.ceil(len(ticks) / few))
+    words = [
+        text(x(value), 100, word, "middle", dy=17, kind="wide" if k % every else "")
+        for k, (value, word) in enumerate(ticks)
+    ]
+    return "".join(words) + text(50, 100, title, "middle", dy=36, kind="name")
+
+
+def layer_axis(x: Scale, depth: int, title: str = "layers passed") -> str:
+    """Ticks at whole numbers of layers."""
+    return foot_axis(x, [(l, f"{l:,}") for l in steps(depth, 13)], title, few=7)
+
+
+def share_axis(ceiling: float) -> tuple[Scale, str]:
+    """The scale and the axis of a share from 0 up to `ceiling`."""
+    y = Scale(0, ceiling, up=True)
+    return y, left_axis(y, [ceiling * k / 4 for k in range(5)], percent)
+
+
+def cells(shades: I64, prefix: str = "s") -> list[str]:
+    """A grid of shades (0: nothing) as one path a shade, runs along a row joined.
+
+    >>> cells(np.array([[1, 1, 0], [0, 2, 2]]))
+    ['<path class="s1" d="M0 0h2v1h-2z"/>', '<path class="s2" d="M1 1h2v1h-2z"/>']
+    """
+    paths: dict[int, list[str]] = {}
+    for row in range(len(shades)):
+        values = shades[row]
+        cuts = np.flatnonzero(np.append(True, values[1:] != values[:-1])).tolist()
+        for a, b in zip(cuts, [*cuts[1:], len(values)], strict=True):
+            if values[a]:
+                paths.setdefault(int(values[a]), []).append(f"M{a} {row}h{b - a}v1h{a - b}z")
+    return [f'<path class="{prefix}{k}" d="{"".join(paths[k])}"/>' for k in sorted(paths)]

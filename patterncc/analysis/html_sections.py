@@ -1,0 +1,259 @@
+"""Sections of the HTML report that are drawn: reach, hops, influence, load, cost and masks."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from patterncc.analysis import (
+    html_parts,
+    html_tables,
+    svg_hops,
+    svg_influence,
+    svg_masks,
+    svg_reach,
+    svg_rows,
+)
+from patterncc.analysis.html_parts import (
+    absent,
+    badge,
+    badges,
+    box_swatch,
+    figure,
+    legend,
+    line_swatch,
+    pair,
+    ramp,
+    section,
+)
+from patterncc.analysis.spread import Cone, cone_of, size
+from patterncc.analysis.svg import SHADES, percent
+from patterncc.errors import SizeError
+
+if TYPE_CHECKING:
+    from patterncc.analysis.report import Report
+
+MOST_MASKS = 48
+MOST_CONE = 2**24  # zones that one cone may pass
+
+
+def reach(report: Report) -> str:
+    """The share of the allowed pairs after each layer."""
+    full = report.full
+    at = full.lo if full.decided and not full.never else None
+    t = report.topology
+    drawn = svg_reach.reach_curve(t, report.reach, report.pairs, at)
+    return section(
+        "reach",
+        "Reach over depth",
+        "Reach says what is possible: the share of allowed pairs (query, key) such that the query "
+        "can depend on the key after so many layers.",
+        figure(
+            f"{percent(report.reach[-1].share)} of the pairs after {report.depth} layers",
+            "A steep step is a layer that connects much; a flat stretch is layers that open no new "
+            "path.",
+            drawn + html_tables.numbers(report),
+            badges(report.reach),
+            html_parts.kinds_legend(t, report.depth),
+        ),
+    )
+
+
+def hops(report: Report, query: int) -> str:
+    """How many layers pairs take: all pairs, and the last query's by distance."""
+    mean = report.mean_hops
+    said = f", {mean:.3g} on average" if mean is not None else ""
+    bars = figure(
+        f"All pairs{said}",
+        "How many allowed pairs each layer is the first to connect; 0 is each token itself.",
+        svg_reach.hop_bars(report.hops, report.pairs),
+        badges(report.reach),
+    )
+    found = svg_hops.hop_map(report.topology, query, report.depth)
+    if found is None:
+        why = (
+            "The layers hold too many zones to walk back from the query through each depth; "
+            "ask at a shorter length, or patterncc.analysis.cone for one depth"
+        )
+        return section("hops", "Layers that it takes", "", pair(bars, absent("By distance", why)))
+    shades = [ramp("reach s", SHADES, "few", "all keys at that distance")]
+    if found.rest.any():
+        shades.append(f"<li>{box_swatch('rest s5')}not reached</li>")
+    heat = figure(
+        f"The last query's keys, by distance (query {query:,})",
+        "Upwards the layers it takes, to the right the distance: colour that climbs is distance "
+        "paid for with depth.",
+        svg_hops.hop_heat(found),
+        badge("exact", "intervals"),
+        f'<ul class="legend">{"".join(shades)}</ul>',
+    )
+    lede = "Each further layer on a path is one more place where information can be lost."
+    return section("hops", "Layers that it takes", lede, pair(bars, heat))
+
+
+def influence(report: Report, query: int) -> str:
+    """The receptive cone of the last query with influence over it, and influence by distance."""
+    found, cone = report.influence, _cone(report, query)
+    if cone is None:
+        near = absent("Receptive cone", "The layers hold too many zones to walk back from a query")
+    else:
+        near = _cone_figure(report, cone)
+    if found is None:
+        far = absent("Influence by distance", report.why_not["influence"])
+    else:
+        far = _distance_figure(report, cone)
+    return section(
+        "influence",
+        "What the last token sees",
+        "Reach says what is possible, influence how much survives: attention rollout gives every "
+        "key of a query equal weight, before any training.",
+        pair(near, far),
+    )
+
+
+def _cone(report: Report, query: int) -> Cone | None:
+    t = report.topology
+    if sum(len(t.level(l).zones) for l in range(report.depth)) > MOST_CONE:
+        return None
+    try:
+        return cone_of(t, query, report.depth)
+    except SizeError:
+        return None
+
+
+def _cone_figure(report: Report, cone: Cone) -> str:
+    found = report.influence
+    drawn = svg_influence.cone_chart(report.topology, cone, found)
+    seen = size(cone.layers[0])
+    title = f"Query {cone.query:,} can depend on {seen:,} of {report.topology.frame.n:,} positions"
+    line = '<svg aria-hidden="true"><line class="outline" x1="1" x2="21" y1="6" y2="6"/></svg>'
+    entries = [f"<li>{line}what is possible at all</li>"]
+    caption = "Layers passed upwards, positions to the right; the query stands alone on top."
+    if found is not None:
+        entries.append(ramp("flow s", svg_influence.DECADES, "under 0.0001%", "10% and more"))
+        caption += " Each shade is ten times the influence of the one before."
+    proof = badge("exact", "intervals; influence by rollout" if found else "intervals")
+    return figure(title, caption, drawn, proof, f'<ul class="legend">{"".join(entries)}</ul>')
+
+
+def _distance_figure(report: Report, cone: Cone | None) -> str:
+    found = report.influence
+    assert found is not None
+    farthest = svg_influence.farthest(found, cone)
+    caption = (
+        f"Half of what the last token holds comes from within {found.q50:,} tokens, 99% from "
+        f"within {found.q99:,}; spread as evenly over {found.participation:,.0f} positions it "
+        "would be as diluted."
+    )
+    entries = [(line_swatch("mark"), "share of the influence within", "")]
+    if report.heuristic_range is not None:
+        caption += " The dashed line is a heuristic, 1.5 windows, not a result."
+        entries.append((line_swatch("thumb"), "rule of thumb (heuristic)", ""))
+    return figure(
+        f"90% of the influence within {found.q90:,} tokens",
+        caption,
+        svg_influence.distance_chart(found, farthest, report.heuristic_range),
+        badge("exact but for rounding", f"rollout, alpha {found.alpha:g}"),
+        legend(entries),
+    )
+
+
+def load(report: Report) -> str:
+    """Which positions the whole model leans on."""
+    found = report.hubs
+    lede = (
+        "If all final states lean on few tokens, those few have to carry everybody's information."
+    )
+    if found is None:
+        why = report.why_not.get("hubs") or report.why_not.get("hub_load") or ""
+        return section("load", "Hub load", lede, absent("Busiest positions", why))
+    proof = badge("exact but for rounding", f"rollout, alpha {found.alpha:g}")
+    one = "position carries" if found.positions < 200 else "positions carry"
+    bars = figure(
+        f"The busiest 1% of {one} {percent(min(1.0, found.top_share))} of the load",
+        "How much all final states together draw from one input, as a multiple of an even share.",
+        svg_rows.hub_bars(found),
+        proof,
+    )
+    evenly = figure(
+        f"As if {found.n_eff[0]:,.3g} of {found.positions:,} inputs carried all",
+        "N_eff on a log scale: how many positions would carry the load if they shared it evenly. "
+        "Depth runs from the inputs on the left to the output on the right.",
+        svg_rows.n_eff_curve(found),
+        proof,
+    )
+    return section("load", "Hub load", lede, pair(bars, evenly))
+
+
+def robustness(report: Report) -> str:
+    """What is lost with one relay."""
+    lede = "Each row cuts one token out of every layer and asks what the other tokens still reach."
+    if not report.robustness:
+        why = report.why_not.get("robustness", "No token stands out as a relay")
+        return section("robustness", "A lost relay", lede, absent("Robustness", why))
+    rows = html_tables.robustness_table(report.robustness)
+    return section("robustness", "A lost relay", lede, rows)
+
+
+def cost(report: Report) -> str:
+    """Cumulative cost against depth, and reach against it."""
+    if not report.costs:
+        return ""
+    flops = svg_reach.cumulated(
+        [c.flops for c in report.costs], [c.full_flops for c in report.costs]
+    )
+    kv = svg_reach.cumulated(
+        [c.kv_bytes for c in report.costs], [c.full_kv_bytes for c in report.costs]
+    )
+    entries = [
+        (line_swatch("reach"), "reach", percent(report.reach[-1].share)),
+        (line_swatch("flops"), "FLOPs", percent(flops[-1])),
+        (line_swatch("kv"), "KV bytes of a decode step", percent(kv[-1])),
+        (line_swatch("full"), "full attention, FLOPs and KV", "100%"),
+    ]
+    drawn = svg_reach.cost_curves(report.costs, report.reach, report.topology)
+    return section(
+        "cost",
+        "Cost against depth",
+        "What the layers passed have cost, as a share of what full attention costs in all "
+        f"{report.depth} layers, with the reach that it bought.",
+        figure(
+            f"{percent(report.reach[-1].share)} of the pairs for {percent(flops[-1])} of the FLOPs",
+            "The wider the gap between reach and cost, the better the bargain.",
+            drawn,
+            badge("exact", "closed form") + badges(report.reach),
+            legend(entries),
+        ),
+    )
+
+
+def masks(report: Report) -> str:
+    """Each distinct mask once, and the map of layers and heads."""
+    t = report.topology
+    found = svg_masks.distinct_masks(t)
+    side = svg_masks.cell_side(t.frame.n)
+    parts = []
+    if len(found) > 1:
+        caption = "Letters name the masks below; darker where a mask has more edges."
+        parts.append(figure("By layer and head", caption, svg_masks.head_map(t, found)))
+    pictures = []
+    for mask in found[:MOST_MASKS]:
+        place = svg_masks.where(mask, t)
+        pictures.append(
+            f"<figure>{svg_masks.thumbnail(mask.zones, f'mask {mask.name}: {mask.text}')}"
+            f"<figcaption><b>{mask.name}</b> <code>{escape(mask.text)}</code><br/>"
+            f"{escape(place)}<br/>{svg_masks.density_words(mask, t.n)}</figcaption></figure>"
+        )
+    limits = svg_masks.shade_limits()
+    scale = ramp("reach s", SHADES, f"above 0, to {percent(limits[0])}", "to 100% of its pairs")
+    tokens = "one pair (query, key)" if side == 1 else f"{side:,} x {side:,} pairs"
+    note = f"<li>a cell is {tokens}</li>"
+    more = len(found) - MOST_MASKS
+    cut = f'<p class="soft">The first {MOST_MASKS} of {len(found)}.</p>' if more > 0 else ""
+    return section(
+        "masks",
+        "Masks",
+        "Queries run down, keys across; darker where more of a cell's pairs are edges.",
+        *parts,
+        f'<ul class="legend">{scale}{note}</ul><div class="masks">{"".join(pictures)}</div>{cut}',
+    )

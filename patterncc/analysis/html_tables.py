@@ -1,0 +1,118 @@
+"""Tables of the HTML report: the stack, the curve in numbers, robustness and graph figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from patterncc.analysis import svg
+from patterncc.analysis.html_parts import badge, table
+from patterncc.analysis.svg import percent
+from patterncc.analysis.svg_masks import spans
+from patterncc.analysis.svg_rows import dumbbell, share_bar
+
+if TYPE_CHECKING:
+    from patterncc.analysis.cost import LevelCost
+    from patterncc.analysis.curve import Depth
+    from patterncc.analysis.report import Report
+    from patterncc.analysis.robustness import Robustness
+
+MOST_ROWS = 512  # of the curve in numbers
+MOST_RUNS = 48  # of the stack
+
+
+def stack_table(report: Report) -> str:
+    """Layers of equal text and kind on one row, with what one head of them costs."""
+    t = report.topology
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, level in enumerate(t.levels):
+        groups.setdefault((level.text, level.kind), []).append(index)
+    rows = []
+    for (text, kind), layers in list(groups.items())[:MOST_RUNS]:
+        swatch = f'<svg class="swatch" aria-hidden="true"><rect class="band-{kind}" width="12" '
+        swatch += 'height="12"/></svg>'
+        measured = [report.costs[l] for l in layers if l < len(report.costs)]
+        borrowed = [l for l in layers if t.source(l) != l]
+        said = f"<code>{escape(text)}</code>"
+        if borrowed:
+            sources = sorted({t.source(l) for l in borrowed})
+            said += f'<br/><span class="soft">{_layers(borrowed)} read the keys and values of '
+            said += f"{_layers(sources)}</span>"
+        rows.append([swatch + escape(spans(layers)), said, kind, *_cost_cells(measured)])
+    heads = ("layer", "pattern", "kind", "heads", "edges a head", "density", "FLOPs of full")
+    more = len(groups) - MOST_RUNS
+    note = f'<p class="soft">and {more} more kinds of layers</p>' if more > 0 else ""
+    return table((*heads, "KV of full"), rows, words=(0, 1, 2)) + note
+
+
+def _layers(numbers: Sequence[int]) -> str:
+    return f"layer{'s' if len(numbers) > 1 else ''} {spans(numbers)}"
+
+
+def _cost_cells(costs: Sequence[LevelCost]) -> list[str]:
+    """Heads, edges, density, FLOPs and KV of some layers; the ends where they differ."""
+    if not costs:
+        return [""] * 5
+    return [
+        _between([float(c.heads) for c in costs], lambda v: f"{v:,.0f}"),
+        _between([sum(c.edges) / c.heads for c in costs], lambda v: f"{v:,.0f}"),
+        _between([c.density for c in costs], percent),
+        _between([c.flops_share for c in costs], percent),
+        _between([kv_share(c) for c in costs], percent),
+    ]
+
+
+def _between(values: Sequence[float], say: object) -> str:
+    assert callable(say)
+    low, high = say(min(values)), say(max(values))
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def kv_share(c: LevelCost) -> float:
+    """Keys and values that a decode step reads, of those of every position."""
+    return c.kv_bytes / c.full_kv_bytes if c.full_kv_bytes else 0.0
+
+
+def numbers(report: Report) -> str:
+    """The reach curve layer by layer, each with its badge and engine."""
+    rows = []
+    for l in svg.thin(len(report.reach), MOST_ROWS):
+        f, (lo, hi) = report.reach[l], report.hops[l]
+        counted = f"{f.lo:,}" if f.exact else f"{f.lo:,} to {f.hi:,}"
+        first = f"{lo:,}" if lo == hi else f"{lo:,} to {hi:,}"
+        rows.append([f"{l}", counted, percent(f.share), first, badge(f.badge, f.engine)])
+    heads = ("layers passed", "pairs reached", "share", "first reached here", "found")
+    return (
+        "<details><summary>The curve in numbers</summary>"
+        f"{table(heads, rows, words=(0, 4))}</details>"
+    )
+
+
+def robustness_table(found: Sequence[Robustness]) -> str:
+    """One row a relay: reach before and after it is lost, and the depth to full."""
+    rows = [
+        [
+            f"{one.token:,}",
+            dumbbell(one),
+            f"{percent(one.before.share)} to {percent(one.after.share)}",
+            f"{_depth(one.full_before)} to {_depth(one.full_after)}",
+            badge(one.after.badge, one.after.engine),
+        ]
+        for one in found
+    ]
+    heads = ("lost token", "reach among the others, 0 to 100%", "reach", "depth to full", "found")
+    return table(heads, rows, words=(0, 1, 4))
+
+
+def _depth(full: Depth) -> str:
+    return escape(str(full))
+
+
+def shares(rows: Sequence[tuple[str, float, str]]) -> str:
+    """Named shares with a bar each."""
+    return table(
+        ("", "share", ""),
+        [[escape(name), percent(share), share_bar(share, kind)] for name, share, kind in rows],
+        words=(0, 2),
+    )

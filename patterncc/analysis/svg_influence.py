@@ -1,0 +1,184 @@
+"""Drawings of influence: the receptive cone with what flows through it, and how far it comes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patterncc.analysis import svg
+from patterncc.analysis.rollout import rollout_of
+from patterncc.analysis.spread import size
+from patterncc.analysis.svg import Scale, percent, short
+from patterncc.zones.algebra import merge_intervals
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from patterncc.analysis.influence import Influence
+    from patterncc.analysis.spread import Cone
+    from patterncc.analysis.topology import Topology
+
+    I64 = NDArray[np.int64]
+    F64 = NDArray[np.float64]
+
+BINS = 96
+MOST_ROWS = 48
+DECADES = 7  # shades: from the lightest, above nothing, to 10% and more
+FINE = 288  # steps of position that the outline tells apart
+
+
+def cone_chart(t: Topology, cone: Cone, found: Influence | None) -> str:
+    """Positions to the right, layers upwards: mass by shade, the cone of what is possible as a
+    line."""
+    rows = svg.thin(cone.depth + 1, MOST_ROWS)
+    first, last = _window(t, cone)
+    edges = np.unique(np.linspace(first, last, min(BINS, last - first) + 1).astype(np.int64))
+    count = len(rows)
+    y, x = Scale(0, count, up=True), Scale(first, last)
+    sets = [_steps(cone.layers[l], first, last) for l in rows]
+    if found is None:
+        inside = _filled(sets)
+    else:
+        mass = _mass(t, found, edges)[rows]
+        inside = svg.stretched(svg.cells(decades(mass)[::-1], "flow s"), len(edges) - 1, count)
+    parts = [
+        '<rect class="paper" width="100%" height="100%"/>',
+        inside,
+        svg.stretched([_outline(sets)], FINE, count),
+    ]
+    every = max(1, -(-count // 9))
+    for k, l in enumerate(rows):
+        if k % every == 0:
+            parts.append(svg.text(0, y(k + 0.5), f"{l:,}", "end", dx=-8, dy=4))
+        parts.append(svg.box(0, y(k + 1), 100, y(0) - y(1), "hit", _said(cone, l)))
+    ticks = [(float(p), short(p)) for p in _round_positions(first, last)]
+    parts.append(svg.foot_axis(x, ticks, "position", few=4))
+    return svg.chart(f"What query {cone.query} can depend on, and how much", parts, 300)
+
+
+def _said(cone: Cone, layer: int) -> str:
+    held = cone.layers[layer]
+    low, high = int(held[0, 0]), int(held[-1, 1]) - 1
+    return (
+        f"after {layer} layers: the states of {size(held):,} positions from {low:,} to {high:,} "
+        f"can matter to query {cone.query:,}"
+    )
+
+
+def _window(t: Topology, cone: Cone) -> tuple[int, int]:
+    """The positions that are drawn: those of the cone and a little more."""
+    held = cone.layers[0]
+    low, high = int(held[0, 0]), int(held[-1, 1])
+    room = max(1, (high - low) // 24)
+    return max(0, low - room), min(t.frame.n, high + room)
+
+
+def _mass(t: Topology, found: Influence, edges: I64) -> F64:
+    """Mass in each bin at every layer; from the figure itself where its bins are the same."""
+    if np.array_equal(found.edges, edges):
+        return found.cone
+    mass = np.zeros((found.depth + 1, len(edges) - 1))
+    low, high = int(edges[0]), int(edges[-1])
+    starts = edges[:-1] - low
+    for k, v in enumerate(rollout_of(t, found.alpha, found.depth).from_query(found.query)):
+        mass[found.depth - k] = np.add.reduceat(v[low:high], starts)
+    return mass
+
+
+def decades(mass: F64) -> I64:
+    """Shades of shares: DECADES from 0.1 up, one less for each factor of ten below; 0 for none.
+
+    >>> decades(np.array([1.0, 0.1, 0.02, 1e-30, 0.0])).tolist()
+    [7, 7, 6, 1, 0]
+    """
+    logs = np.log10(np.maximum(mass, 1e-300))
+    shade = np.clip(np.floor(logs + 1e-9) + 1 + DECADES, 1, DECADES)
+    return np.where(mass > 0, shade, 0).astype(np.int64)
+
+
+def _steps(positions: I64, first: int, last: int) -> I64:
+    """A set in FINE steps of the drawn range, gaps that are narrower closed."""
+    unit = (last - first) / FINE
+    low = np.floor((positions[:, 0] - first) / unit + 1e-9)
+    high = np.ceil((positions[:, 1] - first) / unit - 1e-9)
+    return merge_intervals(np.stack([low, high], axis=1).astype(np.int64))
+
+
+def _filled(sets: list[I64]) -> str:
+    count = len(sets)
+    runs = [
+        f"M{a} {count - 1 - k}h{b - a}v1h{a - b}z"
+        for k, held in enumerate(sets)
+        for a, b in held.tolist()
+    ]
+    return svg.stretched([f'<path class="cone" d="{"".join(runs)}"/>'], FINE, count)
+
+
+def _outline(sets: list[I64]) -> str:
+    """The border of the sets stacked as rows: upright ends, and level lines where two rows
+    differ."""
+    count, pieces = len(sets), []
+    none = np.empty((0, 2), dtype=np.int64)
+    for k, (held, above) in enumerate(zip([none, *sets], [*sets, none], strict=True)):
+        ends = np.sort(np.concatenate([held.ravel(), above.ravel()])).reshape(-1, 2)
+        pieces += [f"M{a} {count - k}H{b}" for a, b in ends.tolist() if a < b]
+    for k, held in enumerate(sets):
+        pieces += [f"M{x} {count - 1 - k}v1" for x in held.ravel().tolist()]
+    return f'<path class="outline" d="{"".join(pieces)}"/>'
+
+
+def _round_positions(first: int, last: int) -> list[int]:
+    """A handful of round positions inside a range."""
+    span = max(1, last - first)
+    unit = 10 ** max(0, math.floor(math.log10(span)) - 1)
+    every = next(u * unit for u in (1, 2, 5, 10, 20, 50, 100) if span / (u * unit) <= 8)
+    return list(range(-(-first // every) * every, last, every))
+
+
+def farthest(found: Influence, cone: Cone | None) -> int:
+    """The largest distance that the query reaches, or that influence comes from."""
+    if cone is None:
+        return found.by_distance()[-1][1] - 1
+    held = cone.layers[0]
+    return max(cone.query - int(held[0, 0]), int(held[-1, 1]) - 1 - cone.query)
+
+
+def distance_chart(found: Influence, reach: int, heuristic: float | None) -> str:
+    """Influence in bins of distance that double, its quantiles, and where reach ends."""
+    bins = found.by_distance()
+    widest = max(len(bins), _place(reach) + 0.6, _place(heuristic) + 0.6 if heuristic else 0)
+    x = Scale(0, widest)
+    y, axis = svg.share_axis(svg.nice(max(mass for _, _, mass in bins)))
+    parts = [axis]
+    if _place(reach) < widest - 1:
+        start = x(min(widest, _place(reach + 1)))
+        parts.append(svg.box(start, 0, 100 - start, 100, "beyond", "no path: out of reach"))
+    for k, (first, past, mass) in enumerate(bins):
+        place = f"{first:,}" if past == first + 1 else f"{first:,} to {past - 1:,}"
+        parts.append(svg.box(x(k + 0.1), y(mass), 0.8 * x(1), 100 - y(mass), "bar flow"))
+        tip = f"distance {place}: {percent(mass)} of the influence"
+        parts.append(svg.box(x(k), 0, x(1), 100, "hit", tip))
+    for row, (name, at) in enumerate((("50%", found.q50), ("90%", found.q90), ("99%", found.q99))):
+        parts.append(_marked(x, at, f"{name} within {at:,}", "mark", 5 + 8 * row))
+    if heuristic is not None:
+        parts.append(_marked(x, heuristic, f"rule of thumb {heuristic:,.0f}", "thumb", 29))
+    parts.append(_marked(x, reach, f"reach ends at {reach:,}", "end", 37))
+    names = [(k + 0.5, short(first)) for k, (first, _, _) in enumerate(bins)]
+    every = max(1, -(-len(names) // 14))
+    parts.append(svg.foot_axis(x, names[::every], "distance from the query, tokens", few=7))
+    return svg.chart("Influence by distance from the query", parts, 260)
+
+
+def _place(distance: float) -> float:
+    """Where a distance stands among the bins 0, 1, 2-3, 4-7, ..., each one wide."""
+    return 0.5 if distance < 1 else 1 + math.log2(distance) + 0.5 / distance
+
+
+def _marked(x: Scale, at: float, words: str, kind: str, row: float) -> str:
+    place = x(_place(at))
+    side = ("end", -5) if place > 50 else ("start", 5)
+    return svg.rule(place, 0, place, 100, kind) + svg.text(
+        place, row, words, side[0], dx=side[1], dy=4, kind=f"halo {kind}"
+    )

@@ -1,0 +1,219 @@
+"""Drawings of masks: each distinct one as a thumbnail, and which head of which layer has which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patterncc.analysis import offsets, svg
+from patterncc.analysis.coarse import tile_counts
+from patterncc.analysis.svg import SHADES, Scale, percent
+from patterncc.analysis.topology import patterns_of
+from patterncc.errors import SizeError
+from patterncc.zones.algebra import expand
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from patterncc.analysis.topology import Topology
+    from patterncc.zones import ZoneSet
+
+    I64 = NDArray[np.int64]
+
+CELLS = 48  # rows and columns of a thumbnail
+MOST_LAYERS, MOST_HEADS = 128, 64  # of the map; past them every few are shown
+GAMMA = 0.4  # so that thin bands show: a shade stands for (shade / SHADES) ** (1 / GAMMA)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """One distinct set of edges, where it is used, and the name it goes by on the page."""
+
+    name: str
+    text: str
+    zones: ZoneSet
+    edges: int
+    places: tuple[tuple[int, tuple[int, ...]], ...]  # (layer, its heads)
+
+    def density(self, n: int) -> float:
+        """Edges over all pairs of n queries with every position."""
+        total = n * self.zones.frame.n
+        return self.edges / total if total else 0.0
+
+
+def distinct_masks(t: Topology) -> list[Mask]:
+    """Every distinct set of edges in the stack, in order of first use."""
+    known: dict[bytes, int] = {}
+    by_level: dict[tuple[int, int], int] = {}
+    zones: list[ZoneSet] = []
+    texts: list[str] = []
+    places: list[dict[int, list[int]]] = []
+    for layer, level in enumerate(t.levels):
+        patterns = patterns_of(t.stack.layers[layer])
+        for head, which in enumerate(level.head_index):
+            at = by_level.get((id(level), which))
+            if at is None:
+                held = level.head_zones[which]
+                at = known.setdefault(held.table.tobytes(), len(zones))
+                by_level[id(level), which] = at
+                if at == len(zones):
+                    zones.append(held)
+                    texts.append(str(patterns[head]))
+                    places.append({})
+            places[at].setdefault(layer, []).append(head)
+    return [
+        Mask(
+            _name(k),
+            texts[k],
+            zones[k],
+            offsets.count(zones[k]),
+            tuple((layer, tuple(heads)) for layer, heads in places[k].items()),
+        )
+        for k in range(len(zones))
+    ]
+
+
+def _name(index: int) -> str:
+    """A, B, ..., Z, AA, AB, ...
+
+    >>> _name(0), _name(27)
+    ('A', 'AB')
+    """
+    return (_name(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Whole numbers, runs shortened.
+
+    >>> spans([0, 1, 2, 5])
+    '0-2, 5'
+    """
+    runs: list[list[int]] = []
+    for one in numbers:
+        if runs and runs[-1][1] == one - 1:
+            runs[-1][1] = one
+        else:
+            runs.append([one, one])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def where(mask: Mask, t: Topology) -> str:
+    """The layers and heads of a mask in words."""
+    said = []
+    for heads, group in groupby(mask.places, key=lambda place: place[1]):
+        layers = [layer for layer, _ in group]
+        whole = len(t.levels[layers[0]].head_index)
+        which = "" if len(heads) == whole else f", heads {spans(heads)} of {whole}"
+        said.append((layers, which))
+    if len({which for _, which in said}) == 1:
+        said = [([layer for layers, _ in said for layer in layers], said[0][1])]
+    layers_said = [
+        f"{'layer' if len(layers) == 1 else 'layers'} {spans(layers)}{which}"
+        for layers, which in said
+    ]
+    more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
+    return "; ".join(layers_said[:3]) + more
+
+
+def thumbnail(zones: ZoneSet, label: str) -> str:
+    """A mask in at most 48 x 48 cells, darker where more of a cell's pairs are edges."""
+    shades = _shades(zones)
+    size = len(shades)
+    return (
+        f'<svg class="mask" viewBox="0 0 {size} {size}" role="img" aria-label="{escape(label)}" '
+        f'shape-rendering="crispEdges"><title>{escape(label)}</title>'
+        f'<rect class="paper" width="{size}" height="{size}"/>'
+        f"{''.join(svg.cells(shades, 'reach s'))}</svg>"
+    )
+
+
+def cell_side(n: int) -> int:
+    """How many tokens the side of a thumbnail's cell stands for."""
+    return max(1, -(-n // CELLS))
+
+
+def shade_limits() -> list[float]:
+    """The largest share of edges that each shade stands for."""
+    return [(k / SHADES) ** (1 / GAMMA) for k in range(1, SHADES + 1)]
+
+
+def _shades(zones: ZoneSet) -> I64:
+    """0 for an empty cell, 1 .. SHADES by the share of its pairs that are edges."""
+    n = zones.frame.n
+    side = cell_side(n)
+    size = max(1, -(-n // side))
+    share = np.zeros((size, size))
+    try:
+        counts = tile_counts(zones.disjoint(), side)
+    except SizeError:
+        counts = tile_counts(zones.simplify(), side)  # overlaps counted twice: a picture, no figure
+    run, col = expand(counts.whole.first, counts.whole.last)
+    share[counts.whole.row[run], col] = 1.0
+    share[counts.row, counts.col] = counts.count.astype(np.float64) / float(side) ** 2
+    shade = np.ceil(np.minimum(share, 1.0) ** GAMMA * SHADES - 1e-9)
+    return np.asarray(shade, dtype=np.int64)
+
+
+def head_map(t: Topology, masks: Sequence[Mask]) -> str:
+    """Layers to the right, heads downwards; letters name the masks, darker where one is denser."""
+    layers = svg.thin(len(t.levels), MOST_LAYERS)
+    heads = svg.thin(max(len(level.head_index) for level in t.levels), MOST_HEADS)
+    names = _uses(t, masks, layers, heads)
+    dense = [mask.density(t.n) for mask in masks]
+    most = max(dense, default=1.0) or 1.0
+    shade = [max(1, round(SHADES * (d / most) ** GAMMA)) for d in dense]
+    grid = np.array([0, *shade])[names + 1]
+    columns, rows = len(layers), len(heads)
+    x, y = Scale(0, columns), Scale(0, rows)
+    parts = [svg.stretched(svg.cells(grid, "reach s"), columns, rows)]
+    kind = "" if columns <= 16 else "wide"
+    if columns <= 40 and rows <= 16:
+        parts += [
+            svg.text(x(c + 0.5), y(r + 0.5), masks[names[r, c]].name, "middle", dy=4, kind=on)
+            for r in range(rows)
+            for c in range(columns)
+            if names[r, c] >= 0
+            for on in [f"{kind} on{grid[r, c]}"]
+        ]
+    for r in range(0, rows, max(1, -(-rows // 8))):
+        word = f"{heads[r]}" if rows > 1 else "all"
+        parts.append(svg.text(0, y(r + 0.5), word, "end", dx=-8, dy=4))
+    for c in range(columns):
+        column = names[:, c]
+        tip = f"layer {layers[c]}: " + ", ".join(
+            f"{masks[m].name} {masks[m].text}" for m in dict.fromkeys(column[column >= 0].tolist())
+        )
+        parts.append(svg.box(x(c), 0, x(1), 100, "hit", tip))
+    ticks = [(c + 0.5, f"{layers[c]:,}") for c in svg.steps(columns - 1, 13)]
+    parts.append(svg.foot_axis(x, ticks, "layer", few=7))
+    height = max(26, min(16 * SHADES * 2, rows * 18))
+    return svg.chart("Which head of which layer has which mask", parts, height)
+
+
+def _uses(t: Topology, masks: Sequence[Mask], layers: list[int], heads: list[int]) -> I64:
+    """The index of the mask of each (head, layer), -1 where a layer has fewer heads; a layer whose
+    heads agree fills its column."""
+    names = np.full((len(heads), len(layers)), -1, dtype=np.int64)
+    column = {layer: c for c, layer in enumerate(layers)}
+    row = {head: r for r, head in enumerate(heads)}
+    for k, mask in enumerate(masks):
+        for layer, its in mask.places:
+            if layer not in column:
+                continue
+            if len(t.levels[layer].head_index) == 1:
+                names[:, column[layer]] = k
+            else:
+                for head in its:
+                    if head in row:
+                        names[row[head], column[layer]] = k
+    return names
+
+
+def density_words(mask: Mask, n: int) -> str:
+    """Edges and density of a mask."""
+    return f"{mask.edges:,} edges, {percent(mask.density(n))} of all pairs"

@@ -1,0 +1,152 @@
+"""Drawings over depth: the reach curve, the hops of all pairs, and cost with reach against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
+
+from patterncc.analysis import svg
+from patterncc.analysis.svg import Scale, percent
+
+if TYPE_CHECKING:
+    from patterncc.analysis.cost import LevelCost
+    from patterncc.analysis.curve import Figure
+    from patterncc.analysis.topology import Topology
+
+MOST_BANDS = 400  # runs of layers of one kind that are shaded
+MOST_MARKS = 128  # layers that are marked one by one
+MOST_DOTS = 48
+
+
+def bands(t: Topology, x: Scale, depth: int) -> str:
+    """Layers shaded by kind from x(l) to x(l + 1); a ring where a layer reads another's keys and
+    values."""
+    runs = [
+        (kind, [l for l, _ in group])
+        for kind, group in groupby(
+            ((l, t.level(l).kind) for l in range(depth)), key=lambda pair: pair[1]
+        )
+    ]
+    if len(runs) > MOST_BANDS:
+        return ""
+    parts = []
+    for kind, layers in runs:
+        first, last = layers[0], layers[-1] + 1
+        parts.append(svg.box(x(first), 0, x(last) - x(first), 100, f"band-{kind}"))
+    if t.shared and depth <= MOST_MARKS:
+        borrowers = [l for l in range(depth) if t.source(l) != l]
+        parts += [svg.dot(x(l + 0.5), 100, "shared", 3) for l in borrowers]
+    return "".join(parts)
+
+
+def reach_curve(t: Topology, figures: Sequence[Figure], total: int, full: int | None) -> str:
+    """Share of the allowed pairs after each layer; a band where only bounds are known."""
+    depth = len(figures) - 1
+    ceiling = svg.nice(max(fraction(f.hi, total) for f in figures))
+    x, (y, axis) = Scale(0, depth), svg.share_axis(ceiling)
+    shown = svg.thin(len(figures))
+    middle = [(x(l), y(figures[l].share)) for l in shown]
+    drawn = []
+    if any(not f.exact for f in figures):
+        low = [(x(l), y(fraction(figures[l].lo, total))) for l in shown]
+        high = [(x(l), y(fraction(figures[l].hi, total))) for l in shown]
+        drawn = [svg.area(high, low, "fill reach"), svg.line(high, "reach faint")]
+    drawn.append(svg.line(middle, "reach"))
+    parts = [bands(t, x, depth), axis, svg.layer_axis(x, depth), svg.stretched(drawn)]
+    if len(shown) <= MOST_DOTS:
+        parts += [svg.dot(px, py, "dot reach") for px, py in middle]
+    if full is not None and 0 < full <= depth:
+        side = ("end", -6) if x(full) > 70 else ("start", 6)
+        parts.append(svg.rule(x(full), 0, x(full), 100, "mark"))
+        words = f"full after {full}"
+        parts.append(svg.text(x(full), 60, words, side[0], dx=side[1], kind="strong"))
+    parts.append(_hover(t, x, shown, [_said(l, figures[l]) for l in shown]))
+    return svg.chart("Share of the allowed pairs reached, by layers passed", parts, height=260)
+
+
+def _said(layer: int, f: Figure) -> str:
+    return f"after {layer} layers: {percent(f.share)} of the allowed pairs, {f.badge} ({f.engine})"
+
+
+def _hover(t: Topology, x: Scale, shown: Sequence[int], tips: Sequence[str]) -> str:
+    """Columns around each layer that is shown, with what to say of it and of the layer passed."""
+    ends = [(a + b) / 2 for a, b in pairwise(shown)]
+    edges = [shown[0], *ends, shown[-1]] if shown else []
+    spans = []
+    for k, (l, tip) in enumerate(zip(shown, tips, strict=True)):
+        passed = f"\nlayer {l - 1} is {t.level(l - 1).text}" if l else ""
+        spans.append((edges[k], edges[k + 1], tip + passed))
+    return svg.columns(x, spans)
+
+
+def hop_bars(hops: Sequence[tuple[int, int]], total: int) -> str:
+    """Pairs first reached by each layer, as shares of the allowed pairs (upper bounds faint)."""
+    groups = _groups(len(hops))
+    sums = [(sum(h[0] for h in hops[a:b]), sum(h[1] for h in hops[a:b])) for a, b in groups]
+    shares = [(fraction(lo, total), min(1.0, fraction(hi, total))) for lo, hi in sums]
+    y, axis = svg.share_axis(svg.nice(max((hi for _, hi in shares), default=1.0)))
+    x = Scale(0, len(groups))
+    parts = [axis]
+    for k, ((a, b), (lo, hi)) in enumerate(zip(groups, shares, strict=True)):
+        left, width = x(k) + 0.14 * x(1), 0.72 * x(1)
+        place = percent(lo) if lo == hi else f"{percent(lo)} to {percent(hi)}"
+        name = f"layer {a}" if b == a + 1 else f"layers {a} to {b - 1}"
+        count = f"{sums[k][0]:,}" if lo == hi else f"{sums[k][0]:,} to {sums[k][1]:,}"
+        tip = f"{name if b > 1 else 'each token itself'}: {place} of the allowed pairs ({count})"
+        if lo != hi:
+            parts.append(svg.box(left, y(hi), width, 100 - y(hi), "bar reach faint"))
+        parts.append(svg.box(left, y(lo), width, 100 - y(lo), "bar reach"))
+        parts.append(svg.box(x(k), 0, x(1), 100, "hit", tip))
+    ticks = [(k + 0.5, f"{groups[k][0]:,}") for k in svg.steps(len(groups) - 1, 12)]
+    parts.append(svg.foot_axis(x, ticks, "number of layers it takes", few=7))
+    return svg.chart("Pairs first reached, by layer", parts)
+
+
+def _groups(count: int, most: int = 64) -> list[tuple[int, int]]:
+    """0 .. count - 1 in at most `most` runs of equal length."""
+    size = max(1, -(-count // most))
+    return [(a, min(count, a + size)) for a in range(0, count, size)]
+
+
+def cost_curves(costs: Sequence[LevelCost], figures: Sequence[Figure], t: Topology) -> str:
+    """FLOPs and KV bytes of the layers passed, as shares of a full-attention stack's total, and
+    reach."""
+    depth = len(costs)
+    x, (y, axis) = Scale(0, depth), svg.share_axis(1.0)
+    flops = cumulated([c.flops for c in costs], [c.full_flops for c in costs])
+    kv = cumulated([c.kv_bytes for c in costs], [c.full_kv_bytes for c in costs])
+    shown = svg.thin(depth + 1)
+    lines = [
+        ("full", [l / depth for l in range(depth + 1)]),
+        ("kv", kv),
+        ("flops", flops),
+        ("reach", [f.share for f in figures]),
+    ]
+    drawn = [svg.line([(x(l), y(values[l])) for l in shown], kind) for kind, values in lines]
+    tips = [
+        f"after {l} layers: reach {percent(figures[l].share)}, FLOPs {percent(flops[l])} and KV "
+        f"bytes {percent(kv[l])} of what {depth} layers of full attention cost"
+        for l in shown
+    ]
+    parts = [bands(t, x, depth), axis, svg.layer_axis(x, depth), svg.stretched(drawn)]
+    parts.append(_hover(t, x, shown, tips))
+    return svg.chart("Cost and reach, by layers passed", parts)
+
+
+def cumulated(parts: Sequence[float], wholes: Sequence[float]) -> list[float]:
+    """Running sums as shares of the sum of the wholes, from nothing on.
+
+    >>> cumulated([1.0, 3.0], [4.0, 4.0])
+    [0.0, 0.125, 0.5]
+    """
+    total, run, shares = sum(wholes), 0.0, [0.0]
+    for part in parts:
+        run += part
+        shares.append(min(1.0, run / total) if total else 0.0)
+    return shares
+
+
+def fraction(part: float, whole: float) -> float:
+    """part / whole; 1.0 for nothing out of nothing."""
+    return part / whole if whole else 1.0
