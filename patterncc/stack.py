@@ -138,7 +138,7 @@ class Stack:
         from patterncc.config import read
 
         found = read(source, length)
-        return Stack(found.layers, kv_from=found.kv_from)
+        return Stack(found.layers, kv_from=found.kv_from, kv_heads=found.kv_heads)
 
     def __str__(self) -> str:
         lines = [

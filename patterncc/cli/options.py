@@ -128,7 +128,7 @@ def _from_config(file: Path, params: tuple[str, ...], bind: tuple[str, ...]) -> 
         source=str(file),
         params={},
         edges={},
-        stack=Stack(found.layers),
+        stack=Stack(found.layers, kv_from=found.kv_from, kv_heads=found.kv_heads),
         bindings=numbers(bind),
         expects=(),
         path=str(file),
@@ -171,6 +171,21 @@ def numbers(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
             )
         found[name] = tuple(map(int, parts))
     return found
+
+
+def check_output(path: Path | None, endings: tuple[str, ...]) -> None:
+    """Refuse a file that could not be written, before the work that it is to hold."""
+    if path is None:
+        return
+    if path.suffix not in endings:
+        raise PatternValueError(
+            f"-o: {str(path)!r} ends in {path.suffix or 'nothing'!r}; "
+            f"use {', '.join(endings[:-1])} or {endings[-1]}"
+        )
+    if not path.parent.is_dir():
+        raise PatternValueError(
+            f"-o: cannot write {str(path)!r}: no folder {str(path.parent)!r}; make it first"
+        )
 
 
 def sizes_of(file: PatternFile) -> list[int]:

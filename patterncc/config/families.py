@@ -314,6 +314,16 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 """Every family known by name; a config of another is read from its `layer_types` and windows."""
 
+KV_HEADS = {
+    "bitnet": 5, "dbrx": 1, "ernie4_5": 2, "ernie4_5_moe": 4, "glm": 2, "glm4": 2, "glm4_moe": 8,
+    "jetmoe": 16, "minimax_m2": 8, "seed_oss": 8, "mistral": 8, "mixtral": 8, "ministral": 8,
+    "ministral3": 8, "phimoe": 8, "starcoder2": 2, "gemma2": 4, "gemma3_text": 4,
+    "gemma3n_text": 2, "gpt_oss": 8, "llama4_text": 8, "qwen2_vl_text": 8, "qwen2_5_vl_text": 8,
+    "qwen3_moe": 4, "smollm3": 4, "cwm": 8, "jamba": 8, "falcon_h1": 8, "bamba": 8,
+    "nemotron_h": 8, "lfm2": 8, "lfm2_moe": 8, "qwen3_next": 2, "minimax": 8,
+}  # fmt: skip
+"""Key/value heads of the families that do not give every query head its own unless told to."""
+
 OUTER = {
     "gemma3": "gemma3_text", "gemma3n": "gemma3n_text", "llama4": "llama4_text",
     "qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "mistral3": "mistral",

@@ -14,6 +14,7 @@ from patterncc.pattern import check_int
 
 MAX_BYTES = 4 * 2**20  # id2label tables of classifiers are the largest part; weights are not JSON
 MAX_LAYERS = 100_000
+MAX_HEADS = 2**16
 _SHOWN = 240  # characters of what is wrong in a message: a value can be megabytes of text
 
 Source = str | os.PathLike[str] | Mapping[str, Any]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from patterncc.config import families as family
-from patterncc.config.families import FAMILIES, LEGACY, NAMES, OUTER, Family
-from patterncc.config.source import MAX_LAYERS, Fields, Source, open_source
+from patterncc.config.families import FAMILIES, KV_HEADS, LEGACY, NAMES, OUTER, Family
+from patterncc.config.source import MAX_HEADS, MAX_LAYERS, Fields, Source, open_source
 from patterncc.errors import PatternValueError, suggest
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import (
@@ -38,7 +38,8 @@ class ModelTopology:
     """A model's layers as patterns, next to the input first, and what its config leaves open.
 
     `kv_from[l]` is the layer whose keys and values layer l reads: its own but for models that
-    share them.  `notes` are sentences: what is assumed, approximate, or not in the config.
+    share them.  `kv_heads` is the number of key/value heads, None where every query head has its
+    own.  `notes` are sentences: what is assumed, approximate, or not in the config.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelTopology:
     layers: tuple[Pattern, ...]
     notes: tuple[str, ...]
     kv_from: tuple[int, ...]
+    kv_heads: int | None = None
 
 
 def read(source: Source, length: int | None = None) -> ModelTopology:
@@ -79,9 +81,10 @@ def read(source: Source, length: int | None = None) -> ModelTopology:
             made = {kind: _pattern(f, known, kind) for kind in dict.fromkeys(kinds)}
             layers = [made[kind] for kind in kinds]
     kv_from = _kv_from(f, layers)
+    kv_heads = _kv_heads(f, model_type)
     for note in known.notes:
         f.note(note)
-    return ModelTopology(name, model_type, tuple(layers), tuple(f.notes), kv_from)
+    return ModelTopology(name, model_type, tuple(layers), tuple(f.notes), kv_from, kv_heads)
 
 
 def _language_model(
@@ -311,6 +314,25 @@ def _kv_from(f: Fields, layers: list[Pattern]) -> tuple[int, ...]:
     f.note(
         f"layers {first} to {len(layers) - 1} read the keys and values of layer "
         + " or ".join(str(l) for l in sorted({kept[x] for x in layers[first:]}))
-        + " (num_kv_shared_layers): the edges are exact, reach over depth is an upper bound"
+        + " (num_kv_shared_layers)"
     )
     return own[:first] + tuple(kept[layer] for layer in layers[first:])
+
+
+def _kv_heads(f: Fields, model_type: str) -> int | None:
+    """How many key/value heads there are; None where every query head has its own."""
+    value = f.given.get("num_key_value_heads", f.given.get("num_kv_heads"))
+    if model_type in ("falcon", "gpt_bigcode") and not f.flag("new_decoder_architecture"):
+        return 1 if f.given.get("multi_query", True) else None
+    if value is None and isinstance(inner := f.given.get("attn_config"), Mapping):
+        value = inner.get("kv_n_heads")  # DBRX
+    if isinstance(value, list | tuple):
+        f.note("num_key_value_heads is a list: the layers differ, and the stack holds no number")
+        return None
+    if value is not None:
+        return check_int(f.where, "num_key_value_heads", value, 1, MAX_HEADS)
+    if "num_key_value_heads" in f.given or model_type not in KV_HEADS:
+        return None
+    value = KV_HEADS[model_type]
+    f.note(f"num_key_value_heads is not in the config: {value}, the default of transformers")
+    return value
