@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from patterncc.analysis.lint_finding import SEVERITY, WORST_FIRST, Finding, Severity
+from patterncc.analysis.lint_heads import disagreeing_heads
+from patterncc.analysis.lint_mixing import apart
+from patterncc.analysis.lint_parts import useless_parts
 from patterncc.analysis.lint_places import Family, families
+from patterncc.analysis.lint_relay import idle_relays
 from patterncc.analysis.lint_rows import empty_rows, leaks, unread_keys
 from patterncc.analysis.topology import Topology
 
@@ -21,6 +25,10 @@ RULES: tuple[Rule, ...] = (
     empty_rows,  # PCC101, PCC102
     unread_keys,  # PCC103
     leaks,  # PCC104
+    useless_parts,  # PCC107, PCC108
+    apart,  # PCC109
+    idle_relays,  # PCC110
+    disagreeing_heads,  # PCC111
 )
 """Every rule, in the order in which findings of one severity are said."""
 

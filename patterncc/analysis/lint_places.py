@@ -7,7 +7,7 @@ spot, or one for each draw where its edges are random.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patterncc.analysis.topology import Topology, patterns_of
 from patterncc.pattern import Pattern
@@ -55,24 +55,25 @@ def families(t: Topology) -> tuple[Family, ...]:
     >>> [f"{f.pattern}: {f.place()}" for f in families(topology(stack, 8))]
     ['causal(): layers 0 to 2; layer 3, head 0', 'window(2): layer 3, heads 1 and 2']
     """
-    found: dict[Pattern, dict[tuple[int, int], tuple[ZoneSet, int, int, list[tuple[int, Heads]]]]]
-    found = {}
-    for index, layer in enumerate(t.stack.layers):
-        level, patterns = t.levels[index], patterns_of(layer)
+    layers_of: dict[int, list[int]] = {}
+    for index, level in enumerate(t.levels):
+        layers_of.setdefault(id(level), []).append(index)
+    found: dict[Pattern, dict[tuple[int, int], Spot]] = {}
+    for layers in layers_of.values():
+        level, patterns = t.levels[layers[0]], patterns_of(t.stack.layers[layers[0]])
         for number, zones in enumerate(level.head_zones):
             heads = tuple(h for h, k in enumerate(level.head_index) if k == number)
             pattern = patterns[heads[0]]
             drawn, by_head = keyed(pattern)
-            key = (index if drawn else 0, heads[0] if by_head else 0)
+            key = (layers[0] if drawn else 0, heads[0] if by_head else 0)
             if len(level.head_zones) == 1:
                 zones = level.zones  # the same edges in fewer zones
             spots = found.setdefault(pattern, {})
-            spot = spots.setdefault(key, (zones, index, heads[0], []))
-            spot[3].append((index, heads if len(heads) < len(patterns) else None))
-    return tuple(
-        Family(pattern, tuple(Spot(z, l, h, tuple(w)) for z, l, h, w in spots.values()))
-        for pattern, spots in found.items()
-    )
+            known = spots.get(key, Spot(zones, layers[0], heads[0], ()))
+            named = heads if len(heads) < len(patterns) else None
+            where = known.where + tuple((layer, named) for layer in layers)
+            spots[key] = replace(known, where=where)
+    return tuple(Family(pattern, tuple(spots.values())) for pattern, spots in found.items())
 
 
 def place(where: Iterable[tuple[int, Heads]]) -> str:
