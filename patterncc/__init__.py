@@ -59,6 +59,7 @@ from patterncc.stack import Stack, heads
 
 if TYPE_CHECKING:
     from patterncc.analysis import Report, analyze, explain
+    from patterncc.analysis.compare import compare
     from patterncc.attend import SparseAttention, attention
     from patterncc.integrations.networkx import from_networkx, to_networkx
     from patterncc.integrations.scipy import from_scipy
@@ -76,6 +77,7 @@ _LAZY = {
     "ZoneSet": "patterncc.zones",
     "analyze": "patterncc.analysis",
     "explain": "patterncc.analysis",
+    "compare": "patterncc.analysis",
     "Report": "patterncc.analysis",
     "compile": "patterncc.layout",
     "Layout": "patterncc.layout",
@@ -123,6 +125,7 @@ __all__ = [
     "ZoneSet",
     "analyze",
     "explain",
+    "compare",
     "Report",
     "compile",
     "Layout",

@@ -1,5 +1,6 @@
 """Analysis: what a stack lets through over depth, and what it costs."""
 
+from patterncc.analysis.compare import Candidate, Comparison, compare
 from patterncc.analysis.curve import Depth, Figure
 from patterncc.analysis.hubs import HubLoad, hub_load
 from patterncc.analysis.influence import Influence, influence
@@ -26,4 +27,7 @@ __all__ = [
     "HubLoad",
     "robustness",
     "Robustness",
+    "compare",
+    "Comparison",
+    "Candidate",
 ]

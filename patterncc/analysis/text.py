@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -53,14 +54,22 @@ def counted(number: int, thing: str) -> str:
 
 def share_text(figure: Figure) -> str:
     """A share in per cent with the badge that belongs to it."""
-    return f"{_percent(figure.share)} {figure.badge} ({figure.engine})"
+    return f"{percent_text(figure.share)} {figure.badge} ({figure.engine})"
 
 
-def _percent(share: float) -> str:
-    if share == 1.0:
-        return "100%"
-    shown = f"{100 * share:.4g}"
-    return "just under 100%" if shown == "100" else f"{shown}%"
+def percent_text(share: float, digits: int = 4) -> str:
+    """A share in per cent; nothing but all is called 100%.
+
+    >>> percent_text(0.12345), percent_text(1.0), percent_text(0.999999), percent_text(0.5, 3)
+    ('12.35%', '100%', '<100%', '50%')
+    """
+    shown = f"{100 * share:.{digits}g}%"
+    return "<100%" if shown == "100%" and share != 1.0 else shown
+
+
+def wrapped(sentence: str, width: int = WIDTH) -> list[str]:
+    """A sentence on lines of at most `width`, the later ones indented."""
+    return textwrap.wrap(sentence, width, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _headline(report: Report) -> list[str]:
@@ -110,6 +119,6 @@ def _cost(report: Report) -> list[str]:
         kv = c.kv_bytes / c.full_kv_bytes if c.full_kv_bytes else 0.0
         lines.append(
             f"{place:>7}  {c.heads:>5}  {round(sum(c.edges) / c.heads):>12,}  {c.density:>7.3g}  "
-            f"{_percent(c.flops_share):>13}  {_percent(kv):>10}"
+            f"{percent_text(c.flops_share):>13}  {percent_text(kv):>10}"
         )
     return lines if report.costs else []

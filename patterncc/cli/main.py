@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patterncc._version import __version__
-from patterncc.cli import build, inspect, measure
+from patterncc.cli import build, compare, inspect, measure
 from patterncc.cli.answer import Commands
 
 _COMMANDS = (
@@ -13,6 +13,7 @@ _COMMANDS = (
     inspect.show,
     measure.analyze,
     measure.explain,
+    compare.compare,
     build.compile_,
     measure.bench,
     build.doctor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,17 +11,60 @@ from typing import Any
 import click
 
 from patterncc.cli.answer import Answer, answering, working
-from patterncc.cli.options import Size, n_option, pattern_options, read, sizes_of
+from patterncc.cli.options import Size, check_output, n_option, pattern_options, read, sizes_of
 
 DEFAULT_N = 4096
+
+
+STAGES = {  # figures that are computed when they are first read, and what is said meanwhile
+    "influence": "influence of the last token",
+    "hubs": "hub load",
+    "robustness": "robustness to lost relays",
+    "small_world": "small-world figures",
+    "spectrum": "spectral gap",
+    "content": "layers that choose by content",
+}
+
+
+def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What analyze and compare both let one choose; None where it is left to the analysis."""
+    for option in (
+        click.option(
+            "--seed", type=Size(0), metavar="S", help="Of that draw and of sampled figures; 0."
+        ),
+        click.option(
+            "--sources",
+            type=Size(),
+            metavar="K",
+            help="Tokens that are drawn where only a sample can be followed; 512.",
+        ),
+        click.option(
+            "--alpha",
+            type=float,
+            metavar="A",
+            help="Weight of the residual stream in influence, from 0 to 1; 0.5.",
+        ),
+        click.option(
+            "--pairs",
+            metavar="NAME",
+            help="Pairs that count: causal, all or documents; inferred unless given.",
+        ),
+        click.option(
+            "--engine",
+            metavar="NAME",
+            help="How reach is found: auto (the cheapest exact one), offsets, zones, tiles or "
+            "rows.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
 @pattern_options
 @n_option("Tokens; default: the longest that the file expects something of, else 4096.")
 @click.option("--depth", type=Size(0), metavar="L", help="Layers; default: the stack's own.")
-@click.option("--engine", default="auto", metavar="NAME", help="auto, zones or tiles.")
-@click.option("--pairs", metavar="NAME", help="Pairs to reach: causal, all or documents.")
+@analysis_options
 @click.option(
     "-o",
     "--output",
@@ -35,23 +79,31 @@ def analyze(
     bind: tuple[str, ...],
     n: int | None,
     depth: int | None,
-    engine: str,
-    pairs: str | None,
     output: Path | None,
+    **options: Any,
 ) -> Answer:
-    """Say what FILE (a pattern file, or a model's config.json) reaches over depth, and its cost."""
+    """Say what FILE reaches over depth, how much of it survives, and what it costs.
+
+    FILE is a pattern file, the name of one in the gallery, or a model's config.json.
+    """
     from patterncc.analysis import analyze as analyse
 
+    check_output(output, (".html", ".json", ".txt"))
     loaded = read(file, params, bind)
     length = n or max(sizes_of(loaded), default=DEFAULT_N)
-    more: dict[str, Any] = {"engine": engine, "pairs": pairs, **loaded.bindings}
-    with working(f"Following {loaded.name} over {length:,} tokens"):
+    more = {k: v for k, v in options.items() if v is not None} | loaded.bindings
+    with working(f"Following {loaded.name} over {length:,} tokens") as say:
+        say("reach")
         report = analyse(loaded.stack, length, depth, **more)
         report = replace(report, notes=(*report.notes, *loaded.notes))
+        for figure, stage in STAGES.items():
+            say(stage)
+            getattr(report, figure, None)
         if output is not None:
+            say(f"writing {output}")
             report.save(output)
-    data = {"file": str(file), "name": loaded.name, **report.to_json()}
-    text = str(report) + (f"\n\nwrote {output}" if output else "")
+        data = {"file": str(file), "name": loaded.name, **report.to_json()}
+        text = str(report) + (f"\n\nwrote {output}" if output else "")
     return Answer(data, text)
 
 
