@@ -16,7 +16,9 @@ from patterncc.analysis.hubs import hub_load_of
 from patterncc.analysis.influence import heuristic_range, influence, influence_of
 from patterncc.analysis.rollout import rollout
 from patterncc.analysis.topology import topology
-from patterncc.errors import SizeError
+from patterncc.config import read
+from patterncc.errors import PatternSyntaxError, PatternValueError, SizeError
+from patterncc.language import loads
 from patterncc.stack import Stack
 from patterncc.zones.lower import lower
 from tests.reach_oracles import Mask, layer_masks, layers
@@ -185,3 +187,86 @@ def test_a_sweep_that_would_hold_too_much_is_refused() -> None:
         m.setattr("patterncc.analysis.rollout.MOST_WAITING", 64 * 6)
         with pytest.raises(SizeError, match="448 numbers of one sweep"):
             influence_of(r)
+
+
+SHARED = """edges:
+  near: causal() & window(7)
+  far: causal()
+layers:
+  - repeat: 3
+    edges: near
+  - far
+  - repeat: 2
+    edges: near
+    kv_from: 3 - 1
+  - edges: far
+    kv_from: 3
+  - repeat: 2
+    edges: near
+    kv_from: 7
+kv_heads: 2
+"""
+
+
+def test_files_say_whose_keys_and_values_a_layer_reads() -> None:
+    stack = loads(SHARED).stack
+    near, far = pc.causal() & pc.window(7), pc.causal()
+    layers_of = [near] * 3 + [far] + [near] * 2 + [far] + [near] * 2
+    assert stack == Stack(layers_of, kv_from=[0, 1, 2, 3, 2, 2, 3, 7, 7], kv_heads=2)
+    assert loads("edges:\n  a: causal()\nkv_heads: 4\n").stack == Stack(far, kv_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "kv_from: 7",
+            "kv_from: 8",
+            "a.yaml:15:14: layer 7 cannot read the keys and values of layer 8, which comes later\n"
+            "        kv_from: 8\n"
+            "                 ^\n"
+            "    name an earlier layer; layers are counted from 0",
+        ),
+        (
+            "kv_from: 7",
+            "kv_from: 4",
+            "a.yaml:15:14: layer 4 has no keys and values of its own: it reads those of layer 2\n"
+            "        kv_from: 4\n"
+            "                 ^\n"
+            "    write kv_from: 2",
+        ),
+        ("kv_from: 7", "kv_from: -1", "kv_from: the value must be at least 0, not -1"),
+        ("kv_from: 7", "kv_from: near", "kv_from: the value must be an integer"),
+        ("kv_heads: 2", "kv_heads: 0", "kv_heads: the value must be at least 1, not 0"),
+        ("kv_heads: 2", "kv_head: 2", "did you mean 'kv_heads'?"),
+        ("kv_from: 7", "kv_frm: 7", "did you mean 'kv_from'?"),
+    ],
+)
+def test_mistakes_about_shared_keys_have_their_place(old: str, new: str, told: str) -> None:
+    with pytest.raises(PatternSyntaxError) as caught:
+        loads(SHARED.replace(old, new), "a.yaml")
+    assert told in str(caught.value)
+
+
+def test_heads_that_do_not_divide_among_key_value_heads() -> None:
+    text = "layers:\n  - heads:\n      - count: 6\n        edges: causal()\nkv_heads: 4\n"
+    with pytest.raises(PatternSyntaxError, match="6 heads of a layer do not divide among 4"):
+        loads(text)
+    assert loads(text.replace("4", "3")).stack.kv_heads == 3
+
+
+def test_key_value_heads_of_configs() -> None:
+    gemma = {"model_type": "gemma2", "num_hidden_layers": 2}
+    assert Stack.from_hf({**gemma, "num_key_value_heads": 8}).kv_heads == 8
+    assert Stack.from_hf(gemma).kv_heads == 4
+    assert "num_key_value_heads is not in the config: 4" in " ".join(read(gemma).notes)
+    assert Stack.from_hf({"model_type": "falcon", "multi_query": True}).kv_heads == 1
+    assert Stack.from_hf({"model_type": "gpt2"}).kv_heads is None
+    listed = read({**gemma, "num_key_value_heads": [1, 2]})
+    assert listed.kv_heads is None and "the layers differ" in " ".join(listed.notes)
+    dbrx = {"model_type": "dbrx", "attn_config": {"kv_n_heads": 8}}
+    assert Stack.from_hf(dbrx).kv_heads == 8
+    with pytest.raises(PatternValueError, match="num_key_value_heads must be at least 1"):
+        read({**gemma, "num_key_value_heads": 0})
+    with pytest.raises(PatternValueError, match="num_key_value_heads must be an integer"):
+        read({**gemma, "num_key_value_heads": "8"})

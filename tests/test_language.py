@@ -184,7 +184,7 @@ def test_the_reference_shows_files_that_hold() -> None:
     from patterncc.expect import prove
 
     blocks = re.findall(r"```yaml\n(.*?)```", REFERENCE, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         assert all(outcome.holds for outcome in prove(loads(block)))
 

@@ -31,9 +31,10 @@ MAX_HEADS = 1024
 MAX_CYCLES = 20  # told of one file; each is sought anew
 
 KEYS = (
-    *("name", "summary", "source", "params", "edges", "layers", "memory", "bindings", "expect"),
+    *("name", "summary", "source", "params", "edges", "layers", "kv_heads", "memory"),
+    *("bindings", "expect"),
 )
-_LAYER_KEYS = ("repeat", "edges", "heads")
+_LAYER_KEYS = ("repeat", "edges", "heads", "kv_from")
 _HEAD_KEYS = ("count", "edges")
 
 
@@ -124,30 +125,53 @@ def _layers(draft: Draft) -> None:
         elif "edges" not in draft.nodes and not draft.problems:
             draft.note("no edges: nobody reads anything", draft.root, "add the key 'edges'")
         return
+    layer: Layer | None
     for item in items_of(draft, node, "layers", "- repeat: 12"):
-        layer, repeat = _layer(draft, item)
-        if len(draft.layers) + repeat > MAX_LAYERS:
+        if isinstance(item, Scalar):  # short for a mapping with 'edges' alone
+            layer, repeat, shared = edge_set(draft, item, "a layer"), 1, None
+        else:
+            fields = fields_of(draft, item, _LAYER_KEYS, "a layer")
+            repeat = integer(draft, fields.get("repeat"), "repeat", 1, 1, MAX_LAYERS)
+            layer, shared = _layer(draft, item, fields), fields.get("kv_from")
+        if len(draft.kv_from) + repeat > MAX_LAYERS:
             draft.note(f"more than {MAX_LAYERS} layers", item.span, "layers repeat cyclically")
             return
+        draft.kv_from += _sources(draft, shared, repeat)
         if layer is not None:
             draft.layers += [layer] * repeat
 
 
-def _layer(draft: Draft, item: Node) -> tuple[Layer | None, int]:
-    """One item of `layers` and how often it stands."""
-    if isinstance(item, Scalar):  # short for a mapping with 'edges' alone
-        return edge_set(draft, item, "a layer"), 1
-    fields = fields_of(draft, item, _LAYER_KEYS, "a layer")
-    repeat = integer(draft, fields.get("repeat"), "repeat", 1, 1, MAX_LAYERS)
+def _layer(draft: Draft, item: Node, fields: Mapping[str, Node]) -> Layer | None:
+    """What one item of `layers` reads."""
     if "heads" in fields and "edges" in fields:
         draft.note("a layer has 'edges' or 'heads', not both", item.span, "keep one of them")
     elif "heads" in fields:
-        return _heads(draft, fields["heads"]), repeat
+        return _heads(draft, fields["heads"])
     elif "edges" in fields:
-        return edge_set(draft, fields["edges"], "a layer's edges"), repeat
+        return edge_set(draft, fields["edges"], "a layer's edges")
     elif not isinstance(item, Broken):
         draft.note("a layer without edges", item.span, "add 'edges' or 'heads'")
-    return None, repeat
+    return None
+
+
+def _sources(draft: Draft, node: Node | None, repeat: int) -> list[int]:
+    """Whose keys and values the next layers read: their own, or all of them those of `kv_from`,
+    which may be the first of them."""
+    first = len(draft.kv_from)
+    own = list(range(first, first + repeat))
+    source = integer(draft, node, "kv_from", -1, 0, MAX_LAYERS)
+    if node is None or source < 0:
+        return own
+    if source > first:
+        what = f"layer {first} cannot read the keys and values of layer {source}, which comes later"
+        draft.note(what, node.span, "name an earlier layer; layers are counted from 0")
+    elif source < first and draft.kv_from[source] != source:
+        theirs = draft.kv_from[source]
+        what = f"layer {source} has no keys and values of its own: it reads those of layer {theirs}"
+        draft.note(what, node.span, f"write kv_from: {theirs}")
+    else:
+        return [source] * repeat
+    return own
 
 
 def _heads(draft: Draft, node: Node) -> Heads | None:
@@ -168,6 +192,17 @@ def _heads(draft: Draft, node: Node) -> Heads | None:
         well = well and found is not None
         patterns += [] if found is None else [found] * count
     return Heads(tuple(patterns)) if well and patterns else None
+
+
+def _kv_heads(draft: Draft) -> None:
+    """How many key/value heads there are; heads that differ must divide among them."""
+    node = draft.nodes.get("kv_heads")
+    draft.kv_heads = integer(draft, node, "kv_heads", 0, 1, MAX_HEADS) or None
+    counts = {len(layer.patterns) for layer in draft.layers if isinstance(layer, Heads)}
+    for count in sorted(counts):
+        if node is not None and draft.kv_heads and count % draft.kv_heads:
+            what = f"{count} heads of a layer do not divide among {draft.kv_heads} key/value heads"
+            draft.note(what, node.span, "write a divisor of the number of heads")
 
 
 def _memory(draft: Draft) -> None:
@@ -216,5 +251,5 @@ def _mentions(parsed: Parsed) -> set[str]:
 
 
 PASSES: tuple[Callable[[Draft], None], ...] = (
-    *(_texts, _params, _edges, _layers, _memory, _bindings, _expects),
+    *(_texts, _params, _edges, _layers, _kv_heads, _memory, _bindings, _expects),
 )

@@ -35,6 +35,8 @@ class Draft:
     params: dict[str, Value] = field(default_factory=dict)
     edges: dict[str, Pattern] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
+    kv_from: list[int] = field(default_factory=list)  # one a layer, wrong layers too
+    kv_heads: int | None = None
     memory: int = 0
     bindings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     expects: list[Expect] = field(default_factory=list)

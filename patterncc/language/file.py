@@ -101,7 +101,9 @@ def _read(text: str, file: str, folder: Path, params: Mapping[str, object]) -> P
         source=_words(draft.nodes.get("source")),
         params=draft.params,
         edges=draft.edges,
-        stack=Stack(draft.layers, draft.memory),
+        stack=Stack(
+            draft.layers, draft.memory, kv_from=draft.kv_from or None, kv_heads=draft.kv_heads
+        ),
         bindings=draft.bindings,
         expects=tuple(draft.expects),
         path=file,
