@@ -87,9 +87,9 @@ def test_offsets_engine_is_exact(data: st.DataObject, n: int, depth: int) -> Non
 
 
 def test_offsets_engine_refuses_what_it_cannot_add() -> None:
-    with pytest.raises(PatternValueError, match='engine="offsets".*layer 1'):
+    with pytest.raises(PatternValueError, match=r'engine="offsets".*layer 1'):
         analyze(Stack([pc.causal(), pc.causal() & pc.sink(4)]), 64, engine="offsets")
-    with pytest.raises(PatternValueError, match='engine="offsets".*causal'):
+    with pytest.raises(PatternValueError, match=r'engine="offsets".*causal'):
         analyze(pc.window(3, 3), 64, engine="offsets")
 
 
@@ -110,7 +110,7 @@ def test_tile_bounds_hold_the_truth(
     for l in range(exact_layers):
         algebra = zones.Zones(t, pairs)
         states.append(algebra.step(states[-1], states[t.source(l)].value, l))
-    curve = tiles.follow(t, pairs, depth, states, side)
+    curve = tiles.follow(tiles.prepare(t, pairs, states, side), depth, states)
     allowed, masks = pairs.zones.dense(), layer_masks(stack, n)
     reaches = slow_reach(masks, depth, stack.kv_from)
     for figure, mask in zip(curve.figures, reaches, strict=True):
@@ -150,7 +150,8 @@ def test_tiles_are_exact_on_block_patterns_of_any_length(
     n = 10 * rows + rest
     t = topology(Stack([p] * 2), n)
     pairs = allowed_pairs(t, None, {})
-    curve = tiles.follow(t, pairs, depth, [zones.start(t, pairs)], 10)
+    states = [zones.start(t, pairs)]
+    curve = tiles.follow(tiles.prepare(t, pairs, states, 10), depth, states)
     exact = analyze(Stack([p] * 2), n, depth, engine="zones")
     assert [(f.lo, f.hi) for f in curve.figures] == [(f.lo, f.hi) for f in exact.reach]
     assert curve.full.decided
@@ -365,5 +366,5 @@ def test_bad_input_is_refused_with_a_sentence() -> None:
 def test_zones_that_meet_too_many_tile_rows_get_coarser_tiles() -> None:
     t = topology(pc.causal() & (pc.summary(128, 8) | pc.window(128)), 2**20)
     pairs = allowed_pairs(t, None, {})
-    run = tiles.prepare(t, pairs, zones.start(t, pairs).value)
+    run = tiles.prepare(t, pairs, [zones.start(t, pairs)])
     assert run.size <= tiles.MOST_ROWS and not run.exact

@@ -73,7 +73,8 @@ def test_all_sources_agree_with_boolean_products(stack: Stack, n: int, name: str
 def test_engines_agree(stack: Stack, n: int) -> None:
     t, allowed = _ready(stack, n)
     ours = rows.follow(t, allowed, 3)
-    theirs = tiles.follow(t, allowed, 3, [zones.start(t, allowed)], side=1)
+    states = [zones.start(t, allowed)]
+    theirs = tiles.follow(tiles.prepare(t, allowed, states, side=1), 3, states)
     assert [f.lo for f in ours.figures] == [f.lo for f in theirs.figures]
     if theirs.full.decided and not theirs.full.never:
         assert ours.full.lo == theirs.full.lo

@@ -1,65 +1,137 @@
-"""The reach engines behind one interface: each takes a question to a curve, the cheapest exact one
-first.
+"""The reach engines behind one interface: a question in, a curve out; the cheapest exact one runs.
 
-    offsets  causal layers that are the same for every query: sums of offsets, exact
-    zones    symbolic composition, exact, at a cost that does not know the length
-    tiles    Boolean products of tiles: exact where edges fill tiles, else certified bounds
-    rows     every source by itself, token by token: exact; or of a sample of them, an estimate
+offsets  causal layers that are the same for every query: sums of offsets, exact
+zones    symbolic composition, exact, at a cost that does not know the length
+tiles    Boolean products of tiles: exact where edges fill tiles, else certified bounds
+rows     every source by itself, token by token: exact; or of a sample of them, an estimate
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never
 
-from patterncc.analysis import offsets, tiles, zones
-from patterncc.analysis.curve import Curve
+from patterncc.analysis import offsets, rows, tiles, zones
+from patterncc.analysis.curve import Curve, Depth, Figure, fraction
 from patterncc.analysis.symbolic import State
 from patterncc.analysis.topology import Pairs, Topology
 from patterncc.errors import PatternValueError, SizeError
+from patterncc.zones import ZoneSet
 
-Engine = Literal["auto", "offsets", "zones", "tiles"]
-ENGINES: tuple[Engine, ...] = ("auto", "offsets", "zones", "tiles")
+Name = Literal["auto", "offsets", "zones", "tiles", "rows"]
+ENGINES: tuple[Name, ...] = ("auto", "offsets", "zones", "tiles", "rows")
 MAX_DEPTH = 100_000
+SOURCES = 512
+EXACT_WORK = 2.0**34  # words that an exact run may touch unasked: several seconds
+ROWS_A_WORD = 0.5  # of the time that tiles take for a word: rows stay in cache
 
 
-def follow(t: Topology, pairs: Pairs, depth: int, engine: Engine = "auto") -> Curve:
-    """The reach curve and the depth to full.
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A stack, the pairs T, the depth of the curve; and how many sources are sampled, by which
+    seed, where every exact way is too long (0: none, only certain bounds)."""
 
-    "auto" takes offsets where they suit, else zones for as long as they stay few, and tiles from
-    there.
+    t: Topology
+    pairs: Pairs
+    depth: int
+    sources: int = SOURCES
+    seed: int = 0
+
+
+def follow(q: Question, engine: Name = "auto") -> Curve:
+    """The reach curve and the depth to full, by one engine or by the cheapest.
+
+    Raises PatternValueError where the engine asked for cannot follow this stack, SizeError where it
+    would take too long.
     """
-    match engine:
-        case "offsets":
-            if (why := offsets.refusal(t, pairs)) is not None:
-                raise PatternValueError(f'engine="offsets": {why}; use engine="auto"')
-            return offsets.follow(t, pairs, depth, [offsets.Offsets(t, pairs).start()])
-        case "zones":
-            try:
-                return zones.follow(t, pairs, depth, [zones.start(t, pairs)], zones.MOST_PAIRS)
-            except SizeError as refused:
-                raise SizeError(f'engine="zones": {refused}') from None
-        case "tiles":
-            return tiles.follow(t, pairs, depth, [zones.start(t, pairs)])
-    return _cheapest(t, pairs, depth)
-
-
-def _cheapest(t: Topology, pairs: Pairs, depth: int) -> Curve:
-    states = [zones.start(t, pairs)]
     try:
-        if offsets.refusal(t, pairs) is not None:
-            return zones.follow(t, pairs, depth, states, _limit(t))
-        algebra = offsets.Offsets(t, pairs)
-        sums = [algebra.start()]
+        match engine:
+            case "auto":
+                return _cheapest(q)
+            case "offsets":
+                if (why := offsets.refusal(q.t, q.pairs)) is not None:
+                    raise PatternValueError(f'{why}; use engine="auto"')
+                return offsets.follow(q.t, q.pairs, q.depth, [offsets.start(q.t, q.pairs)])
+            case "zones":
+                return zones.follow(q.t, q.pairs, q.depth, _start(q), zones.MOST_PAIRS)
+            case "tiles":
+                return tiles.follow(tiles.prepare(q.t, q.pairs, _start(q)), q.depth, _start(q))
+            case "rows":
+                exact = rows.work(q.t, max(1, q.depth), None) <= EXACT_WORK or not q.sources
+                return rows.follow(
+                    q.t, q.pairs, q.depth, sources=None if exact else q.sources, seed=q.seed
+                )
+    except (SizeError, PatternValueError) as refused:
+        if engine == "auto":
+            raise
+        raise type(refused)(f'engine="{engine}": {refused}') from None
+    assert_never(engine)
+
+
+def _start(q: Question) -> list[State[ZoneSet]]:
+    return [zones.start(q.t, q.pairs)]
+
+
+def _cheapest(q: Question) -> Curve:
+    """Offsets where they suit, else zones for as long as they are few, else what is left."""
+    if offsets.refusal(q.t, q.pairs) is None:
+        sums = [offsets.start(q.t, q.pairs)]
         try:
-            return offsets.follow(t, pairs, depth, sums)
-        finally:
-            states = [State(algebra.zones(s.value), s.count, s.size) for s in sums]
+            return offsets.follow(q.t, q.pairs, q.depth, sums)
+        except SizeError:
+            return _beyond(q, [offsets.as_zones(q.t, s) for s in sums])
+    states = _start(q)
+    try:
+        return zones.follow(q.t, q.pairs, q.depth, states, _limit(q.t))
     except SizeError:
-        return tiles.follow(t, pairs, depth, states)
+        return _beyond(q, states)
 
 
 def _limit(t: Topology) -> int:
-    """Pairs of zones in one composition up to which zones cost less than exact tiles would."""
+    """Pairs of zones in one composition up to which zones cost less than exact rows would."""
     if t.frame.n <= tiles.TOKEN_GRAIN:
         return zones.MAX_PAIRS // 32
     return zones.MAX_PAIRS // 4 if t.frame.n <= tiles.MOST_ROWS else zones.MAX_PAIRS
+
+
+def _beyond(q: Question, states: Sequence[State[ZoneSet]]) -> Curve:
+    """From the last exact state on: tiles or all rows, whichever is exact for less; where neither
+    is, certain bounds by tiles, and a sample of rows where they are wide."""
+    layers = max(1, q.depth - len(states) + 1)
+    by_rows = ROWS_A_WORD * rows.work(q.t, layers, None)
+    run = tiles.prepare(q.t, q.pairs, states)
+    by_tiles = layers * run.words if run.exact else float("inf")
+    if by_rows < by_tiles and by_rows <= ROWS_A_WORD * EXACT_WORK:
+        return rows.follow(q.t, q.pairs, q.depth, states=states)
+    curve = tiles.follow(run, q.depth, states)
+    if run.exact or not q.sources or all(f.exact for f in curve.figures):
+        return curve
+    sampled = rows.follow(q.t, q.pairs, q.depth, sources=q.sources, seed=q.seed, states=states)
+    return _both(q, curve, sampled)
+
+
+def _both(q: Question, bounds: Curve, sampled: Curve) -> Curve:
+    """Of each layer the narrower figure; of the depth to full all that is proved."""
+    total = q.pairs.count
+    figures = tuple(
+        _narrower(a, b, total) for a, b in zip(bounds.figures, sampled.figures, strict=True)
+    )
+    a, b = bounds.full, sampled.full
+    never = a.never or b.never
+    full = Depth(max(a.lo, b.lo), None if never else a.hi, never, max(a.searched, b.searched))
+    note = (
+        f"figures called estimates are of {q.sources} sampled sources (seed {q.seed}), inside the "
+        "bounds of the tiles; sources=0 gives the bounds alone"
+    )
+    return Curve(figures, full, bounds.witness or sampled.witness, (*bounds.notes, note))
+
+
+def _narrower(bound: Figure, estimate: Figure, total: int) -> Figure:
+    if estimate.certain or bound.hi - bound.lo <= estimate.hi - estimate.lo:
+        return estimate if estimate.exact else bound
+    lo, hi = max(bound.lo, estimate.lo), min(bound.hi, estimate.hi)
+    if lo > hi:  # the sample misleads, as one in twenty may
+        return bound
+    share = min(max(estimate.share, fraction(lo, total)), fraction(hi, total))
+    return replace(estimate, lo=lo, hi=hi, share=share)

@@ -47,6 +47,16 @@ def follow(t: Topology, pairs: Pairs, depth: int, states: list[State[I64]]) -> C
     return symbolic.follow(Offsets(t, pairs), depth, states)
 
 
+def start(t: Topology, pairs: Pairs) -> State[I64]:
+    """R_0: every token has only itself."""
+    return Offsets(t, pairs).start()
+
+
+def as_zones(t: Topology, state: State[I64]) -> State[ZoneSet]:
+    """The same state as another engine goes on from."""
+    return State(_zones(t.identity, state.value), state.count, state.size)
+
+
 @dataclass(frozen=True, eq=False)
 class Offsets:
     """Edge sets as sorted disjoint intervals of offsets j - i, int64 [bands, 2]."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from patterncc.analysis import cost, lint
 from patterncc.analysis.curve import Curve
-from patterncc.analysis.engine import ENGINES, MAX_DEPTH, Engine, follow
+from patterncc.analysis.engine import ENGINES, MAX_DEPTH, SOURCES, Name, Question, follow
 from patterncc.analysis.report import Report
 from patterncc.analysis.rollout import ALPHA, check_alpha
 from patterncc.analysis.topology import PairsName, Topology, allowed_pairs, topology
@@ -21,9 +21,11 @@ def analyze(
     depth: int | None = None,
     *,
     pairs: PairsName | None = None,
-    engine: Engine = "auto",
+    engine: Name = "auto",
     head_dim: int = cost.HEAD_DIM,
     alpha: float = ALPHA,
+    sources: int = SOURCES,
+    seed: int = 0,
     **bindings: Any,
 ) -> Report:
     """What a stack of sparse layers lets through at n tokens, and what it costs.
@@ -34,11 +36,13 @@ def analyze(
     "documents"); left out, it is inferred and the report says how.  The depth to full is searched
     past `depth`; "never" is a proof.
 
-    `engine` is "zones" (exact at any length, refuses where zones explode), "tiles" (exact where
-    edges fill whole tiles, certified bounds elsewhere) or "auto", which starts with zones and
-    hands over. `head_dim` is D in FLOPs and KV bytes, `alpha` the weight of the residual stream
-    in influence.  Other keyword arguments bind names in the
-    patterns.
+    `engine` is "offsets" (causal layers that are the same for every query), "zones" (exact at any
+    length, refuses where zones explode), "tiles" (exact where edges fill whole tiles, certified
+    bounds elsewhere), "rows" (exact token by token, or an estimate) or "auto", the cheapest exact
+    one.  Where none is affordable, `sources` tokens are sampled by `seed`, and figures are
+    estimates with their error at 95%; sources=0 gives certified bounds instead.  `head_dim` is D in
+    FLOPs and KV bytes, `alpha` the weight of the residual stream in influence.  Other keyword
+    arguments bind names in the patterns.
 
     >>> from patterncc import causal, window
     >>> r = analyze(causal() & window(15), 256, depth=4)
@@ -51,12 +55,14 @@ def analyze(
     if engine not in ENGINES:
         raise PatternValueError(f"engine: unknown name {engine!r}; {suggest(str(engine), ENGINES)}")
     check_int("analyze", "head_dim", head_dim, 1, 2**20)
+    check_int("analyze", "sources", sources, 0, 2**16)
+    check_int("analyze", "seed", seed, 0, 2**63)
     check_stack("analyze", stack)
     t = topology(stack, n, **bindings)
     layers = len(t.levels)
     depth = layers if depth is None else check_int("analyze", "depth", depth, 0, MAX_DEPTH)
     allowed = allowed_pairs(t, pairs, bindings)
-    curve = follow(t, allowed, depth, engine)
+    curve = follow(Question(t, allowed, depth, sources, seed), engine)
     notes = curve.notes
     if depth > layers:
         notes = (f"{depth} layers asked of a stack of {layers}: it repeats cyclically", *notes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from patterncc.analysis.curve import Depth, Figure
-from patterncc.analysis.engine import MAX_DEPTH, Engine, follow
+from patterncc.analysis.engine import MAX_DEPTH, Name, Question, follow
 from patterncc.analysis.topology import Pairs, Topology, allowed_pairs, check_position, topology
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import GlobalTokens
@@ -61,7 +61,7 @@ def robustness(
     token: int,
     depth: int | None = None,
     *,
-    engine: Engine = "auto",
+    engine: Name = "auto",
     **bindings: Any,
 ) -> Robustness:
     """Reach and depth to full when `token` keeps only its self-loop: it reads none, none reads it.
@@ -81,16 +81,17 @@ def robustness(
     return robustness_of(t, token, check_int("robustness", "depth", depth, 0, MAX_DEPTH), engine)
 
 
-def robustness_of(t: Topology, token: int, depth: int, engine: Engine = "auto") -> Robustness:
+def robustness_of(t: Topology, token: int, depth: int, engine: Name = "auto") -> Robustness:
     """`robustness` on a stack that is lowered already."""
     token = check_position(t, "token", token, 0)
     whole = allowed_pairs(t, None, t.bindings)
     others = _without(t, whole, token)
     rest = topology(without(t.stack, token), t.n, **t.bindings)
     self_loop = int(token >= t.memory)
-    lost = follow(rest, _with_self(t, others, token), depth, engine)
+    lost = follow(Question(rest, _with_self(t, others, token), depth), engine)
     # reach of the whole stack crosses the lost token, so it leaves these pairs
-    kept = follow(t, replace(_with_self(t, others, token), closed=False), depth, engine)
+    crossed = replace(_with_self(t, others, token), closed=False)
+    kept = follow(Question(t, crossed, depth), engine)
     return Robustness(
         token=token,
         depth=depth,

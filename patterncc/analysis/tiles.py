@@ -101,13 +101,19 @@ class Run:
         """Tile rows, which are tile columns."""
         return -(-self.t.frame.n // self.side)
 
+    @property
+    def words(self) -> float:
+        """64-bit words that one layer touches."""
+        runs = max(len(c.any.row) for c in self.levels) / max(1, self.size)
+        matrix = self.size * -(-self.size // 64)
+        steps = max(1, math.ceil(math.log2(self.size + 1)))
+        return matrix * (2 * steps + 3 * runs) * (1 if self.exact else 4)
+
 
 def follow(
-    t: Topology,
-    pairs: Pairs,
+    run: Run,
     depth: int,
     states: Sequence[State[ZoneSet]],
-    side: int | None = None,
 ) -> Curve:
     """The reach curve from the last exact state on, and the depth to full as far as bounds decide
     it.
@@ -115,9 +121,9 @@ def follow(
     `states` are R_0, R_1, ... as the zones engine found them; they stay the figures of their
     layers.
     """
+    t, pairs = run.t, run.pairs
     figures = [Figure.of(s.count, s.count, pairs.count, "zones") for s in states]
     begin = len(states) - 1
-    run = prepare(t, pairs, states[-1].value, side)
     keep = t.settled - t.period + 1  # the states that a layer may read
     recent = [_start(run, s.value) for s in states[-keep:]]
     search = _Search(pairs.count, begin)
@@ -182,8 +188,12 @@ class _Search:
         return self.surely is not None
 
 
-def prepare(t: Topology, pairs: Pairs, so_far: ZoneSet, side: int | None = None) -> Run:
-    """Coarsen every layer, at the given side or at the best one that is affordable."""
+def prepare(
+    t: Topology, pairs: Pairs, states: Sequence[State[ZoneSet]], side: int | None = None
+) -> Run:
+    """Coarsen every layer, at the given side or at the best one that is affordable, to go on from
+    the last of `states`."""
+    so_far = states[-1].value
     sides = _sides(t, so_far) if side is None else [side]
     side, seen = _coarsened(t, so_far, sides, coarser=side is None)
     exact = all(c.exact for c in seen.values()) and coarse.coarsen(so_far, side).exact
@@ -314,11 +324,7 @@ def _unreached(run: Run, state: Bounds) -> tuple[int, int] | None:
 
 def _affordable(run: Run) -> int:
     """Layers that the search past the given depth may try."""
-    runs = max(len(c.any.row) for c in run.levels) / max(1, run.size)
-    matrix = run.size * -(-run.size // 64)
-    levels = max(1, math.ceil(math.log2(run.size + 1)))
-    words = matrix * (2 * levels + 3 * runs) * (1 if run.exact else 4)
-    return max(1, min(4096, int(SEARCH_WORDS / max(1.0, words))))
+    return max(1, min(4096, int(SEARCH_WORDS / max(1.0, run.words))))
 
 
 def _sides(t: Topology, so_far: ZoneSet) -> list[int]:
