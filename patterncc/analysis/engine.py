@@ -24,6 +24,8 @@ ENGINES: tuple[Name, ...] = ("auto", "offsets", "zones", "tiles", "rows")
 MAX_DEPTH = 100_000
 SOURCES = 512
 EXACT_WORK = 2.0**34  # words that an exact run may touch unasked: several seconds
+QUICK_WORK = 2.0**28  # the same where nothing quicker need be tried: less than a tenth of a second
+MANY_ZONES = 1024  # zones of a layer whose compositions take longer than that
 ROWS_A_WORD = 0.5  # of the time that tiles take for a word: rows stay in cache
 
 
@@ -81,6 +83,9 @@ def _cheapest(q: Question) -> Curve:
             return offsets.follow(q.t, q.pairs, q.depth, sums)
         except SizeError:
             return _beyond(q, [offsets.as_zones(q.t, s) for s in sums])
+    many = max(len(level.zones) for level in q.t.levels) > MANY_ZONES
+    if many and rows.work(q.t, max(1, q.depth), None) <= QUICK_WORK:
+        return rows.follow(q.t, q.pairs, q.depth)
     states = _start(q)
     try:
         return zones.follow(q.t, q.pairs, q.depth, states, _limit(q.t))
