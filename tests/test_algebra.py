@@ -21,6 +21,20 @@ def test_make_dense_count_and_tightness(frame: Frame, rows: list[tuple[int, ...]
     assert is_tight(z)
 
 
+@given(frames(), zone_rows(), st.integers(0, 9))
+def test_many_single_edges_stay_edges(frame: Frame, rows: list[tuple[int, ...]], seed: int) -> None:
+    i0, i1, j0, j1 = frame.box
+    rng = np.random.default_rng(seed)
+    pairs = zip(rng.integers(i0, i1 + 1, 40).tolist(), rng.integers(j0, j1 + 1, 40).tolist())
+    singles = [(i, i + 1, j, j + 1, j - i, j - i + 1) for i, j in pairs]
+    z = ZoneSet.make(frame, [*rows, *singles])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algebra, "_MANY_SINGLES", 4)
+        simple = z.simplify()
+    assert (simple.dense() == z.dense()).all() and len(simple) <= len(z)
+    assert is_tight(simple)
+
+
 @given(frames(), zone_rows(), zone_rows())
 def test_set_operations(frame: Frame, a: list[tuple[int, ...]], b: list[tuple[int, ...]]) -> None:
     za, zb = ZoneSet.make(frame, a), ZoneSet.make(frame, b)

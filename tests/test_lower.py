@@ -470,9 +470,25 @@ def test_many_draws_agree_with_few_candidates_and_many() -> None:
     candidates = np.arange(200) % 90 + 1
     table = draws.distinct(state, candidates, 60).tolist()
     for seen in (draws._seen_by_look, draws._seen_by_set()):
-        slow = np.full((200, 60), -1)
-        draws._floyd(state, candidates, slow, seen)
-        assert table == np.sort(slow, axis=1).tolist()
+        slow = draws._floyd(state, candidates, 60, seen)
+        assert table == np.sort(slow.T, axis=1).tolist()
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(0, 40),
+    st.integers(0, 9),
+    st.booleans(),
+    st.sampled_from([pr.causal(), pr.window(3, 5), pr.sink(7), pr.window(9, 0) & pr.sink(12)]),
+)
+def test_random_edges_are_cut_to_their_region(
+    n: int, offset: int, count: int, past: bool, region: Pattern
+) -> None:
+    """Drawn edges are clipped without the help of the algebra; a mask is the same everywhere."""
+    drawn = pr.random_edges(count, past=past)
+    whole, cut = lower(drawn, n, None, offset), lower(region & drawn, n, None, offset)
+    assert (cut.dense() == whole.dense() & lower(region, n, None, offset).dense()).all()
+    assert is_tight(cut) and is_tight(whole)
 
 
 def test_another_process_lowers_the_same() -> None:

@@ -197,7 +197,8 @@ def _ranges(table: I64, slanted: NDArray[np.bool_], size: int) -> Ranges | None:
 
 def _distinct(x: I64) -> I64:
     x = np.sort(x)
-    return x[np.append(True, x[1:] != x[:-1])]
+    fresh: I64 = x[np.append(True, x[1:] != x[:-1])]
+    return fresh
 
 
 def ready(op: Operator, source: Bits) -> Ready:
@@ -272,7 +273,8 @@ def _fold(rows: Bits) -> Bits:
         if len(rows) % 2:
             folded[0] |= rows[-1]
         rows = folded
-    return rows[0]
+    first: Bits = rows[0]
+    return first
 
 
 def blocks(op: Operator, first: int, last: int, words: int) -> Iterator[tuple[int, int]]:

@@ -134,4 +134,5 @@ def _unpacked(rows: Bits) -> I64:
     """Few rows bit by bit."""
     little = rows.astype("<u8", copy=False).view(np.uint8)
     bits = np.unpackbits(little, axis=1, bitorder="little")
-    return bits.sum(axis=0, dtype=np.int64)
+    total: I64 = bits.sum(axis=0, dtype=np.int64)
+    return total

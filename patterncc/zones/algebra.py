@@ -22,6 +22,7 @@ MAX_ZONES = 2**23
 """Zones that one operation may make; above it a SizeError is raised before allocating."""
 
 _ALL_PAIRS = 48  # tables up to this long are merged by looking at every pair
+_MANY_SINGLES = 4096  # single edges above which no two of them are looked at together
 _SAFE = 2**62
 
 
@@ -193,8 +194,13 @@ def simplify(table: I64) -> I64:
     """The same edges in fewer zones: contained ones dropped, pairs whose hull adds nothing merged.
 
     Every pair is looked at in short tables; in long ones neighbours in three sort orders, and the
-    largest zones against all.  What is left may still overlap.
+    largest zones against all.  Very many single edges are kept as they are, since hardly two of
+    them make a zone.  What is left may still overlap.
     """
+    if len(table) > _MANY_SINGLES:
+        single = (table[:, 1] - table[:, 0] == 1) & (table[:, 3] - table[:, 2] == 1)
+        if np.count_nonzero(single) > _MANY_SINGLES:
+            return _beside_singles(table, single)
     while len(table) > 1:
         before = len(table)
         if before <= _ALL_PAIRS:
@@ -206,6 +212,30 @@ def simplify(table: I64) -> I64:
         if len(table) == before:
             break
     return table
+
+
+def _beside_singles(table: I64, single: NDArray[np.bool_]) -> I64:
+    """The other zones simplified, then the single edges outside the largest of them.
+
+    Singles are dropped only where that frees enough to be worth a copy of the table.
+    """
+    others = simplify(take(table, ~single))
+    row, key, offset = table[:, 0], table[:, 2], table[:, 4]
+    inside = np.zeros(len(table), dtype=bool)
+    for i0, i1, j0, j1, d0, d1 in _largest(others).tolist():
+        near = np.flatnonzero(single & (offset >= d0) & (offset < d1))
+        at, to = row[near], key[near]
+        inside[near[(at >= i0) & (at < i1) & (to >= j0) & (to < j1)]] = True
+    few = 16 * np.count_nonzero(inside) < len(table)
+    if few and len(others) + np.count_nonzero(single) == len(table):
+        return table
+    return np.concatenate([others, take(table, single if few else single & ~inside)])
+
+
+def _largest(table: I64, most: int = 16) -> I64:
+    """The zones that have the most rows times diagonals."""
+    size = (table[:, 1] - table[:, 0]) * (table[:, 5] - table[:, 4]).astype(np.float64)
+    return take(table, np.argsort(-size, kind="stable")[:most])
 
 
 def _merge_all_pairs(table: I64) -> I64:
@@ -247,8 +277,9 @@ def _drop_contained(table: I64) -> I64:
     alive = np.ones(len(table), dtype=bool)
     for k in np.argsort(-size, kind="stable")[:16].tolist():
         if alive[k]:
-            low, high = table[k, 0::2], table[k, 1::2]
-            inside = (table[:, 0::2] >= low).all(axis=1) & (table[:, 1::2] <= high).all(axis=1)
+            inside = np.ones(len(table), dtype=bool)
+            for column, bound in enumerate(table[k].tolist()):
+                inside &= table[:, column] <= bound if column % 2 else table[:, column] >= bound
             alive &= ~inside
             alive[k] = True
     return take(table, alive)

@@ -181,6 +181,8 @@ def _zones(p: Pattern, at: Site) -> I64:
             return _difference(at.clip(at.rows()), of, at)
         case Transpose(of):
             return algebra.transpose(_zones(of, at.T))
+        case leaf.RandomEdges():
+            return random.random_edges(p, at)  # as many zones as edges: it clips them itself
         case Primitive():
             return at.clip(_rule(p)(p, at))
         case _:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 _TABLE = 2**25  # entries of the "already drawn" table that one pass may hold
+_PART = 2**14  # rows that are drawn at once, so that they stay in cache
+_NETWORK = 4  # numbers a row up to which compare-and-exchange is quicker than a sort
 
 
 def finish(state: U64) -> U64:
@@ -68,17 +70,16 @@ def distinct(state: U64, candidates: I64, count: int) -> I64:
     """
     most = int(candidates.max(initial=0))
     count = min(count, most)
-    chosen = np.full((len(state), count), -1, dtype=np.int64)
-    if count <= 32 or count * count <= most:
-        _floyd(state, candidates, chosen, _seen_by_look)
-    elif most > _TABLE:
-        _floyd(state, candidates, chosen, _seen_by_set())
-    else:
-        rows = max(1, _TABLE // most)
-        for first in range(0, len(state), rows):
-            part = slice(first, first + rows)
-            _floyd(state[part], candidates[part], chosen[part], _seen_by_table(most))
-    chosen.sort(axis=1)
+    rows = _PART
+    seen: Seen = _seen_by_look
+    if count > 32 and count * count > most:
+        rows, seen = max(1, _TABLE // most), _seen_by_table(most)
+        if most > _TABLE:
+            rows, seen = _PART, _seen_by_set()
+    chosen = np.empty((len(state), count), dtype=np.int64)
+    for first in range(0, len(state), rows):
+        part = slice(first, first + rows)
+        chosen[part] = _ascending(_floyd(state[part], candidates[part], count, seen))
     return chosen
 
 
@@ -88,54 +89,104 @@ def random_blocks(p: RandomBlocks, at: Site) -> I64:
 
 
 def random_edges(p: RandomEdges, at: Site) -> I64:
-    """The same with blocks of one token."""
-    return _drawn(p, p.per_row, 1, p.past, p.seed, at)
+    """One run of keys for each run of neighbours that a row draws; clipped and tight."""
+    r = at.region
+    found = _draws(p, p.per_row, 1, p.past, p.seed, at)
+    if found is None:
+        return at.clip(at.rows())
+    rows, drawn = found
+    inside = None
+    if (r.j0, r.j1) != (0, at.frame.box[3]) or r.d0 > r.j0 - r.i1 + 1 or r.d1 < r.j1 - r.i0:
+        offset = drawn - rows[:, None]
+        inside = (drawn >= r.j0) & (drawn < r.j1) & (offset >= r.d0) & (offset < r.d1)
+    row, start, end = row_runs(rows, drawn, inside)
+    table = np.empty((6, len(row)), dtype=np.int64)
+    table[0], table[2], table[3] = row, start, end
+    np.add(row, 1, out=table[1])
+    np.subtract(start, row, out=table[4])
+    np.subtract(end, row, out=table[5])
+    return table.T
 
 
 def _drawn(p: object, per_row: int, block: int, past: bool, seed: int, at: Site) -> I64:
-    """Draws of each block row in the region: from all key blocks, or from those up to its own."""
+    """Boxes of what each block row in the region draws."""
+    found = _draws(p, per_row, block, past, seed, at)
+    if found is None:
+        return at.rows()
+    row, start, end = row_runs(*found)
+    return at.rows(row * block, (row + 1) * block, start * block, end * block)
+
+
+def _draws(
+    p: object, per_row: int, block: int, past: bool, seed: int, at: Site
+) -> tuple[I64, I64] | None:
+    """The block rows of the region and what each draws: from all key blocks, or from those up to
+    its own.  None where every row draws them all."""
     r = at.region
     first, last = r.i0 // block, (r.i1 - 1) // block
     _, _, _, key_end = at.frame.box
     blocks = -(-key_end // block)
     most = min(per_row, last + 1 if past else blocks)
     if not past and per_row >= blocks:
-        return at.rows()
+        return None
     at.allow((last - first + 1) * most, p)
     rows = np.arange(first, last + 1, dtype=np.int64)
     candidates = rows + 1 if past else np.full(len(rows), blocks, dtype=np.int64)
-    drawn = distinct(mix(key(seed, at.layer, at.head), rows), candidates, per_row)
-    row, start, end = row_runs(rows, drawn)
-    return at.rows(row * block, (row + 1) * block, start * block, end * block)
+    return rows, distinct(mix(key(seed, at.layer, at.head), rows), candidates, per_row)
 
 
-def row_runs(rows: I64, drawn: I64) -> tuple[I64, I64, I64]:
-    """Ascending numbers of each row as runs: row, first, past the last; -1 is left out."""
+def row_runs(
+    rows: I64, drawn: I64, inside: NDArray[np.bool_] | None = None
+) -> tuple[I64, I64, I64]:
+    """Ascending numbers of each row as runs: row, first, past the last; -1 is left out, and so is
+    what is not `inside`."""
     if not drawn.size:
         empty = np.zeros(0, dtype=np.int64)
         return empty, empty, empty
-    opens = drawn >= 0
-    follows = (drawn[:, 1:] == drawn[:, :-1] + 1) & opens[:, :-1]
-    opens[:, 1:] &= ~follows
-    closes = drawn >= 0
-    closes[:, :-1] &= ~follows
-    return rows[np.nonzero(opens)[0]], drawn[opens], drawn[closes] + 1
+    count = drawn.shape[1]
+    row, flat = np.repeat(rows, count), drawn.reshape(-1)
+    wanted = flat >= 0 if inside is None else (inside & (drawn >= 0)).reshape(-1)
+    if not wanted.all():
+        row, flat = row[wanted], flat[wanted]
+    opens = np.ones(len(flat), dtype=bool)
+    opens[1:] = (flat[1:] != flat[:-1] + 1) | (row[1:] != row[:-1])
+    if opens.all():
+        return row, flat, flat + 1
+    return row[opens], flat[opens], flat[np.append(opens[1:], True)[: len(flat)]] + 1
 
 
-def _floyd(state: U64, candidates: I64, chosen: I64, seen: Seen) -> None:
-    """Fill `chosen` [rows, count]; rows with fewer candidates end early."""
-    count = chosen.shape[1]
+def _floyd(state: U64, candidates: I64, count: int, seen: Seen) -> I64:
+    """The draws, int64 [count, rows]; rows with fewer candidates end early, the rest is -1."""
+    chosen = np.empty((count, len(state)), dtype=np.int64)
     taken = np.minimum(candidates, count)
+    short = bool((taken < count).any())
     for s in range(count):
         top = candidates - taken + s
         state = state + np.uint64(GOLDEN)
         draw = (finish(state) % (top + 1).astype(np.uint64)).astype(np.int64)
-        chosen[:, s] = np.where(s < taken, np.where(seen(chosen, s, draw), top, draw), -1)
+        np.copyto(draw, top, where=seen(chosen, s, draw))
+        chosen[s] = np.where(s < taken, draw, -1) if short else draw
+    return chosen
+
+
+def _ascending(columns: I64) -> I64:
+    """[count, rows] as [rows, count], each row ascending."""
+    count = len(columns)
+    if count > _NETWORK:
+        return np.sort(columns.T, axis=1)
+    for turn in range(count):
+        for k in range(turn % 2, count - 1, 2):
+            low = np.minimum(columns[k], columns[k + 1])
+            np.maximum(columns[k], columns[k + 1], out=columns[k + 1])
+            columns[k] = low
+    return columns.T
 
 
 def _seen_by_look(chosen: I64, s: int, draw: I64) -> NDArray[np.bool_]:
     """Whether each row's draw is among its first s: every one compared."""
-    found: NDArray[np.bool_] = (chosen[:, :s] == draw[:, None]).any(axis=1)
+    found = np.zeros(len(draw), dtype=bool)
+    for k in range(s):
+        found |= chosen[k] == draw
     return found
 
 
@@ -145,10 +196,10 @@ def _seen_by_table(most: int) -> Seen:
 
     def seen(chosen: I64, s: int, draw: I64) -> NDArray[np.bool_]:
         if s == 0:
-            table[:] = [np.zeros((len(chosen), most + 1), dtype=bool)]
+            table[:] = [np.zeros((len(draw), most + 1), dtype=bool)]
         else:
-            table[0][np.arange(len(chosen)), chosen[:, s - 1]] = True
-        return table[0][np.arange(len(chosen)), draw]
+            table[0][np.arange(len(draw)), chosen[s - 1]] = True
+        return table[0][np.arange(len(draw)), draw]
 
     return seen
 
@@ -159,9 +210,9 @@ def _seen_by_set() -> Seen:
 
     def seen(chosen: I64, s: int, draw: I64) -> NDArray[np.bool_]:
         if s == 0:
-            drawn[:] = [set() for _ in range(len(chosen))]
+            drawn[:] = [set() for _ in range(len(draw))]
         else:
-            for row, last in zip(drawn, chosen[:, s - 1].tolist()):
+            for row, last in zip(drawn, chosen[s - 1].tolist()):
                 row.add(last)
         pairs = zip(draw.tolist(), drawn)
         return np.fromiter((x in row for x, row in pairs), dtype=bool, count=len(draw))
