@@ -1,4 +1,4 @@
-"""Reach against boolean matrix powers, and the facts that it is held to."""
+"""Reach against boolean matrix powers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patterncc.analysis import Report, analyze, tiles, zones
 from patterncc.analysis.topology import allowed_pairs, topology
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Pattern
-from patterncc.stack import Heads, Stack, heads
+from patterncc.stack import Stack, heads
 from patterncc.zones.lower import lower
 from tests.reach_oracles import Mask, layer_masks, sharing_stacks, slow_depth, slow_reach, stacks
 
@@ -155,87 +155,6 @@ def test_tiles_are_exact_on_block_patterns_of_any_length(
     exact = analyze(Stack([p] * 2), n, depth, engine="zones")
     assert [(f.lo, f.hi) for f in curve.figures] == [(f.lo, f.hi) for f in exact.reach]
     assert curve.full.decided
-
-
-def full_at(stack: Stack | Pattern | Heads, n: int) -> int | None:
-    return analyze(stack, n).depth_to_full
-
-
-def window_of(width: int) -> Pattern:
-    """A causal window with the token itself counted, as papers count it."""
-    return pc.window(width - 1)
-
-
-@pytest.mark.parametrize(("n", "width"), [(256, 16), (1024, 64)])
-def test_fact_causal_window(n: int, width: int) -> None:
-    r = analyze(window_of(width), n, depth=5)
-    assert r.depth_to_full == 17 == -(-(n - 1) // (width - 1))
-    for l, figure in enumerate(r.reach):
-        back = l * (width - 1)
-        assert figure.lo == sum(min(i, back) + 1 for i in range(n))
-
-
-def test_fact_bidirectional_window() -> None:
-    assert full_at(pc.window(32, 32), 1024) == 32
-
-
-def test_fact_mistral_reaches_131040_back() -> None:
-    n = 200_000
-    r = analyze(Stack([window_of(4096)] * 32), n)
-    back = 131_040
-    assert r.reach[32].lo == sum(min(i, back) + 1 for i in range(n))
-
-
-@pytest.mark.parametrize("n", [64, 4096, 2**40])
-def test_fact_one_two_way_global_token(n: int) -> None:
-    assert full_at(pc.global_tokens([7]), n) == 2
-
-
-def test_fact_causal_sinks_relay_nothing_forward() -> None:
-    assert full_at(pc.causal() & (window_of(16) | pc.sink(4)), 256) == 17
-
-
-def test_fact_chunks_alone_are_never_full() -> None:
-    r = analyze(pc.causal() & pc.chunked(64), 512)
-    assert r.depth_to_full is None
-    assert r.pairs_name == "causal"
-    assert round(100 * r.reach[1].share, 1) == 12.7
-    assert r.witness == (64, 0)
-
-
-def test_fact_local_layers_to_one_full_layer() -> None:
-    local = window_of(512)
-    assert full_at(Stack([local] * 5 + [pc.causal()]), 32_768) == 6
-    assert full_at(Stack([local, pc.causal()]), 32_768) == 2
-
-
-def test_fact_sparse_transformer_strided() -> None:
-    local, far = window_of(17), pc.causal() & pc.strided(16)
-    assert full_at(heads([local, far]), 256) == 2
-    assert full_at(Stack([local, far]), 256) == 2
-    assert full_at(Stack([far, local]), 256) == 2
-
-
-@pytest.mark.parametrize("n", [64, 100, 256, 65_536])
-def test_fact_logsparse(n: int) -> None:
-    assert full_at(pc.logsparse(), n) == n.bit_length() - 1
-
-
-def test_fact_hypercube_has_diameter_8() -> None:
-    assert full_at(pc.butterfly(block=16), 256 * 16) == 8
-
-
-def test_fact_pure_dilation_is_never_full() -> None:
-    r = analyze(pc.dilated(32, step=4), 1024, depth=200)
-    assert r.depth_to_full is None
-    assert abs(r.reach[-1].share - 1 / 4) < 0.001
-
-
-def test_fact_longnet() -> None:
-    p = pc.longnet([16, 64, 256], [1, 4, 16])
-    assert full_at(pc.causal() & p, 256) is None
-    both = [full_at(pc.longnet([16, 4 * n // 16, n], [1, 4, 16]), n) for n in (64, 256)]
-    assert all(d is not None and d <= 8 for d in both)
 
 
 def test_a_trillion_tokens_are_exact() -> None:
