@@ -15,6 +15,7 @@ from patterncc.analysis.lint_parts import useless_parts
 from patterncc.analysis.lint_places import Family, families
 from patterncc.analysis.lint_relay import idle_relays
 from patterncc.analysis.lint_rows import empty_rows, leaks, unread_keys
+from patterncc.analysis.lint_tiles import empty_tiles, padding
 from patterncc.analysis.topology import Topology
 
 __all__ = ["RULES", "SEVERITY", "Finding", "Severity", "lint", "never_full", "not_full"]
@@ -29,6 +30,8 @@ RULES: tuple[Rule, ...] = (
     apart,  # PCC109
     idle_relays,  # PCC110
     disagreeing_heads,  # PCC111
+    padding,  # PCC112
+    empty_tiles,  # PCC113
 )
 """Every rule, in the order in which findings of one severity are said."""
 
@@ -36,10 +39,11 @@ RULES: tuple[Rule, ...] = (
 def lint(t: Topology) -> tuple[Finding, ...]:
     """Findings of a lowered stack, worst first.
 
-    >>> from patterncc import causal, window
-    >>> from patterncc.analysis.topology import topology
-    >>> [f.code for f in lint(topology(causal() & window(3) - window(0), 64))]
-    ['PCC102', 'PCC103']
+        >>> from patterncc import causal, window
+        >>> from patterncc.analysis.lint_tiles import empty_tiles, padding
+    from patterncc.analysis.topology import topology
+        >>> [f.code for f in lint(topology(causal() & window(3) - window(0), 64))]
+        ['PCC102', 'PCC103']
     """
     if not t.n:
         return ()

@@ -80,6 +80,9 @@ def groups(tables: list[algebra.I64]) -> tuple[int, int, int] | None:
 
     Queries and keys of one zone count as one group, so groups may be finer than this says.
     """
+    tables = [z for z in tables if len(z)]
+    if not tables or _at_once(tables):
+        return None
     table = np.concatenate([z[(z[:, 4] < 0) | (z[:, 5] > 1)] for z in tables])
     ends = np.concatenate([table[:, 0:2], table[:, 2:4]])
     runs = algebra.merge_intervals(2 * ends - np.array([0, 1]))  # runs that only touch stay apart
@@ -93,6 +96,13 @@ def groups(tables: list[algebra.I64]) -> tuple[int, int, int] | None:
         return None
     last = int(np.flatnonzero(root == root[0])[-1])
     return len(names), int(runs[int(first.min()), 0]) // 2, (int(runs[last, 1]) + 1) // 2 - 1
+
+
+def _at_once(tables: list[algebra.I64]) -> bool:
+    """One zone takes in, as queries or as keys, every token that any zone has."""
+    low = min(int(z[:, 0:4:2].min()) for z in tables)
+    high = max(int(z[:, 1:4:2].max()) for z in tables)
+    return any(((z[:, 1:4:2] - z[:, 0:4:2]) == high - low).any() for z in tables)
 
 
 def _joined(count: int, a: NDArray[np.intp], b: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -35,7 +35,8 @@ from patterncc.zones.lower import leaves, lower
 MOST_LOWERED = 2**18  # zones of a part that is looked at
 MOST_SWEPT = 2**16  # zones that are subtracted exactly
 MOST_FOUND = 8  # useless parts that are told of one pattern
-_PROBES = 2**19  # comparisons of corner edges with zones
+MOST_PROBED = 512  # zones whose corner edges are looked up first
+_COMPARED = 2**20  # pairs of a corner edge and a zone that holds its query
 _LONGER = 4  # what holds at n and at 4 n is not for the length's sake
 _NO_ZONES = np.empty((0, 6), dtype=np.int64)
 _DATA = (Documents, Clusters, Routing, Edges)  # they change from batch to batch
@@ -182,7 +183,7 @@ def _for_the_length(draw: _Draw, part: Part, data: bool) -> bool:
             most = part.most if data else allowed
             short = not part.always and draw.covered(most, part.rest)
         case "cuts":
-            short = draw.covered(allowed, (part.part,))
+            short = draw.covered(allowed, (part.part,)) or draw.covered(allowed, part.rest[1:])
         case "takes":
             short = draw.covered(part.part, ())
         case _:
@@ -214,16 +215,20 @@ def covered(inner: algebra.I64, outer: algebra.I64) -> bool | None:
 
 def _corners_inside(inner: algebra.I64, outer: algebra.I64) -> bool:
     """Whether ends and middle of the first, middle and last row of some zones are in `outer`."""
-    most = max(1, min(len(inner), _PROBES // (9 * len(outer))))
+    most = min(len(inner), MOST_PROBED)
     picked = algebra.take(inner, np.linspace(0, len(inner) - 1, most).astype(np.int64))
     i0, i1, j0, j1, d0, d1 = picked.T
     i = np.concatenate([i0, (i0 + i1) // 2, i1 - 1])
     low = np.maximum(np.tile(j0, 3), i + np.tile(d0, 3))
     high = np.minimum(np.tile(j1, 3), i + np.tile(d1, 3)) - 1
-    i, j = np.tile(i, 3)[:, None], np.concatenate([low, (low + high) // 2, high])[:, None]
-    a0, a1, b0, b1, c0, c1 = outer.T
-    held = (a0 <= i) & (i < a1) & (b0 <= j) & (j < b1) & (c0 <= j - i) & (j - i < c1)
-    return bool(held.any(axis=1).all())
+    i, j = np.tile(i, 3), np.concatenate([low, (low + high) // 2, high])
+    while len(i) > 9 and algebra.count_pairs(i, i + 1, outer[:, 0], outer[:, 1]) > _COMPARED:
+        i, j = i[::2], j[::2]
+    point, zone = algebra.overlapping_pairs(i, i + 1, outer[:, 0], outer[:, 1])
+    _, _, b0, b1, c0, c1 = algebra.take(outer, zone).T
+    i_at, j_at = i[point], j[point]
+    held = (b0 <= j_at) & (j_at < b1) & (c0 <= j_at - i_at) & (j_at - i_at < c1)
+    return len(np.unique(point[held])) == len(i)
 
 
 def _finding(n: int, family: Family, pattern: Pattern, part: Part) -> Finding:

@@ -40,10 +40,10 @@ def empty_rows(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
 
 def unread_keys(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
     """PCC103: keys that no query reads in any layer."""
-    distinct = {id(level): level for level in t.levels}.values()
-    read = algebra.merge_intervals(
-        np.concatenate([level.zones.table[:, 2:4] for level in distinct])
-    )
+    tables = {id(level): level.zones.table[:, 2:4] for level in t.levels}.values()
+    if any((keys[:, 1] - keys[:, 0] == t.frame.n).any() for keys in tables):
+        return
+    read = algebra.merge_intervals(np.concatenate(list(tables)))
     unread = t.frame.n - int((read[:, 1] - read[:, 0]).sum())
     if unread:
         yield Finding.of(
