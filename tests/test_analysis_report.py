@@ -30,23 +30,44 @@ def test_text() -> None:
         """\
 Reach of a stack of 2 layers at 256 tokens
   0..1: window(15)
-allowed pairs  32,896 (causal; inferred: every layer lies inside the causal triangle)
+allowed pairs  32,896 (causal; inferred: every layer lies inside the causal
+               triangle)
 depth to full  full at 17 layers (the stack has 2)
-at 2 layers    22.71% exact (zones)
+at 2 layers    22.71% exact (offsets)
 
-layer  share of allowed pairs
-      0                                       0.7782% exact (zones)
-      1  ####                                 12.09% exact (zones)
-      2  ########                             22.71% exact (zones)
+  after  share of allowed pairs
+      0                                                 0.7782% exact (offsets)
+      1  ######                                         12.09% exact (offsets)
+      2  ##########                                     22.71% exact (offsets)
 mean hops 1.484 over the pairs reached
 
-layer    heads  edges a head  density  FLOPs of full  KV of full
-    0-1      1         3,976   0.0607         12.09%       6.25%
+influence      half within 7 tokens of query 255, 90% within 17, 99% within 26;
+               as if 9.51 inputs shared it evenly (rollout, alpha 0.5)
+rule of thumb  1.5 windows: 24 tokens (a heuristic, not a result)
+hub load       the busiest 1% carry 3.2%; as even as if 242 of 256 positions
+               carried it; busiest 0 (3.76), 1 (2.47), 2 (1.96), 3 (1.67) (an
+               even share is 1)
+without 0      22.8% -> 22.8% of the other tokens' pairs, full at 17 -> 17
+without 1      22.8% -> 22.8% of the other tokens' pairs, full at 17 -> 17
+without 2      22.8% -> 22.8% of the other tokens' pairs, full at 17 -> 17
+
+  layer  kind         heads  edges a head  density  FLOPs of full  KV of full
+    0-1  sparse           1         3,976   0.0607         12.09%       6.25%
 
 note PCC106: 2 layers do not carry every allowed pair; it takes 17 at least
     widen the window, or let one layer in a few read everything"""
     )
     assert "between" in str(bracketed()) or "at least" in str(bracketed())
+
+
+def test_text_fits_and_says_what_it_does_not_know() -> None:
+    stack = Stack([pc.causal() & pc.window(31), pc.recurrent(), pc.causal()])
+    text = str(analyze(stack, 512))
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    assert "not computed influence, hub load: layer 1 is recurrent(), not attention" in words
+    kinds = [line.split()[1] for line in text.partition("  layer  kind")[2].splitlines()[1:4]]
+    assert kinds == ["sparse", "recurrent", "dense"]
 
 
 def test_long_curves_are_thinned() -> None:

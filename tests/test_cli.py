@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import resource
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from patterncc import Layout
-from patterncc.cli import main
+from patterncc.cli import main, measure
 from patterncc.gallery import folder
 
 NEAR = """\
@@ -132,6 +134,54 @@ def test_analyze_prints_and_saves_a_report(near: str):
     assert Path("report.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_analyze_in_a_terminal_is_the_same_text_in_colours(near: str):
+    from patterncc import analyze, load
+    from patterncc.cli.styled import report_text
+
+    report = analyze(load(near).stack, 256)
+    shown = report_text(report, 80)
+    assert shown.plain.replace("\N{FULL BLOCK}", "#") == str(report)
+    marked = {(shown.plain[s.start : s.end], s.style) for s in shown.spans}
+    assert ("exact", "green") in marked and ("17 layers", "bold") in marked
+    assert ("note PCC106", "bold cyan") in marked
+    assert max(map(len, report_text(report, 200).plain.splitlines())) <= 120
+
+
+def test_a_terminal_gets_colours_and_a_pipe_does_not(near: str):
+    def bytes_seen(*command: str) -> bytes:
+        """What a terminal of 80 columns is sent."""
+        ours, theirs = pty.openpty()
+        env = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+        env.pop("NO_COLOR", None)
+        with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=env) as process:
+            os.close(theirs)
+            seen = b""
+            with suppress(OSError):  # how a terminal says that the other end is closed
+                while part := os.read(ours, 65536):
+                    seen += part
+        os.close(ours)
+        assert process.returncode == 0
+        return seen
+
+    command = [sys.executable, "-m", "patterncc", "analyze", near, "--n", "256"]
+    assert b"\x1b[32mexact" in bytes_seen(*command)
+    assert b"\x1b" not in subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def test_analyze_says_what_it_is_doing(near: str, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    monkeypatch.setattr(measure, "working", lambda what: nullcontext(said.append))
+    assert run("analyze", near, "--n", 256, "-o", "r.html").exit_code == 0
+    assert said[:3] == ["reach", "influence of the last token", "hub load"]
+    assert said[-1] == "writing r.html"
+
+
+def test_analyze_takes_alpha(near: str):
+    one, other = (as_json("analyze", near, "--n", 256, "--alpha", a) for a in (0.5, 0.95))
+    assert one["influence"]["alpha"] == 0.5
+    assert one["influence"]["q50"] > other["influence"]["q50"]
+
+
 def test_analyze_answers_at_a_trillion_tokens(near: str):
     found = as_json("analyze", near, "--n", "2**40")
     assert found["n"] == 2**40
@@ -237,6 +287,12 @@ def test_files_that_are_too_large_or_missing_or_folders(near: str):
         ("analyze", "near.yaml", "--n", "9**99"),
         ("analyze", "near.yaml", "--engine", "zone"),
         ("analyze", "near.yaml", "--pairs", "some"),
+        ("analyze", "near.yaml", "--alpha", "2"),
+        ("analyze", "near.yaml", "--alpha", "nan"),
+        ("analyze", "near.yaml", "--alpha", "half"),
+        ("analyze", "near.yaml", "--seed", "-1"),
+        ("compare", "near.yaml", "--alpha", "2"),
+        ("compare", "near.yaml", "none.yaml"),
         ("analyze", "near.yaml", "-o", "report.pdf"),
         ("analyze", "near.yaml", "-o", "no/such/report.html"),
         ("analyze", "near.yaml", "-p", "w"),
@@ -273,7 +329,7 @@ def test_a_huge_layout_is_refused_before_anything_is_allocated(near: str):
     """Peak memory in a process of its own, against one that only imports what it needs."""
     code = """
 import resource, sys
-from patterncc.cli import main
+from patterncc.cli import main, measure
 import patterncc.layout, patterncc.language
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

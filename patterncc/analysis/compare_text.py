@@ -68,8 +68,7 @@ def reach_text(c: Candidate) -> str:
     at = c.reach
     if at.exact:
         return percent_text(at.share, 3)
-    sign = "~" if at.badge.startswith("estimate") else ">= "
-    return sign + percent_text(at.share, 3)
+    return (">= " if at.certain else "~") + percent_text(at.share, 3)
 
 
 def shortened(name: str, most: int) -> str:

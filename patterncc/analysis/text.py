@@ -7,21 +7,32 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from patterncc.analysis.cost import LevelCost
     from patterncc.analysis.curve import Figure
     from patterncc.analysis.report import Report
 
 WIDTH = 80
+LABEL = 15  # columns of what stands before a figure
 MOST_LINES = 24  # layers of the curve that are printed before it is thinned
 
 
 def render(report: Report, width: int = WIDTH) -> str:
-    """Headline, reach curve, cost and findings of a report, one statement a line."""
-    parts = [_headline(report), _curve(report, width), _cost(report)]
-    if report.findings:
-        parts.append([line for f in report.findings for line in str(f).splitlines()])
-    if report.notes:
-        parts.append([f"note: {note}" for note in report.notes])
-    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+    """All sections of a report, an empty line between them."""
+    return "\n\n".join("\n".join(lines) for lines in sections(report, width) if lines)
+
+
+def sections(report: Report, width: int = WIDTH) -> list[list[str]]:
+    """Headline, reach curve, figures, cost, findings and notes, each as its lines."""
+    from patterncc.analysis.text_figures import figures
+
+    return [
+        _headline(report, width),
+        _curve(report, width),
+        figures(report, width),
+        _cost(report),
+        [line for f in report.findings for line in _finding(str(f), width)],
+        [line for note in report.notes for line in wrapped(f"note: {note}", width)],
+    ]
 
 
 def headline(report: Report) -> str:
@@ -67,39 +78,70 @@ def percent_text(share: float, digits: int = 4) -> str:
     return "<100%" if shown == "100%" and share != 1.0 else shown
 
 
-def wrapped(sentence: str, width: int = WIDTH) -> list[str]:
+def wrapped(sentence: str, width: int = WIDTH, indent: int = 4) -> list[str]:
     """A sentence on lines of at most `width`, the later ones indented."""
-    return textwrap.wrap(sentence, width, subsequent_indent="    ", break_on_hyphens=False)
+    return textwrap.wrap(sentence, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
-def _headline(report: Report) -> list[str]:
+def labelled(label: str, sentence: str, width: int = WIDTH) -> list[str]:
+    """A figure's name and what is to be said of it, the words in one column.
+
+    >>> labelled("hub load", "even")
+    ['hub load       even']
+    """
+    lines = wrapped(sentence, max(24, width - LABEL), 0)
+    return [f"{'' if k else label:<{LABEL}}{line}" for k, line in enumerate(lines)]
+
+
+def amount(value: float) -> str:
+    """A number that need not be whole: no digits behind the point from 100 on.
+
+    >>> amount(26541.7), amount(9.87654)
+    ('26,542', '9.88')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def place(first: int, last: int) -> str:
+    """A run of layers.
+
+    >>> place(3, 3), place(0, 11)
+    ('3', '0-11')
+    """
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
+def _headline(report: Report, width: int) -> list[str]:
     stack = report.stack.splitlines()
+    memory = f", {stack[0].partition(', ')[2]}" if ", " in stack[0] else ""
     return [
         f"Reach of a stack of {counted(report.layers, 'layer')} at {counted(report.n, 'token')}"
-        + (f", {stack[0].partition(', ')[2]}" if ", " in stack[0] else ""),
-        *stack[1:],
-        f"allowed pairs  {report.pairs:,} ({report.pairs_name}; {report.pairs_how})",
-        f"depth to full  {headline(report)}",
-        f"{'at ' + counted(report.depth, 'layer'):<13}  {share_text(report.reach[-1])}",
+        + memory,
+        *(line for text in stack[1:] for line in wrapped(text, width, 6)),
+        *labelled(
+            "allowed pairs",
+            f"{report.pairs:,} ({report.pairs_name}; {report.pairs_how})",
+            width,
+        ),
+        *labelled("depth to full", headline(report), width),
+        *labelled(f"at {counted(report.depth, 'layer')}", share_text(report.reach[-1]), width),
     ]
 
 
 def _curve(report: Report, width: int) -> list[str]:
-    lines = ["layer  share of allowed pairs"]
+    texts = {l: share_text(report.reach[l]) for _, l in _stretches(report)}
+    room = max(10, width - 11 - max(map(len, texts.values())))
+    lines = ["  after  share of allowed pairs"]
     for first, last in _stretches(report):
-        figure = report.reach[last]
-        place = f"{first}" if first == last else f"{first}-{last}"
-        text = share_text(figure)
-        room = max(10, width - 10 - 34)
-        bar = "#" * round(room * figure.share)
-        lines.append(f"{place:>7}  {bar:<{room}} {text}")
+        bar = "#" * round(room * report.reach[last].share)
+        lines.append(f"{place(first, last):>7}  {bar:<{room}} {texts[last]}")
     if report.mean_hops is not None:
         lines.append(f"mean hops {report.mean_hops:.4g} over the pairs reached")
     return lines
 
 
 def _stretches(report: Report) -> list[tuple[int, int]]:
-    """Layers to print: equal ends of the curve joined, long curves thinned evenly."""
+    """Numbers of layers to print: equal ends of the curve joined, long curves thinned evenly."""
     runs = [
         [l for l, _ in group] for _, group in groupby(enumerate(report.reach), key=lambda p: p[1])
     ]
@@ -110,15 +152,23 @@ def _stretches(report: Report) -> list[tuple[int, int]]:
 
 
 def _cost(report: Report) -> list[str]:
-    lines = ["layer    heads  edges a head  density  FLOPs of full  KV of full"]
-    keyed = groupby(report.costs, key=lambda c: (c.edges, c.kv_bytes))
-    for _, group in keyed:
+    def key(c: LevelCost) -> tuple[object, ...]:
+        return report.topology.level(c.layer).kind, c.edges, c.kv_bytes
+
+    lines = ["  layer  kind         heads  edges a head  density  FLOPs of full  KV of full"]
+    for (kind, *_), group in groupby(report.costs, key=key):
         run = list(group)
         c = run[0]
-        place = f"{c.layer}" if len(run) == 1 else f"{c.layer}-{run[-1].layer}"
         kv = c.kv_bytes / c.full_kv_bytes if c.full_kv_bytes else 0.0
         lines.append(
-            f"{place:>7}  {c.heads:>5}  {round(sum(c.edges) / c.heads):>12,}  {c.density:>7.3g}  "
+            f"{place(c.layer, run[-1].layer):>7}  {kind:<11}  {c.heads:>5}  "
+            f"{round(sum(c.edges) / c.heads):>12,}  {c.density:>7.3g}  "
             f"{percent_text(c.flops_share):>13}  {percent_text(kv):>10}"
         )
     return lines if report.costs else []
+
+
+def _finding(text: str, width: int) -> list[str]:
+    first, *rest = text.splitlines()
+    more = [wrapped(line.strip(), width - 4, 0) for line in rest]
+    return wrapped(first, width) + [f"    {line}" for lines in more for line in lines]

@@ -12,6 +12,7 @@ import click
 
 from patterncc.cli.answer import Answer, answering, working
 from patterncc.cli.options import Size, check_output, n_option, pattern_options, read, sizes_of
+from patterncc.cli.styled import show
 
 DEFAULT_N = 4096
 
@@ -103,8 +104,9 @@ def analyze(
             say(f"writing {output}")
             report.save(output)
         data = {"file": str(file), "name": loaded.name, **report.to_json()}
-        text = str(report) + (f"\n\nwrote {output}" if output else "")
-    return Answer(data, text)
+    wrote = f"wrote {output}" if output else ""
+    text = "\n\n".join(filter(None, (str(report), wrote)))
+    return Answer(data, text, styled=lambda: show(report, wrote))
 
 
 @click.command()
