@@ -22,7 +22,7 @@ from patterncc.analysis.topology import topology
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Pattern
 from patterncc.stack import Stack, heads
-from patterncc.zones import Frame, ZoneSet
+from patterncc.zones import Frame, ZoneSet, sweep
 from patterncc.zones.algebra import areas
 from patterncc.zones.lower import lower
 from tests.reach_oracles import slow_reach, stacks
@@ -199,8 +199,8 @@ def test_apart_is_the_same_edges_once(rows: list[tuple[int, ...]], cells: int, s
     table = [*rows, *((i, i + 1, j, j + 1, j - i, j - i + 1) for i, j in drawn)]
     z = ZoneSet.make(Frame.of(30), table)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(sweep_vectors, "FEW", 4)
-        once = sweep_vectors.apart(z.table, 30)
+        m.setattr(sweep, "FEW", 4)
+        once = sweep_vectors.apart(z.table)
     assert (ZoneSet(z.frame, once).dense() == z.dense()).all()
     assert areas(once).sum() == z.dense().sum()
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patterncc.zones.algebra import clip, expand, pack, take, tighten, transpose
+from patterncc.zones.algebra import clip, expand, take, tighten, transpose
 from patterncc.zones.sweep import disjoint
 
 if TYPE_CHECKING:
@@ -254,27 +254,14 @@ class Mixing:
                 wide_slices(cut).add(sums, out)
 
 
-def apart(table: I64, size: int) -> I64:
+def apart(table: I64) -> I64:
     """The same edges, none in two zones.
 
     Zones that lie apart in i, j or j - i stay as they are (chunks, documents, dilated windows).
-    Single edges beside a few zones (random edges over a window) are sorted and looked up: a sweep
-    would cut the few zones at every row of theirs.
     """
     if any(_in_turn(table[:, k], table[:, k + 1]) for k in (0, 2, 4)):
         return table
-    i0, i1, j0, j1, _, _ = table.T
-    single = (i1 - i0 == 1) & (j1 - j0 == 1)
-    zones = take(table, ~single)
-    if int(single.sum()) <= FEW or len(zones) > FEW:
-        return disjoint(table)
-    place = np.sort(i0[single] * size + j0[single])
-    i, j = np.divmod(place[np.append(True, place[1:] != place[:-1])], size)
-    free = np.ones(len(i), dtype=bool)
-    for a, b, c, d, e, f in zones.tolist():
-        free &= (i < a) | (i >= b) | (j < c) | (j >= d) | (j - i < e) | (j - i >= f)
-    i, j = i[free], j[free]
-    return np.concatenate([disjoint(zones), pack((i, i + 1, j, j + 1, j - i, j - i + 1))])
+    return disjoint(table)
 
 
 def _in_turn(first: I64, last: I64) -> bool:
@@ -287,7 +274,7 @@ def mixing(tables: list[I64], shares: list[float], size: int, alpha: float) -> M
     """P of a layer from each distinct head's zones and the share of heads that have them."""
     parts, kept = [], np.full(size, alpha)
     for table, share in zip(tables, shares, strict=True):
-        zones = apart(table, size)
+        zones = apart(table)
         counts = row_counts(zones, size)
         empty = counts == 0
         kept[empty] += (1 - alpha) * share
