@@ -167,15 +167,16 @@ class _Bench:
         return Bracket(Fraction(figure.lo, report.pairs), Fraction(figure.hi, report.pairs))
 
     def heads(self, n: int) -> tuple[int, list[list[int]]]:
-        """How many (query, key) pairs there are, and the edges of every head of every layer."""
+        """How many (query, key) pairs there are, and the edges of attention of every head of every
+        layer."""
+        from patterncc.analysis.cost import head_edges
         from patterncc.analysis.topology import topology
 
         found = topology(self.file.stack, n, **self.bindings)
         counts: dict[int, list[int]] = {}
-        for level in found.levels:
+        for index, level in enumerate(found.levels):
             if id(level) not in counts:
-                each = [zones.count() for zones in level.head_zones]
-                counts[id(level)] = [each[k] for k in level.head_index]
+                counts[id(level)] = list(head_edges(found, index))
         return n * found.frame.n, [counts[id(level)] for level in found.levels]
 
     def edges(self, n: int) -> Bracket:

@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patterncc import primitives as pc
-from patterncc.analysis import cone, explain
+from patterncc.analysis import analyze, cone, explain
+from patterncc.analysis.cost import total
 from patterncc.analysis.hubs import hub_load_of
 from patterncc.analysis.influence import heuristic_range, influence, influence_of
 from patterncc.analysis.rollout import rollout
 from patterncc.analysis.topology import topology
 from patterncc.config import read
 from patterncc.errors import PatternSyntaxError, PatternValueError, SizeError
+from patterncc.expect import prove
 from patterncc.language import loads
-from patterncc.stack import Stack
+from patterncc.stack import Stack, heads
 from patterncc.zones.lower import lower
 from tests.reach_oracles import Mask, layer_masks, layers
 
@@ -270,3 +272,50 @@ def test_key_value_heads_of_configs() -> None:
         read({**gemma, "num_key_value_heads": 0})
     with pytest.raises(PatternValueError, match="num_key_value_heads must be an integer"):
         read({**gemma, "num_key_value_heads": "8"})
+
+
+def test_only_attention_is_counted() -> None:
+    near = pc.causal() & pc.window(7)
+    mixed = heads([pc.recurrent(), near | pc.recurrent(), near, pc.convolution(4)])
+    stack = Stack([pc.recurrent(), pc.convolution(4), near | pc.recurrent(), mixed, near])
+    costs, edges = analyze(stack, 64, head_dim=64).costs, 64 * 8 - 28
+    assert [c.kind for c in costs] == ["recurrent", "convolution", "hybrid", "hybrid", "sparse"]
+    assert [c.edges for c in costs] == [(0,), (0,), (edges,), (0, edges, edges, 0), (edges,)]
+    assert [c.density for c in costs] == [0, 0, edges / 4096, edges / 8192, edges / 4096]
+    assert [c.kv_bytes for c in costs] == [0, 0, 2048, 1024, 2048]
+    assert all(c.kv_held_bytes == c.kv_bytes and not c.kv_shared for c in costs)
+    assert costs[0].full_flops == 4 * 64 * 65 * 32 and costs[0].flops_share == 0
+    together = total(costs)
+    assert together.flops == sum(c.flops for c in costs)
+    assert together.flops_share == pytest.approx(2.5 * edges / (5 * 65 * 32))
+    assert together.kv_share == together.kv_held_share == 2.5 * 8 / (5 * 64)
+    assert json.loads(json.dumps([together.to_json(), *(c.to_json() for c in costs)]))
+
+
+def test_documents_do_not_make_a_recurrence_attention() -> None:
+    packed = pc.recurrent() & pc.documents([40, 24])
+    assert topology(packed, 64).levels[0].kind == "recurrent"
+    assert topology(pc.full() - pc.recurrent(), 64).levels[0].kind == "sparse"
+    assert analyze(packed, 64).costs[0].edges == (0,)
+
+
+def test_shared_keys_and_values_are_held_once() -> None:
+    near, far = pc.causal() & pc.window(7), pc.causal()
+    stack = Stack([near, far, near, far, near], kv_from=[0, 1, 0, 1, 1])
+    costs = analyze(stack, 64, depth=7, head_dim=64).costs
+    assert [c.kv_shared for c in costs] == [False, False, True, True, True, False, False]
+    assert [c.kv_bytes // 256 for c in costs] == [8, 64, 8, 64, 8, 8, 64]
+    assert [c.kv_held_bytes // 256 for c in costs] == [8, 64, 0, 0, 0, 8, 64]
+    # a layer that reads more of them than the one that made them makes the cache hold more
+    wide = analyze(Stack([near, far], kv_from=[0, 0]), 64, head_dim=64).costs
+    assert [c.kv_held_bytes // 256 for c in wide] == [64, 0]
+    mixed = heads([near, pc.causal() & pc.sink(2)])
+    some = analyze(Stack([mixed, pc.causal() & pc.sink(4)], kv_from=[0, 0]), 64, head_dim=64).costs
+    assert [c.kv_held_bytes // 256 for c in some] == [12, 0]
+    assert total(wide).kv_held_share == 0.5 and total(wide).kv_share == 72 / 128
+
+
+def test_expectations_count_attention_alone() -> None:
+    text = "layers:\n  - recurrent()\n  - causal()\nexpect:\n"
+    text += "  - edges(n=64) == 2080\n  - density(n=64) == 65 / 256\n"
+    assert all(outcome.holds for outcome in prove(loads(text)))

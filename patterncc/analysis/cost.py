@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from patterncc.analysis import offsets
-from patterncc.analysis.topology import Level, Pairs, Topology
-from patterncc.zones import algebra
+from patterncc.analysis.parts import attention_part
+from patterncc.analysis.spread import size
+from patterncc.analysis.topology import Kind, Pairs, Topology, patterns_of
+from patterncc.pattern import Pattern
+from patterncc.zones import ZoneSet, algebra
+from patterncc.zones.lower import lower
+
+if TYPE_CHECKING:
+    from patterncc.analysis.spread import I64
 
 HEAD_DIM = 128
 BYTES = 2  # of one number of K or V, as fp16 and bf16 are stored
@@ -20,16 +29,25 @@ class LevelCost:
     flops are 4 * D * edges (two products, a multiply and an add each); full_flops the same over
     every allowed pair.  kv_bytes are the keys and values that the last query reads (a decode
     step), full_kv_bytes those of every position.  Both are for one head.
+
+    Only attention is counted.  A recurrence or a convolution (`kind`) has no edges and no keys: its
+    state has one size whatever the length, and is left out; a hybrid layer counts its attention.
+    A layer that reads another's keys and values (`kv_shared`) adds none to the cache: kv_held_bytes
+    are those of kv_bytes that the cache holds on this layer's account, what the layers that share
+    them read of them included.
     """
 
     layer: int
+    kind: Kind
     heads: int
     edges: tuple[int, ...]
     density: float
     flops: float
     full_flops: int
     flops_share: float
+    kv_shared: bool
     kv_bytes: float
+    kv_held_bytes: float
     full_kv_bytes: int
 
     def to_json(self) -> dict[str, Any]:
@@ -37,46 +55,148 @@ class LevelCost:
         return {**asdict(self), "edges": list(self.edges)}
 
 
+@dataclass(frozen=True)
+class TotalCost:
+    """All layers together, against full attention in every one of them.
+
+    kv_share is what a decode step reads, kv_held_share what the cache holds for it.
+    """
+
+    flops: float
+    full_flops: int
+    flops_share: float
+    kv_bytes: float
+    kv_held_bytes: float
+    full_kv_bytes: int
+    kv_share: float
+    kv_held_share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def total(costs: tuple[LevelCost, ...]) -> TotalCost:
+    """The sums over layers, and their shares of full attention's.
+
+    >>> from patterncc import Stack, analyze, causal, recurrent
+    >>> found = total(analyze(Stack([recurrent()] * 3 + [causal()]), 64).costs)
+    >>> found.flops_share, found.kv_share
+    (0.25, 0.25)
+    """
+    flops, full_flops = sum(c.flops for c in costs), sum(c.full_flops for c in costs)
+    read, held = sum(c.kv_bytes for c in costs), sum(c.kv_held_bytes for c in costs)
+    full_kv = sum(c.full_kv_bytes for c in costs)
+    return TotalCost(
+        flops=flops,
+        full_flops=full_flops,
+        flops_share=flops / full_flops if full_flops else 0.0,
+        kv_bytes=read,
+        kv_held_bytes=held,
+        full_kv_bytes=full_kv,
+        kv_share=read / full_kv if full_kv else 0.0,
+        kv_held_share=held / full_kv if full_kv else 0.0,
+    )
+
+
 def costs(t: Topology, pairs: Pairs, depth: int, head_dim: int = HEAD_DIM) -> tuple[LevelCost, ...]:
     """The cost of layers 0 .. depth - 1; equal layers are measured once."""
-    known: dict[int, LevelCost] = {}
-    result = []
+    known: dict[int, _Measured] = {}
+    readers: dict[
+        int, dict[int, _Measured]
+    ] = {}  # of each layer's keys and values, equal ones once
     for index in range(depth):
         level = t.level(index)
         if id(level) not in known:
-            known[id(level)] = _cost(t, pairs, level, head_dim)
-        found = known[id(level)]
-        result.append(LevelCost(index, *(getattr(found, f) for f in _FIELDS)))
+            known[id(level)] = _measured(t, index)
+        readers.setdefault(t.source(index), {})[id(level)] = known[id(level)]
+    held: dict[tuple[int, ...], float] = {}
+    result = []
+    for index in range(depth):
+        found, sharing = known[id(t.level(index))], readers.get(index, {})
+        key = tuple(sharing)
+        if key not in held:
+            held[key] = _mean_keys(list(sharing.values()))
+        result.append(_cost(t, pairs, index, found, held[key], head_dim))
     return tuple(result)
 
 
-_FIELDS = tuple(LevelCost.__dataclass_fields__)[1:]
+def head_edges(t: Topology, index: int) -> tuple[int, ...]:
+    """Exact edges of attention in a layer, of each of its heads."""
+    return _measured(t, index).edges
 
 
-def _cost(t: Topology, pairs: Pairs, level: Level, head_dim: int) -> LevelCost:
-    one = len(level.head_zones) == 1  # then the union is the same set in fewer zones
-    counts = [offsets.count(zones) for zones in ([level.zones] if one else level.head_zones)]
-    keys = [_last_row_keys(t, zones.table) for zones in level.head_zones]
-    edges = tuple(counts[k] for k in level.head_index)
-    heads = len(edges)
-    total = t.n * t.frame.n
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A level's edges and the keys that the last query reads, as intervals, of each head."""
+
+    edges: tuple[int, ...]
+    keys: tuple[I64, ...]
+
+
+def _measured(t: Topology, index: int) -> _Measured:
+    zones, heads = _attention(t, index), t.level(index).head_index
+    counts = [offsets.count(z) for z in zones]
+    keys = [_last_row(t, z.table) for z in zones]
+    return _Measured(tuple(counts[k] for k in heads), tuple(keys[k] for k in heads))
+
+
+def _attention(t: Topology, index: int) -> list[ZoneSet]:
+    """The edges of attention of each distinct head."""
+    level, patterns = t.level(index), patterns_of(t.stack.layer(index))
+    if level.kind not in ("recurrent", "convolution", "hybrid"):
+        # of a single one the union is the same set in fewer zones
+        return [level.zones] if len(level.head_zones) == 1 else list(level.head_zones)
+    parts = []
+    for k in range(len(level.head_zones)):
+        head = level.head_index.index(k)
+        part = attention_part(patterns[head])
+        parts.append(ZoneSet.make(t.frame, []) if part is None else _lowered(t, part, index, head))
+    return parts
+
+
+def _lowered(t: Topology, p: Pattern, index: int, head: int) -> ZoneSet:
+    place = index % len(t.levels)
+    found = lower(p, t.n, t.frame.n, t.memory, layer=place, head=head, **t.bindings)
+    return ZoneSet(t.frame, found.table)
+
+
+def _mean_keys(layers: list[_Measured]) -> float:
+    """Keys that the last query reads in some of the layers, mean over heads; of layers with
+    different numbers of heads, in any head."""
+    if not layers:
+        return 0.0
+    heads = [m.keys for m in layers]
+    if len({len(keys) for keys in heads}) > 1:
+        heads = [(np.concatenate(keys),) for keys in heads]
+    united = [algebra.merge_intervals(np.concatenate(each)) for each in zip(*heads, strict=True)]
+    return sum(map(size, united)) / len(united)
+
+
+def _cost(
+    t: Topology, pairs: Pairs, index: int, found: _Measured, held: float, head_dim: int
+) -> LevelCost:
+    edges, heads = sum(found.edges), len(found.edges)
+    area = t.n * t.frame.n * heads
     unit = 2 * head_dim * BYTES
     return LevelCost(
-        layer=0,
+        layer=index,
+        kind=t.level(index).kind,
         heads=heads,
-        edges=edges,
-        density=sum(edges) / (total * heads) if total else 0.0,
-        flops=4 * head_dim * sum(edges) / heads,
+        edges=found.edges,
+        density=edges / area if area else 0.0,
+        flops=4 * head_dim * edges / heads,
         full_flops=4 * head_dim * pairs.count,
-        flops_share=sum(edges) / (pairs.count * heads) if pairs.count else 0.0,
-        kv_bytes=unit * sum(keys[k] for k in level.head_index) / heads,
+        flops_share=edges / (pairs.count * heads) if pairs.count else 0.0,
+        kv_shared=t.source(index) != index,
+        kv_bytes=unit * sum(map(size, found.keys)) / heads,
+        kv_held_bytes=unit * held,
         full_kv_bytes=unit * t.frame.n,
     )
 
 
-def _last_row_keys(t: Topology, table: algebra.I64) -> int:
-    """How many keys the last query reads."""
+def _last_row(t: Topology, table: I64) -> I64:
+    """The keys that the last query reads."""
     last = t.frame.n - 1
     rows = algebra.tighten(algebra.clip(table, (last, last + 1, 0, t.frame.n)))
-    intervals = algebra.merge_intervals(rows[:, 2:4])
-    return int((intervals[:, 1] - intervals[:, 0]).sum())
+    return algebra.merge_intervals(rows[:, 2:4])

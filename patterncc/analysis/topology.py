@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from patterncc.analysis.parts import attention_part, is_carrier
 from patterncc.errors import PatternError, PatternValueError, suggest
 from patterncc.pattern import (
     Difference,
@@ -22,7 +23,7 @@ from patterncc.pattern import (
     Union,
     check_int,
 )
-from patterncc.primitives import Convolution, Documents, Recurrent
+from patterncc.primitives import Documents, Recurrent
 from patterncc.stack import Heads, Layer, Stack
 from patterncc.zones import Frame, ZoneSet
 from patterncc.zones.lower import keyed, leaves, lower
@@ -161,11 +162,11 @@ def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, A
 
 
 def _kind(patterns: tuple[Pattern, ...], zones: ZoneSet, n: int) -> Kind:
-    kinds = {type(p) for pattern in patterns for p in leaves(pattern)}
-    other = kinds & {Recurrent, Convolution}
-    if other and kinds != other:
-        return "hybrid"
-    if other:
+    other = {type(p) for pattern in patterns for p in leaves(pattern) if is_carrier(p)}
+    attending = [attention_part(pattern) if other else pattern for pattern in patterns]
+    if attending != list(patterns):
+        if any(part is not None for part in attending):
+            return "hybrid"
         return "recurrent" if Recurrent in other else "convolution"
     table, last = zones.table, zones.frame.n
     whole = [last - n, last, 0, last, 1 - last]
