@@ -13,7 +13,7 @@ from reach_oracles import layer_masks, patterns, sharing_stacks, slow_depth, slo
 
 from patterncc import SizeError, Stack, causal, documents, random_edges, window
 from patterncc import primitives as pc
-from patterncc.analysis import columns, rows, sample, tiles, zones
+from patterncc.analysis import columns, rows, sample, strips, tiles, zones
 from patterncc.analysis.topology import Pairs, Topology, allowed_pairs, topology
 from patterncc.zones import Frame, ZoneSet
 from patterncc.zones.lower import lower
@@ -85,7 +85,7 @@ def test_engines_agree(stack: Stack, n: int) -> None:
 def test_what_a_sample_proves_is_true(stack: Stack, n: int, sources: int, seed: int) -> None:
     t, allowed = _ready(stack, n)
     curve = rows.follow(t, allowed, 4, sources=sources, seed=seed)
-    whole = sources >= t.frame.n or int(rows.key_pairs(allowed).astype(bool).sum()) <= sources
+    whole = sources >= t.frame.n or int(strips.key_pairs(allowed).astype(bool).sum()) <= sources
     assert whole or curve.full.hi is None
     full = slow_depth(layer_masks(stack, n), allowed.zones.dense(), stack.kv_from)
     assert full is None or (not curve.full.never and curve.full.lo <= full)
@@ -155,7 +155,7 @@ def test_column_counts(count: int, words: int, seed: int) -> None:
 def test_pairs_of_each_key(p: pc.Pattern, n: int) -> None:
     zones_ = lower(p, n)
     allowed = Pairs("all", "", zones_, zones_.count(), True)
-    assert rows.key_pairs(allowed).tolist() == zones_.dense().sum(axis=0).tolist()
+    assert strips.key_pairs(allowed).tolist() == zones_.dense().sum(axis=0).tolist()
 
 
 def test_no_matrix_is_held() -> None:

@@ -42,7 +42,7 @@ class Ranked:
     """Members of rows in layers of at most one a row: row[x] of layer k takes index[x].
 
     Where most rows have a k-th member, `row` is None and `index` has one entry a row (rows without
-    one take themselves, which adds nothing, or `fill`).
+    one take themselves, which adds nothing).
     """
 
     row: I64 | None
@@ -102,68 +102,70 @@ def operator(table: I64, size: int) -> Operator:
 
     Raises SizeError when the indices would hold more than MAX_ENTRIES numbers.
     """
-    i0, i1, j0, j1, d0, d1 = table.T
+    single = (table[:, 1] - table[:, 0] == 1) & (table[:, 3] - table[:, 2] <= SHORT)
+    rest = take(table, ~single)
+    i0, i1, j0, j1, d0, d1 = rest.T
     low_moves, high_moves = d0 > j0 - i1 + 1, d1 < j1 - i0
     height, width = i1 - i0, np.minimum(j1 - j0, d1 - d0)
     slanted = (low_moves | high_moves) & (height > 1)
     tall = slanted & (height >= TALL)
     scan = tall & ~(low_moves & high_moves)
-    slides = np.flatnonzero(tall & ~scan)
     short = ~tall & (width <= SHORT) & (height < TALL)
+    edges = [_edges(take(rest, short)), _single_rows(table, single)]
+    row, key = (np.concatenate(part) for part in zip(*edges, strict=True))
     loose = ~tall & ~short
     return Operator(
         size,
-        tuple(tuple(map(int, row)) for row in table[slides].tolist()),
-        tuple(tuple(map(int, row)) for row in table[scan].tolist()),
-        _gathers(take(table, short), size),
-        _ranges(take(table, loose), slanted[loose], size),
+        tuple(tuple(map(int, zone)) for zone in rest[tall & ~scan].tolist()),
+        tuple(tuple(map(int, zone)) for zone in rest[scan].tolist()),
+        _ranked(row, key, size, fill=True),
+        _ranges(take(rest, loose), slanted[loose], size),
     )
 
 
-def _gathers(table: I64, size: int) -> tuple[Ranked, ...]:
-    """The single edges of short zones, k-th key of every row by k-th key of every row."""
-    if not len(table):
-        return ()
-    i0, i1 = table[:, 0], table[:, 1]
-    refuse_above(int((i1 - i0).sum()) * SHORT, "single edges", MAX_ENTRIES)
-    zone, row = _rows(i0, i1)
+def _single_rows(table: I64, single: NDArray[np.bool_]) -> tuple[I64, I64]:
+    """The edges of zones of one row and a few keys."""
+    row, key, last = (table[:, k][single] for k in (0, 2, 3))
+    refuse_above(len(row) * SHORT, "single edges", MAX_ENTRIES)
+    wide = last - key > 1
+    if not wide.any():
+        return row, key
+    at, more = expand(key[wide] + 1, last[wide])
+    return np.concatenate([row, row[wide][at]]), np.concatenate([key, more])
+
+
+def _edges(table: I64) -> tuple[I64, I64]:
+    """The edges of short and narrow zones."""
+    refuse_above(int((table[:, 1] - table[:, 0]).sum()) * SHORT, "single edges", MAX_ENTRIES)
+    zone, row = expand(table[:, 0], table[:, 1])
     low = np.maximum(table[zone, 2], row + table[zone, 4])
     high = np.minimum(table[zone, 3], row + table[zone, 5])
-    if bool((high - low != 1).any()):
-        at, key = expand(low, high)
-        row = row[at]
-    else:
-        key = low
-    return _ranked(row, key, size, np.arange(size, dtype=np.intp))
+    at, key = expand(low, high)
+    return row[at], key
 
 
-def _rows(first: I64, last: I64) -> tuple[I64, I64]:
-    """The owner and the element of every range, without the work where all hold one element."""
-    if bool((last - first == 1).all()):
-        return np.arange(len(first)), first
-    return expand(first, last)
-
-
-def _ranked(row: I64, index: I64, size: int, fill: I64 | None) -> tuple[Ranked, ...]:
-    """(row, index) in layers of at most one a row; where most rows are in it and `fill` says what
-    the others may take, with one entry a row."""
+def _ranked(row: I64, index: I64, size: int, *, fill: bool) -> tuple[Ranked, ...]:
+    """(row, index) in layers of at most one a row; with `fill` one where most rows are in it has an
+    entry for every row."""
     if bool((row[1:] < row[:-1]).any()):
         order = np.argsort(row, kind="stable")
         row, index = row[order], index[order]
     counts = np.bincount(row, minlength=size)
+    most = int(counts.max(initial=0))
+    if fill and most * size == len(row):
+        columns = np.ascontiguousarray(index.reshape(size, most).T)
+        return tuple(Ranked(None, column) for column in columns)
     before = np.cumsum(counts) - counts
     layers = []
-    for k in range(int(counts.max(initial=0))):
+    for k in range(most):
         rows = np.flatnonzero(counts > k)
         picked = index[before[rows] + k]
-        if fill is None or 2 * len(rows) < size:
+        if not fill or 2 * len(rows) < size:
             layers.append(Ranked(rows, picked))
-        elif len(rows) == size:
-            layers.append(Ranked(None, picked))
-        else:
-            whole = fill.copy()
-            whole[rows] = picked
-            layers.append(Ranked(None, whole))
+            continue
+        whole = np.arange(size, dtype=np.int64)
+        whole[rows] = picked
+        layers.append(Ranked(None, whole))
     return tuple(layers)
 
 
@@ -187,7 +189,7 @@ def _ranges(table: I64, slanted: NDArray[np.bool_], size: int) -> Ranges | None:
     begin, end = np.searchsorted(starts, top), np.searchsorted(starts, bottom)
     refuse_above(int((end - begin).sum()), "stretches of rows", MAX_ENTRIES)
     owner, stretch = expand(begin, end)
-    members = _ranked(stretch, range_of[owner], len(starts) - 1, None)
+    members = _ranked(stretch, range_of[owner], len(starts) - 1, fill=False)
     of_row = None
     if len(starts) - 1 > FEW:
         of_row = np.searchsorted(starts, np.arange(starts[0], starts[-1]), side="right") - 1
