@@ -16,6 +16,8 @@ from patterncc.analysis.text import counted
 if TYPE_CHECKING:
     from patterncc.analysis.report import Report
 
+MOST_FINDINGS = 6  # that stand open
+
 
 def render(report: Report) -> str:
     """The whole page."""
@@ -93,7 +95,10 @@ def _tiles(report: Report) -> str:
         depth, proof = str(full), badge("exact, proved" if full.never else "exact", engine)
     else:
         depth, proof = "open", badge(f"bounds: {full}", engine)
-    of = f" <small>of {report.layers:,}</small>" if full.decided and not full.never else ""
+    of = ""
+    if full.decided and not full.never:
+        has = "of" if full.lo <= report.layers else "stack has"
+        of = f" <small>{has} {report.layers:,}</small>"
     shown = [
         ("Depth to full, layers", escape(depth) + of, "reach", proof),
         (
@@ -110,7 +115,7 @@ def _tiles(report: Report) -> str:
         shown.append(("90% of influence within", near, "flow", proof))
     shown += [
         ("FLOPs of full attention", percent(flops), "flops", badge("exact", "closed form")),
-        ("KV bytes that decoding reads", percent(kv), "kv", badge("exact", "closed form")),
+        ("KV bytes of full attention", percent(kv), "kv", badge("exact", "closed form")),
     ]
     tiles = "".join(
         f'<div class="tile"><span class="name">{escape(name)}</span>'
@@ -123,14 +128,20 @@ def _tiles(report: Report) -> str:
 def _findings(report: Report) -> str:
     if not report.findings:
         return ""
-    items = "".join(
+    items = [
         f'<li class="{f.severity}"><b>{f.severity} {escape(f.code)}</b> '
         f'{escape(sentence(f.message))}<br/><span class="soft">{escape(sentence(f.remedy))}'
         "</span></li>"
         for f in report.findings
-    )
+    ]
+    shown = f'<ul class="findings">{"".join(items[:MOST_FINDINGS])}</ul>'
+    if len(items) > MOST_FINDINGS:
+        shown += (
+            f"<details><summary>and {len(items) - MOST_FINDINGS} more</summary>"
+            f'<ul class="findings">{"".join(items[MOST_FINDINGS:])}</ul></details>'
+        )
     lede = "What is probably not meant, and how to mend it."
-    return section("findings", "Findings", lede, f'<ul class="findings">{items}</ul>')
+    return section("findings", "Findings", lede, shown)
 
 
 def _notes(report: Report) -> str:

@@ -27,7 +27,7 @@ from patterncc.analysis.html_parts import (
     section,
 )
 from patterncc.analysis.spread import Cone, cone_of, size
-from patterncc.analysis.svg import SHADES, percent
+from patterncc.analysis.svg import SHADES, percent, short
 from patterncc.errors import SizeError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def hops(report: Report, query: int) -> str:
             "ask at a shorter length, or patterncc.analysis.cone for one depth"
         )
         return section("hops", "Layers that it takes", "", pair(bars, absent("By distance", why)))
-    shades = [ramp("reach s", SHADES, "few", "all keys at that distance")]
+    shades = [ramp("reach s", SHADES, f"up to {percent(1 / SHADES)}", "all keys at that distance")]
     if found.rest.any():
         shades.append(f"<li>{box_swatch('rest s5')}not reached</li>")
     heat = figure(
@@ -142,7 +142,7 @@ def _distance_figure(report: Report, cone: Cone | None) -> str:
     farthest = svg_influence.farthest(found, cone)
     caption = (
         f"Half of what the last token holds comes from within {found.q50:,} tokens, 99% from "
-        f"within {found.q99:,}; spread as evenly over {found.participation:,.0f} positions it "
+        f"within {found.q99:,}; spread as evenly over {short(found.participation)} positions it "
         "would be as diluted."
     )
     entries = [(line_swatch("mark"), "share of the influence within", "")]
@@ -176,7 +176,7 @@ def load(report: Report) -> str:
         proof,
     )
     evenly = figure(
-        f"As if {found.n_eff[0]:,.3g} of {found.positions:,} inputs carried all",
+        f"As if {short(found.n_eff[0])} of {found.positions:,} inputs carried all",
         "N_eff on a log scale: how many positions would carry the load if they shared it evenly. "
         "Depth runs from the inputs on the left to the output on the right.",
         svg_rows.n_eff_curve(found),
@@ -240,12 +240,12 @@ def masks(report: Report) -> str:
     for mask in found[:MOST_MASKS]:
         place = svg_masks.where(mask, t)
         pictures.append(
-            f"<figure>{svg_masks.thumbnail(mask.zones, f'mask {mask.name}: {mask.text}')}"
+            f"<figure>{svg_masks.thumbnail(mask)}"
             f"<figcaption><b>{mask.name}</b> <code>{escape(mask.text)}</code><br/>"
             f"{escape(place)}<br/>{svg_masks.density_words(mask, t.n)}</figcaption></figure>"
         )
     limits = svg_masks.shade_limits()
-    scale = ramp("reach s", SHADES, f"above 0, to {percent(limits[0])}", "to 100% of its pairs")
+    scale = ramp("attention s", SHADES, f"above 0, to {percent(limits[0])}", "to 100% of its pairs")
     tokens = "one pair (query, key)" if side == 1 else f"{side:,} x {side:,} pairs"
     note = f"<li>a cell is {tokens}</li>"
     more = len(found) - MOST_MASKS

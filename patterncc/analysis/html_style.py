@@ -32,8 +32,10 @@ section { margin-top: 52px; border-top: 1px solid var(--line); padding-top: 20px
 section > h2 + p { color: var(--soft); margin: 4px 0 0; }
 .pair { display: grid; gap: 28px 44px; margin-top: 20px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
-figure { margin: 20px 0 0; min-width: 0; break-inside: avoid; }
+figure { display: flow-root; margin: 20px 0 0; min-width: 0; break-inside: avoid; }
 .pair > figure { margin: 0; display: flex; flex-direction: column; }
+.pair > figure > svg.chart { margin-top: auto; }
+.pair > figure > :nth-last-child(2) { margin-bottom: 16px; }
 .head { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: baseline; }
 figcaption { color: var(--soft); font-size: 13.5px; margin: 2px 0 0; max-width: 72ch; }
 .badge { font-size: 12px; color: var(--soft); white-space: nowrap; }
@@ -44,10 +46,9 @@ figcaption { color: var(--soft); font-size: 13.5px; margin: 2px 0 0; max-width: 
   border-color: var(--warn); }
 .badge.estimate::before { border-color: var(--warn); }
 .badge.wrap { white-space: normal; }
-.tiles { display: grid; gap: 1px; margin-top: 24px; background: var(--line);
-  border: 1px solid var(--line); border-radius: 8px; overflow: hidden;
-  grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); }
-.tile { background: var(--page); padding: 14px 16px 12px; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1px; margin-top: 24px; background: var(--line);
+  border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
+.tile { flex: 1 1 184px; background: var(--page); padding: 14px 16px 12px; }
 .tile .name { font-size: 13px; color: var(--soft); display: block; }
 .tile b { display: block; font-size: 28px; line-height: 1.25; font-weight: 620;
   letter-spacing: -.01em; font-variant-numeric: tabular-nums; }
@@ -97,13 +98,16 @@ text.mark, text.thumb, text.end, text.halo { stroke-dasharray: none; }
 .cone { fill: var(--reach); opacity: .22; }
 path.s1, path.s2, path.s3, path.s4, path.s5, path.s6, path.s7 { shape-rendering: crispEdges; }
 .reach.s1, .reach.s2, .reach.s3, .reach.s4, .reach.s5, .reach.s6 { fill: var(--reach); }
+.attention { fill: var(--reach); } .recurrent { fill: var(--recurrent); }
+.convolution { fill: var(--convolution); } .hybrid { fill: var(--hybrid); }
 .rest.s1, .rest.s2, .rest.s3, .rest.s4, .rest.s5, .rest.s6 { fill: var(--rest); }
 .flow.s1, .flow.s2, .flow.s3, .flow.s4, .flow.s5, .flow.s6, .flow.s7 { fill: var(--flow); }
 .s1 { opacity: .2; } .s2 { opacity: .34; } .s3 { opacity: .48; } .s4 { opacity: .63; }
 .s5 { opacity: .8; } .s6 { opacity: 1; }
 .flow.s1 { opacity: .1; } .flow.s2 { opacity: .2; } .flow.s3 { opacity: .32; }
 .flow.s4 { opacity: .46; } .flow.s5 { opacity: .62; } .flow.s6 { opacity: .8; }
-text.on5, text.on6 { fill: var(--page) !important; font-weight: 600; }
+svg text.on { fill: var(--ink); }
+svg text.on5, svg text.on6 { fill: var(--page); font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 8px 0 0; padding: 0;
   list-style: none; font-size: 13px; color: var(--soft); }
 .legend svg { width: 22px; height: 12px; margin-right: 6px; vertical-align: -1px; }
@@ -114,12 +118,13 @@ text.on5, text.on6 { fill: var(--page) !important; font-weight: 600; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
   font-size: 14px; }
 th, td { text-align: right; padding: 6px 12px; border-bottom: 1px solid var(--line);
-  vertical-align: baseline; }
+  vertical-align: baseline; white-space: nowrap; }
 th { font-weight: 500; color: var(--soft); font-size: 13px; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 td.words, th.words { text-align: left; }
-td.words { overflow-wrap: anywhere; min-width: 180px; }
+td.words { white-space: normal; min-width: 120px; }
+td.words code { overflow-wrap: anywhere; }
 td svg.swatch { width: 12px; height: 12px; margin-right: 7px; vertical-align: -1px; }
 code { font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 details { margin-top: 10px; } summary { cursor: pointer; color: var(--soft); font-size: 13.5px; }
@@ -144,7 +149,7 @@ footer p { max-width: 84ch; }
   main { padding: 24px 16px 48px; } .wide { display: none; } section { margin-top: 40px; }
   svg.chart { width: calc(100% - 56px); margin-left: 46px; margin-right: 10px; }
   svg text { font-size: 11px; } .tile b { font-size: 24px; }
-  .tiles { grid-template-columns: repeat(2, 1fr); } .tile { padding: 12px 12px 10px; }
+  .tile { flex-basis: 140px; padding: 12px 12px 10px; }
   th, td { padding: 6px 8px; } .badge { white-space: normal; } }
 @media print {
   :root { color-scheme: light; } main { max-width: none; padding: 0; }

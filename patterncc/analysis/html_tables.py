@@ -14,7 +14,6 @@ from patterncc.analysis.svg_rows import dumbbell, share_bar
 
 if TYPE_CHECKING:
     from patterncc.analysis.cost import LevelCost
-    from patterncc.analysis.curve import Depth
     from patterncc.analysis.report import Report
     from patterncc.analysis.robustness import Robustness
 
@@ -95,8 +94,8 @@ def robustness_table(found: Sequence[Robustness]) -> str:
         [
             f"{one.token:,}",
             dumbbell(one),
-            f"{percent(one.before.share)} to {percent(one.after.share)}",
-            f"{_depth(one.full_before)} to {_depth(one.full_after)}",
+            _change(percent(one.before.share), percent(one.after.share)),
+            _change(str(one.full_before), str(one.full_after)),
             badge(one.after.badge, one.after.engine),
         ]
         for one in found
@@ -105,8 +104,11 @@ def robustness_table(found: Sequence[Robustness]) -> str:
     return table(heads, rows, words=(0, 1, 4))
 
 
-def _depth(full: Depth) -> str:
-    return escape(str(full))
+def _change(before: str, after: str) -> str:
+    """Before and after, or that nothing changed."""
+    if before == after:
+        return f'{escape(before)} <span class="soft">unchanged</span>'
+    return f"{escape(before)} &rarr; <b>{escape(after)}</b>"
 
 
 def shares(rows: Sequence[tuple[str, float, str]]) -> str:

@@ -193,7 +193,7 @@ def left_axis(y: Scale, ticks: Iterable[float], say: Callable[[float], str]) -> 
 
 def foot_axis(x: Scale, ticks: Sequence[tuple[float, str]], title: str, few: int = 6) -> str:
     """Labels under a chart; those beyond a `few` are left out where the page is narrow."""
-    every = max(1, math.ceil(len(ticks) / few))
+    every = max(1, round(len(ticks) / few))
     words = [
         text(x(value), 100, word, "middle", dy=17, kind="wide" if k % every else "")
         for k, (value, word) in enumerate(ticks)
@@ -206,9 +206,9 @@ def layer_axis(x: Scale, depth: int, title: str = "layers passed") -> str:
     return foot_axis(x, [(l, f"{l:,}") for l in steps(depth, 13)], title, few=7)
 
 
-def share_axis(ceiling: float) -> tuple[Scale, str]:
-    """The scale and the axis of a share from 0 up to `ceiling`."""
-    y = Scale(0, ceiling, up=True)
+def share_axis(ceiling: float, top: float = 0) -> tuple[Scale, str]:
+    """The scale and the axis of a share from 0 up to `ceiling`, `top` per cent left free above."""
+    y = Scale(0, ceiling * 100 / (100 - top), up=True)
     return y, left_axis(y, [ceiling * k / 4 for k in range(5)], percent)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patterncc.analysis import svg
-from patterncc.analysis.spread import cone_of
+from patterncc.analysis.spread import cone_of, size
 from patterncc.analysis.svg import SHADES, Scale, percent
 from patterncc.errors import SizeError
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MOST_STEPS = 4096  # layers that are walked for one map
 MOST_WORK = 2**25  # zones of all layers that are walked
 OCTAVE = 4  # bins of distance while it doubles
+EVEN = 96  # bins of equal width
+STEADY = 8  # layers past which depth buys distance step by step: bins of equal width show it
 MOST_ROWS = 24
 
 
@@ -39,21 +41,30 @@ class HopMap:
     share: F64
     rest: F64
 
+    @property
+    def last(self) -> int:
+        """The last layer that reaches a key first."""
+        return int(np.flatnonzero(self.share.any(axis=1))[-1])
+
 
 def hop_map(t: Topology, query: int, depth: int) -> HopMap | None:
     """The hops of one query's keys, exactly, from its receptive cones; None where that is too much
     work."""
-    work = sum(len(t.level(l).zones) for l in range(depth)) + depth
-    longest = depth * (1 if t.period == 1 and not t.shared else min(depth, t.period + 1))
-    if longest > MOST_STEPS or work * max(1, longest // max(1, depth)) > MOST_WORK:
+    walks = depth if t.shared else min(t.period, depth + 1)
+    zones = sum(len(t.level(l).zones) for l in range(depth))
+    if walks * depth > MOST_STEPS or walks * zones > MOST_WORK:
         return None
-    edges = distance_edges(max(query, t.frame.n - 1 - query))
-    whole = in_bins(np.array([[0, t.frame.n]], dtype=np.int64), query, edges)
     try:
-        rows = [in_bins(x, query, edges) for x in _reached(t, query, depth)]
+        reached = _reached(t, query, depth)
     except SizeError:
         return None
-    first = np.diff(np.stack([np.zeros_like(whole), *rows]), axis=0)
+    farthest = max(query, t.frame.n - 1 - query)
+    sizes = [size(x) for x in reached]
+    changes = [l for l in range(1, depth + 1) if sizes[l] > sizes[l - 1]]
+    edges = distance_edges(farthest, even=bool(changes) and changes[-1] >= STEADY)
+    whole = in_bins(np.array([[0, t.frame.n]], dtype=np.int64), query, edges)
+    rows = [in_bins(x, query, edges) for x in reached]
+    first = np.diff(np.stack(rows), axis=0, prepend=0)
     share = first / np.maximum(whole, 1)
     return HopMap(query, edges, share, (whole - rows[-1]) / np.maximum(whole, 1))
 
@@ -73,15 +84,18 @@ def _reached(t: Topology, query: int, depth: int) -> list[I64]:
     return [rows[l] for l in range(depth + 1)]
 
 
-def distance_edges(farthest: int) -> I64:
-    """Bounds of bins of distance: 0, then OCTAVE a doubling, whole numbers without doubles.
+def distance_edges(farthest: int, even: bool) -> I64:
+    """Bounds of bins of distance, 0 alone: equally wide, or OCTAVE a doubling without doubles.
 
-    >>> distance_edges(9).tolist()
+    >>> distance_edges(9, even=False).tolist()
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 10]
     """
+    last = farthest + 1
+    if even:
+        return np.unique(np.linspace(0, last, min(EVEN, last) + 1).astype(np.int64))
     octaves = max(1, farthest).bit_length()
     bounds = {0} | {round(2 ** (k / OCTAVE)) for k in range(octaves * OCTAVE + 1)}
-    return np.array(sorted(b for b in bounds if b <= farthest) + [farthest + 1], dtype=np.int64)
+    return np.array([*sorted(b for b in bounds if b <= farthest), last], dtype=np.int64)
 
 
 def in_bins(positions: I64, query: int, edges: I64) -> I64:
@@ -102,7 +116,7 @@ def in_bins(positions: I64, query: int, edges: I64) -> I64:
 
 def hop_heat(hops: HopMap) -> str:
     """Layers upwards, distance to the right, darker where more keys are first reached."""
-    groups = _rows(len(hops.share))
+    groups = _rows(hops.last + 1)
     share = np.stack([hops.share[a:b].sum(axis=0) for a, b in groups])
     count, bins = len(groups), len(hops.edges) - 1
     y, x = Scale(0, count + 1, up=True), Scale(0, bins)
@@ -150,7 +164,12 @@ def _rows(count: int) -> list[tuple[int, int]]:
 
 
 def distance_ticks(edges: I64) -> list[tuple[float, str]]:
-    """Powers of two among the bounds of bins, at most about a dozen."""
-    held = [(k, e) for k, e in enumerate(edges[:-1].tolist()) if e & (e - 1) == 0]
-    every = max(1, -(-len(held) // 12))
-    return [(float(k), svg.short(e)) for k, e in held[::every]]
+    """Round distances among the bounds of bins: powers of two, or even steps; about seven."""
+    bounds = edges[:-1].tolist()
+    held = [(float(k), svg.short(e)) for k, e in enumerate(bounds) if e & (e - 1) == 0]
+    widths = np.diff(edges)
+    if len(edges) > 2 and widths.max() - widths.min() <= 1 and widths.max() > 1:
+        last = int(edges[-1]) - 1
+        return [(len(bounds) * v / (last + 1), svg.short(v)) for v in svg.steps(last, 6)]
+    every = max(1, -(-len(held) // 7))
+    return held[::every]

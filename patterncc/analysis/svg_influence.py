@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BINS = 96
 MOST_ROWS = 48
 DECADES = 7  # shades: from the lightest, above nothing, to 10% and more
+LABELS = 34  # per cent of the height kept free for what is marked
 FINE = 288  # steps of position that the outline tells apart
 
 
@@ -55,7 +56,7 @@ def cone_chart(t: Topology, cone: Cone, found: Influence | None) -> str:
         parts.append(svg.box(0, y(k + 1), 100, y(0) - y(1), "hit", _said(cone, l)))
     ticks = [(float(p), short(p)) for p in _round_positions(first, last)]
     parts.append(svg.foot_axis(x, ticks, "position", few=4))
-    return svg.chart(f"What query {cone.query} can depend on, and how much", parts, 300)
+    return svg.chart(f"What query {cone.query} can depend on, and how much", parts, 280)
 
 
 def _said(cone: Cone, layer: int) -> str:
@@ -150,7 +151,7 @@ def distance_chart(found: Influence, reach: int, heuristic: float | None) -> str
     bins = found.by_distance()
     widest = max(len(bins), _place(reach) + 0.6, _place(heuristic) + 0.6 if heuristic else 0)
     x = Scale(0, widest)
-    y, axis = svg.share_axis(svg.nice(max(mass for _, _, mass in bins)))
+    y, axis = svg.share_axis(svg.nice(max(mass for _, _, mass in bins)), top=LABELS)
     parts = [axis]
     if _place(reach) < widest - 1:
         start = x(min(widest, _place(reach + 1)))
@@ -160,15 +161,19 @@ def distance_chart(found: Influence, reach: int, heuristic: float | None) -> str
         parts.append(svg.box(x(k + 0.1), y(mass), 0.8 * x(1), 100 - y(mass), "bar flow"))
         tip = f"distance {place}: {percent(mass)} of the influence"
         parts.append(svg.box(x(k), 0, x(1), 100, "hit", tip))
-    for row, (name, at) in enumerate((("50%", found.q50), ("90%", found.q90), ("99%", found.q99))):
-        parts.append(_marked(x, at, f"{name} within {at:,}", "mark", 5 + 8 * row))
+    marks = [
+        (float(found.q50), f"50% within {found.q50:,}", "mark"),
+        (float(found.q90), f"90% within {found.q90:,}", "mark"),
+        (float(found.q99), f"99% within {found.q99:,}", "mark"),
+        (float(reach), f"reach ends at {reach:,}", "end"),
+    ]
     if heuristic is not None:
-        parts.append(_marked(x, heuristic, f"rule of thumb {heuristic:,.0f}", "thumb", 29))
-    parts.append(_marked(x, reach, f"reach ends at {reach:,}", "end", 37))
+        marks.append((heuristic, f"rule of thumb {heuristic:,.0f}", "thumb"))
+    parts += _marked(x, marks)
     names = [(k + 0.5, short(first)) for k, (first, _, _) in enumerate(bins)]
-    every = max(1, -(-len(names) // 14))
-    parts.append(svg.foot_axis(x, names[::every], "distance from the query, tokens", few=7))
-    return svg.chart("Influence by distance from the query", parts, 260)
+    every = max(1, -(-len(names) // 7))
+    parts.append(svg.foot_axis(x, names[::every], "distance from the query, tokens"))
+    return svg.chart("Influence by distance from the query", parts, 280)
 
 
 def _place(distance: float) -> float:
@@ -176,9 +181,13 @@ def _place(distance: float) -> float:
     return 0.5 if distance < 1 else 1 + math.log2(distance) + 0.5 / distance
 
 
-def _marked(x: Scale, at: float, words: str, kind: str, row: float) -> str:
-    place = x(_place(at))
-    side = ("end", -5) if place > 50 else ("start", 5)
-    return svg.rule(place, 0, place, 100, kind) + svg.text(
-        place, row, words, side[0], dx=side[1], dy=4, kind=f"halo {kind}"
-    )
+def _marked(x: Scale, marks: list[tuple[float, str, str]]) -> list[str]:
+    """Upright lines with their names above the bars; the farthest highest, so that no line runs
+    through the name of another that stands to its left."""
+    lines, names = [], []
+    for row, (at, words, kind) in enumerate(sorted(marks, key=lambda mark: -mark[0])):
+        place, height = x(_place(at)), 2 + 6.2 * row
+        side = ("end", -5) if place > 44 else ("start", 5)
+        lines.append(svg.rule(place, height, place, 100, kind))
+        names.append(svg.text(place, height, words, side[0], dx=side[1], dy=5, kind=f"halo {kind}"))
+    return lines + names

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -15,7 +14,10 @@ from patterncc.analysis.coarse import tile_counts
 from patterncc.analysis.svg import SHADES, Scale, percent
 from patterncc.analysis.topology import patterns_of
 from patterncc.errors import SizeError
+from patterncc.pattern import Pattern
+from patterncc.primitives import Convolution, Recurrent
 from patterncc.zones.algebra import expand
+from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,12 +32,18 @@ MOST_LAYERS, MOST_HEADS = 128, 64  # of the map; past them every few are shown
 GAMMA = 0.4  # so that thin bands show: a shade stands for (shade / SHADES) ** (1 / GAMMA)
 
 
+MaskKind = Literal["attention", "recurrent", "convolution", "hybrid"]
+
+KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
+
+
 @dataclass(frozen=True, eq=False)
 class Mask:
     """One distinct set of edges, where it is used, and the name it goes by on the page."""
 
     name: str
     text: str
+    kind: MaskKind
     zones: ZoneSet
     edges: int
     places: tuple[tuple[int, tuple[int, ...]], ...]  # (layer, its heads)
@@ -48,34 +56,51 @@ class Mask:
 
 def distinct_masks(t: Topology) -> list[Mask]:
     """Every distinct set of edges in the stack, in order of first use."""
-    known: dict[bytes, int] = {}
+    known: dict[tuple[MaskKind, bytes], int] = {}
     by_level: dict[tuple[int, int], int] = {}
     zones: list[ZoneSet] = []
-    texts: list[str] = []
+    patterns: list[Pattern] = []
     places: list[dict[int, list[int]]] = []
     for layer, level in enumerate(t.levels):
-        patterns = patterns_of(t.stack.layers[layer])
+        its = patterns_of(t.stack.layers[layer])
         for head, which in enumerate(level.head_index):
             at = by_level.get((id(level), which))
             if at is None:
                 held = level.head_zones[which]
-                at = known.setdefault(held.table.tobytes(), len(zones))
+                key = (kind_of(its[head]), held.table.tobytes())
+                at = known.setdefault(key, len(zones))
                 by_level[id(level), which] = at
                 if at == len(zones):
                     zones.append(held)
-                    texts.append(str(patterns[head]))
+                    patterns.append(its[head])
                     places.append({})
             places[at].setdefault(layer, []).append(head)
     return [
         Mask(
             _name(k),
-            texts[k],
+            str(patterns[k]),
+            kind_of(patterns[k]),
             zones[k],
             offsets.count(zones[k]),
             tuple((layer, tuple(heads)) for layer, heads in places[k].items()),
         )
         for k in range(len(zones))
     ]
+
+
+def kind_of(pattern: Pattern) -> MaskKind:
+    """Whether a head's edges are those of attention.
+
+    >>> from patterncc import causal, recurrent
+    >>> kind_of(causal()), kind_of(recurrent())
+    ('attention', 'recurrent')
+    """
+    held = {type(leaf) for leaf in leaves(pattern)}
+    if not held & {Recurrent, Convolution}:
+        return "attention"
+    if held == {Recurrent}:
+        return "recurrent"
+    return "convolution" if held == {Convolution} else "hybrid"
 
 
 def _name(index: int) -> str:
@@ -104,31 +129,29 @@ def spans(numbers: Sequence[int]) -> str:
 
 def where(mask: Mask, t: Topology) -> str:
     """The layers and heads of a mask in words."""
-    said = []
-    for heads, group in groupby(mask.places, key=lambda place: place[1]):
-        layers = [layer for layer, _ in group]
-        whole = len(t.levels[layers[0]].head_index)
-        which = "" if len(heads) == whole else f", heads {spans(heads)} of {whole}"
-        said.append((layers, which))
-    if len({which for _, which in said}) == 1:
-        said = [([layer for layers, _ in said for layer in layers], said[0][1])]
-    layers_said = [
+    groups: dict[str, list[int]] = {}
+    for layer, heads in mask.places:
+        whole = len(t.levels[layer].head_index)
+        name = "head" if len(heads) == 1 else "heads"
+        which = "" if len(heads) == whole else f", {name} {spans(heads)} of {whole}"
+        groups.setdefault(which, []).append(layer)
+    said = [
         f"{'layer' if len(layers) == 1 else 'layers'} {spans(layers)}{which}"
-        for layers, which in said
+        for which, layers in groups.items()
     ]
-    more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
-    return "; ".join(layers_said[:3]) + more
+    more = f"; and in {len(said) - 3} other places" if len(said) > 3 else ""
+    return "; ".join(said[:3]) + more
 
 
-def thumbnail(zones: ZoneSet, label: str) -> str:
+def thumbnail(mask: Mask) -> str:
     """A mask in at most 48 x 48 cells, darker where more of a cell's pairs are edges."""
-    shades = _shades(zones)
-    size = len(shades)
+    shades = _shades(mask.zones)
+    size, label = len(shades), f"mask {mask.name}: {mask.text}"
     return (
         f'<svg class="mask" viewBox="0 0 {size} {size}" role="img" aria-label="{escape(label)}" '
         f'shape-rendering="crispEdges"><title>{escape(label)}</title>'
         f'<rect class="paper" width="{size}" height="{size}"/>'
-        f"{''.join(svg.cells(shades, 'reach s'))}</svg>"
+        f"{''.join(svg.cells(shades, f'{mask.kind} s'))}</svg>"
     )
 
 
@@ -170,7 +193,12 @@ def head_map(t: Topology, masks: Sequence[Mask]) -> str:
     grid = np.array([0, *shade])[names + 1]
     columns, rows = len(layers), len(heads)
     x, y = Scale(0, columns), Scale(0, rows)
-    parts = [svg.stretched(svg.cells(grid, "reach s"), columns, rows)]
+    kinds = np.array([-1, *(KINDS.index(mask.kind) for mask in masks)])[names + 1]
+    parts = [
+        svg.stretched(svg.cells(np.where(kinds == k, grid, 0), f"{kind} s"), columns, rows)
+        for k, kind in enumerate(KINDS)
+        if (kinds == k).any()
+    ]
     kind = "" if columns <= 16 else "wide"
     if columns <= 40 and rows <= 16:
         parts += [
@@ -178,7 +206,7 @@ def head_map(t: Topology, masks: Sequence[Mask]) -> str:
             for r in range(rows)
             for c in range(columns)
             if names[r, c] >= 0
-            for on in [f"{kind} on{grid[r, c]}"]
+            for on in [f"{kind} on on{grid[r, c]}".strip()]
         ]
     for r in range(0, rows, max(1, -(-rows // 8))):
         word = f"{heads[r]}" if rows > 1 else "all"
@@ -215,5 +243,7 @@ def _uses(t: Topology, masks: Sequence[Mask], layers: list[int], heads: list[int
 
 
 def density_words(mask: Mask, n: int) -> str:
-    """Edges and density of a mask."""
+    """Edges and density of a mask; what is no attention has none."""
+    if mask.kind != "attention":
+        return f"{mask.kind}, not attention" if mask.kind != "hybrid" else "attention in part"
     return f"{mask.edges:,} edges, {percent(mask.density(n))} of all pairs"

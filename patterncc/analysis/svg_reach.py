@@ -82,7 +82,8 @@ def _hover(t: Topology, x: Scale, shown: Sequence[int], tips: Sequence[str]) -> 
 
 def hop_bars(hops: Sequence[tuple[int, int]], total: int) -> str:
     """Pairs first reached by each layer, as shares of the allowed pairs (upper bounds faint)."""
-    groups = _groups(len(hops))
+    last = max((l for l, (_, hi) in enumerate(hops) if hi), default=0)
+    groups = _groups(min(len(hops), last + 2))
     sums = [(sum(h[0] for h in hops[a:b]), sum(h[1] for h in hops[a:b])) for a, b in groups]
     shares = [(fraction(lo, total), min(1.0, fraction(hi, total))) for lo, hi in sums]
     y, axis = svg.share_axis(svg.nice(max((hi for _, hi in shares), default=1.0)))
@@ -98,9 +99,9 @@ def hop_bars(hops: Sequence[tuple[int, int]], total: int) -> str:
             parts.append(svg.box(left, y(hi), width, 100 - y(hi), "bar reach faint"))
         parts.append(svg.box(left, y(lo), width, 100 - y(lo), "bar reach"))
         parts.append(svg.box(x(k), 0, x(1), 100, "hit", tip))
-    ticks = [(k + 0.5, f"{groups[k][0]:,}") for k in svg.steps(len(groups) - 1, 12)]
+    ticks = [(k + 0.5, f"{groups[k][0]:,}") for k in svg.steps(len(groups) - 1, 8)]
     parts.append(svg.foot_axis(x, ticks, "number of layers it takes", few=7))
-    return svg.chart("Pairs first reached, by layer", parts)
+    return svg.chart("Pairs first reached, by layer", parts, 260)
 
 
 def _groups(count: int, most: int = 64) -> list[tuple[int, int]]:

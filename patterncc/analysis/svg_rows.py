@@ -30,10 +30,11 @@ def hub_bars(hubs: HubLoad) -> str:
         parts += [
             svg.text(0, middle, f"{position:,}", "end", dx=-8, dy=4),
             svg.box(0, middle - height / 2, x(load), height, "bar flow", tip),
-            svg.text(x(load), middle, f"{short(load)}x", dx=6, dy=4, kind="strong"),
+            svg.text(x(load), middle, f"{short(load)}\u00d7", dx=6, dy=4, kind="strong"),
         ]
     parts.append(svg.rule(x(1), 0, x(1), 100, "thumb"))
-    parts.append(svg.text(x(1), 100, "even share", "middle", dy=17))
+    if x(1) > 12:
+        parts.append(svg.text(x(1), 100, "even share", "middle", dy=17))
     parts.append(svg.text(50, 100, "load, times an even share", "middle", dy=36, kind="name"))
     return svg.chart("The busiest positions", parts, BAR * len(shown), "named")
 
