@@ -9,6 +9,8 @@ from patterncc.analysis.hubs import HubLoad, hub_load_of
 from patterncc.analysis.influence import Influence, influence_of
 from patterncc.analysis.robustness import Robustness, robustness_of
 from patterncc.analysis.rollout import MOST_POSITIONS, Rollout, rollout_of
+from patterncc.analysis.smallworld import SmallWorld, small_world_of
+from patterncc.analysis.spectrum import Spectrum, spectrum_of
 from patterncc.analysis.topology import Topology, patterns_of
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.primitives import GlobalTokens, Sink
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RELAYS = 3  # tokens whose loss is tried
+SPECTRUM_MOST = 2**16  # positions up to which the gap is found without being asked for
 RERUN_MOST = 2**13  # positions up to which reach is run again where it took tiles or rows
 
 
@@ -77,3 +80,18 @@ def relays(t: Topology, hubs: HubLoad | None) -> list[int]:
     busiest = [token for token, _ in hubs.busiest] if hubs is not None else []
     found = dict.fromkeys(named[: RELAYS // 2] + busiest + named[RELAYS // 2 :])
     return [token for token in found if 0 <= token < t.frame.n][:RELAYS]
+
+
+def small_world_figure(report: Report) -> SmallWorld:
+    """The graph of all layers as an undirected one."""
+    return small_world_of(report.topology)
+
+
+def spectrum_figure(report: Report) -> Spectrum:
+    """The spectral gap of a bidirectional stack."""
+    if report.topology.frame.n > SPECTRUM_MOST:
+        raise SizeError(
+            f"spectrum: found unasked up to {SPECTRUM_MOST:,} positions only; ask "
+            "patterncc.analysis.spectrum(stack, n), which can take half a minute at a million"
+        )
+    return spectrum_of(report.topology)

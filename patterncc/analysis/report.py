@@ -19,11 +19,13 @@ from patterncc.analysis.influence import Influence, heuristic_range
 from patterncc.analysis.lint import Finding
 from patterncc.analysis.robustness import Robustness
 from patterncc.analysis.rollout import Rollout
+from patterncc.analysis.smallworld import SmallWorld
+from patterncc.analysis.spectrum import Spectrum
 from patterncc.analysis.topology import Topology
 from patterncc.errors import PatternError, PatternValueError
 
 SCHEMA = "patterncc.report/1"
-LATER = ("influence", "hubs", "robustness")
+LATER = ("influence", "hubs", "robustness", "small_world", "spectrum")
 """The figures that are computed when they are first read, in this order."""
 
 
@@ -113,6 +115,16 @@ class Report:
         """What reach loses with each of the tokens on which most rests."""
         return () if isinstance(self._robustness, str) else self._robustness
 
+    @property
+    def small_world(self) -> SmallWorld | None:
+        """Clustering and path length of the graph of all layers, as an undirected one."""
+        return None if isinstance(self._small_world, str) else self._small_world
+
+    @property
+    def spectrum(self) -> Spectrum | None:
+        """The spectral gap of a bidirectional stack: how fast information mixes."""
+        return None if isinstance(self._spectrum, str) else self._spectrum
+
     @cached_property
     def heuristic_range(self) -> float | None:
         """A rule of thumb, 1.5 windows, beside the exact quantiles of the influence."""
@@ -141,6 +153,14 @@ class Report:
     @cached_property
     def _robustness(self) -> tuple[Robustness, ...] | str:
         return figures.or_why(lambda: figures.robustness_figure(self, self.hubs))
+
+    @cached_property
+    def _small_world(self) -> SmallWorld | str:
+        return figures.or_why(lambda: figures.small_world_figure(self))
+
+    @cached_property
+    def _spectrum(self) -> Spectrum | str:
+        return figures.or_why(lambda: figures.spectrum_figure(self))
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object; docs/report.md describes every field."""
@@ -180,6 +200,8 @@ class Report:
             "heuristic_range": self.heuristic_range,
             "hub_load": self.hubs and self.hubs.to_json(),
             "robustness": [r.to_json() for r in self.robustness],
+            "small_world": self.small_world and self.small_world.to_json(),
+            "spectrum": self.spectrum and self.spectrum.to_json(),
             "why_not": self.why_not,
             "findings": [f.to_json() for f in self.findings],
             "notes": list(self.notes),
