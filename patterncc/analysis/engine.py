@@ -60,7 +60,7 @@ def follow(q: Question, engine: Name = "auto") -> Curve:
             case "tiles":
                 return tiles.follow(tiles.prepare(q.t, q.pairs, _start(q)), q.depth, _start(q))
             case "rows":
-                exact = rows.work(q.t, max(1, q.depth), None) <= EXACT_WORK or not q.sources
+                exact = not q.sources or _all_rows(q, max(1, q.depth)) <= EXACT_WORK
                 return rows.follow(
                     q.t, q.pairs, q.depth, sources=None if exact else q.sources, seed=q.seed
                 )
@@ -84,7 +84,7 @@ def _cheapest(q: Question) -> Curve:
         except SizeError:
             return _beyond(q, [offsets.as_zones(q.t, s) for s in sums])
     many = max(len(level.zones) for level in q.t.levels) > MANY_ZONES
-    if many and rows.work(q.t, max(1, q.depth), None) <= QUICK_WORK:
+    if many and _all_rows(q, max(1, q.depth)) <= QUICK_WORK:
         return rows.follow(q.t, q.pairs, q.depth)
     states = _start(q)
     try:
@@ -104,7 +104,7 @@ def _beyond(q: Question, states: Sequence[State[ZoneSet]]) -> Curve:
     """From the last exact state on: tiles or all rows, whichever is exact for less; where neither
     is, certain bounds by tiles, and a sample of rows where they are wide."""
     layers = max(1, q.depth - len(states) + 1)
-    by_rows = ROWS_A_WORD * rows.work(q.t, layers, None)
+    by_rows = ROWS_A_WORD * _all_rows(q, layers)
     run = tiles.prepare(q.t, q.pairs, states)
     by_tiles = layers * run.words if run.exact else float("inf")
     if by_rows < by_tiles and by_rows <= ROWS_A_WORD * EXACT_WORK:
@@ -114,6 +114,14 @@ def _beyond(q: Question, states: Sequence[State[ZoneSet]]) -> Curve:
         return curve
     sampled = rows.follow(q.t, q.pairs, q.depth, sources=q.sources, seed=q.seed, states=states)
     return _both(q, curve, sampled)
+
+
+def _all_rows(q: Question, layers: int) -> float:
+    """Words that all rows touch; a lower bound, told without a look at the edges, where that is
+    too much already."""
+    n = q.t.frame.n
+    least = 2.0 * layers * n * n / 64
+    return least if least > EXACT_WORK else rows.work(q.t, layers, None)
 
 
 def _both(q: Question, bounds: Curve, sampled: Curve) -> Curve:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RELAYS = 3  # tokens whose loss is tried
 SPECTRUM_MOST = 2**16  # positions up to which the gap is found without being asked for
-RERUN_MOST = 2**13  # positions up to which reach is run again where it took tiles or rows
+RERUN_MOST = 2**13  # positions, and zones of a layer, up to which reach is run again unasked
 
 
 def or_why(figure: Callable[[], T]) -> T | str:
@@ -59,7 +59,8 @@ def hubs_figure(rollout: Rollout) -> HubLoad:
 def robustness_figure(report: Report, hubs: HubLoad | None) -> tuple[Robustness, ...]:
     """What is lost with each of the tokens on which most rests."""
     t = report.topology
-    if any(f.engine in ("tiles", "rows") for f in report.reach) and t.frame.n > RERUN_MOST:
+    zones = max(len(level.zones) for level in t.levels)
+    if min(zones, t.frame.n) > RERUN_MOST:
         raise SizeError(
             "robustness: it runs the reach of every relay again, which takes long where zones are "
             "many; ask patterncc.analysis.robustness(stack, n, token) for one token"
