@@ -235,16 +235,20 @@ class Report:
 
 
 def write_whole(target: Path, content: str) -> None:
-    """Write to a temporary name beside the target and move it there."""
+    """Write to a temporary name beside the target and move it there: the file appears whole, or
+    what was there stays as it was."""
+    name = None
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise PatternError(f"save: cannot write {str(target)!r}: {error.strerror}") from None
-    try:
         os.fchmod(handle, 0o644)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(content)
         os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        name = None
+    except OSError as error:
+        raise PatternError(
+            f"save: cannot write {str(target)!r}: {error.strerror}; give another name or folder"
+        ) from None
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
