@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patterncc.analysis.compare_front import Bracket, dominators
+from patterncc.analysis.cost import total
 from patterncc.analysis.reach import analyze
 from patterncc.analysis.report import Report, write_whole
 from patterncc.errors import PatternError, PatternValueError
@@ -227,15 +228,13 @@ def compare(
 
 
 def _candidate(name: str, report: Report, widest: int) -> Candidate:
-    costs, found = report.costs, report.influence
-    own = sum(c.full_flops for c in costs)
-    flops, full_flops = sum(c.flops for c in costs), own * widest // max(1, report.pairs)
-    kv, full_kv = sum(c.kv_bytes for c in costs), sum(c.full_kv_bytes for c in costs)
+    costs, found = total(report.costs), report.influence
+    full_flops = costs.full_flops * widest // max(1, report.pairs)
     return Candidate(
         name=name,
         report=report,
-        flops_share=flops / full_flops if full_flops else 0.0,
-        kv_share=kv / full_kv if full_kv else 0.0,
+        flops_share=costs.flops / full_flops if full_flops else 0.0,
+        kv_share=costs.kv_share,
         q50=found.q50 if found else None,
         q90=found.q90 if found else None,
         q99=found.q99 if found else None,

@@ -153,7 +153,7 @@ def _stretches(report: Report) -> list[tuple[int, int]]:
 
 def _cost(report: Report) -> list[str]:
     def key(c: LevelCost) -> tuple[object, ...]:
-        return report.topology.level(c.layer).kind, c.edges, c.kv_bytes
+        return c.kind, c.edges, c.kv_bytes
 
     lines = ["  layer  kind         heads  edges a head  density  FLOPs of full  KV of full"]
     for (kind, *_), group in groupby(report.costs, key=key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from patterncc.analysis.text import amount, labelled, percent_text
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from patterncc.analysis.influence import Influence
     from patterncc.analysis.report import Report
     from patterncc.analysis.robustness import Robustness
+    from patterncc.analysis.smallworld import SmallWorld
 
 NAMES = {  # of the figures, as text calls them
     "influence": "influence",
@@ -34,11 +36,11 @@ def figures(report: Report, width: int) -> list[str]:
         said.append(("rule of thumb", rule))
     if report.hubs is not None:
         said.append(("hub load", hubs_text(report.hubs)))
-    said += [(f"without {r.token}", relay_text(r)) for r in report.robustness]
-    for name in ("small_world", "spectrum", "content"):
-        found = getattr(report, name, None)
-        if found is not None:
-            said.append((NAMES[name], str(found)))
+    said += [("lost relay", text) for text in relay_texts(report.robustness)]
+    if report.small_world is not None:
+        said.append(("small world", small_world_text(report.small_world)))
+    if report.spectrum is not None:
+        said.append(("spectral gap", f"{report.spectrum.gap}, {report.spectrum.how}"))
     said += _missing(report.why_not)
     return [line for label, text in said for line in labelled(label, text, width)]
 
@@ -81,6 +83,31 @@ def relay_text(found: Robustness) -> str:
         f"{before} -> {after} of the other tokens' pairs, "
         f"full at {found.full_before} -> {found.full_after}"
     )
+
+
+def relay_texts(found: Sequence[Robustness]) -> list[str]:
+    """A sentence for each relay, those with the same figures in one."""
+    same: dict[str, list[str]] = {}
+    for r in found:
+        same.setdefault(relay_text(r), []).append(f"{r.token:,}")
+    return [f"{' or '.join(tokens)}: {text}" for text, tokens in same.items()]
+
+
+def small_world_text(found: SmallWorld) -> str:
+    """Clustering, path length, sigma and omega with their badges, or why there are none.
+
+    >>> from patterncc import causal, window
+    >>> from patterncc.analysis.smallworld import small_world
+    >>> small_world_text(small_world(causal() & window(4), 1024))[:46]
+    'C 0.6445 (exact), L 85.79 (exact), sigma 3.431'
+    """
+    values = {"C": "clustering", "L": "path_length", "sigma": "sigma", "omega": "omega"}
+    had = {short: getattr(found, name) for short, name in values.items()}
+    shown = ", ".join(f"{short} {value}" for short, value in had.items() if value is not None)
+    none = [short for short, value in had.items() if value is None]
+    why = next((found.why_not[n] for n in values.values() if n in found.why_not), "")
+    missing = f"; no {', '.join(none)}: {why}" if none else ""
+    return f"{shown} of the undirected skeleton{missing}"
 
 
 def _missing(why_not: dict[str, str]) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ MOST_WIDTH = 120  # columns that a report uses of a wide terminal
 LEAST_WIDTH = 60
 LABELS = (
     r"allowed pairs|depth to full|at [\d,]+ layers?|influence|rule of thumb|hub load|"
-    r"without \d+|small world|spectral gap|by content|not computed"
+    r"lost relay|small world|spectral gap|by content|not computed"
 )
 RULES = (  # what is marked and how; where two meet the later one wins
     (r"^(Reach of a stack .*| +(after|layer)  .*)$", "bold"),
