@@ -35,9 +35,9 @@ def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--sources",
-            type=Size(),
+            type=Size(0),
             metavar="K",
-            help="Tokens that are drawn where only a sample can be followed; 512.",
+            help="Tokens that are drawn where only a sample can be followed; 512.  0: certain bounds.",
         ),
         click.option(
             "--alpha",
