@@ -37,7 +37,8 @@ def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--sources",
             type=Size(0),
             metavar="K",
-            help="Tokens that are drawn where only a sample can be followed; 512.  0: certain bounds.",
+            help="Tokens that are drawn where only a sample can be followed; 512.  0 keeps to "
+            "certain bounds.",
         ),
         click.option(
             "--alpha",
