@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from patterncc._version import __version__
 from patterncc.analysis import html_sections as sections
+from patterncc.analysis.cost import total
 from patterncc.analysis.html_parts import badge, section, sentence
 from patterncc.analysis.html_style import CSS
-from patterncc.analysis.html_tables import kv_share, stack_table
+from patterncc.analysis.html_tables import stack_table
 from patterncc.analysis.svg import percent
 from patterncc.analysis.text import counted
 
@@ -42,6 +43,7 @@ def _body(report: Report) -> list[str]:
             sections.robustness(report),
             sections.cost(report),
             sections.masks(report),
+            sections.structure(report),
         ]
     lede = "Each kind of layer once; FLOPs and KV bytes are those of one head."
     parts += [section("layers", "The stack", lede, stack_table(report)), _notes(report), _footer()]
@@ -87,9 +89,8 @@ def _header(report: Report) -> str:
 
 
 def _tiles(report: Report) -> str:
-    last, full, costs = report.reach[-1], report.full, report.costs
-    flops = sum(c.flops_share for c in costs) / len(costs) if costs else 0.0
-    kv = sum(kv_share(c) for c in costs) / len(costs) if costs else 0.0
+    last, full = report.reach[-1], report.full
+    sums = total(report.costs)
     engine = last.engine
     if full.decided:
         depth, proof = str(full), badge("exact, proved" if full.never else "exact", engine)
@@ -114,8 +115,13 @@ def _tiles(report: Report) -> str:
         proof = badge("exact but for rounding", f"rollout, alpha {found.alpha:g}")
         shown.append(("90% of influence within", near, "flow", proof))
     shown += [
-        ("FLOPs of full attention", percent(flops), "flops", badge("exact", "closed form")),
-        ("KV bytes of full attention", percent(kv), "kv", badge("exact", "closed form")),
+        (
+            "FLOPs of full attention",
+            percent(sums.flops_share),
+            "flops",
+            badge("exact", "closed form"),
+        ),
+        ("KV read of full attention", percent(sums.kv_share), "kv", badge("exact", "closed form")),
     ]
     tiles = "".join(
         f'<div class="tile"><span class="name">{escape(name)}</span>'

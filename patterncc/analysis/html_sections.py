@@ -14,6 +14,7 @@ from patterncc.analysis import (
     svg_reach,
     svg_rows,
 )
+from patterncc.analysis.cost import total
 from patterncc.analysis.html_parts import (
     absent,
     badge,
@@ -25,6 +26,7 @@ from patterncc.analysis.html_parts import (
     pair,
     ramp,
     section,
+    table,
 )
 from patterncc.analysis.spread import Cone, cone_of, size
 from patterncc.analysis.svg import SHADES, percent, short
@@ -199,18 +201,16 @@ def cost(report: Report) -> str:
     """Cumulative cost against depth, and reach against it."""
     if not report.costs:
         return ""
-    flops = svg_reach.cumulated(
-        [c.flops for c in report.costs], [c.full_flops for c in report.costs]
-    )
-    kv = svg_reach.cumulated(
-        [c.kv_bytes for c in report.costs], [c.full_kv_bytes for c in report.costs]
-    )
+    sums, reached = total(report.costs), percent(report.reach[-1].share)
     entries = [
-        (line_swatch("reach"), "reach", percent(report.reach[-1].share)),
-        (line_swatch("flops"), "FLOPs", percent(flops[-1])),
-        (line_swatch("kv"), "KV bytes of a decode step", percent(kv[-1])),
-        (line_swatch("full"), "full attention, FLOPs and KV", "100%"),
+        (line_swatch("reach"), "reach", reached),
+        (line_swatch("flops"), "FLOPs", percent(sums.flops_share)),
+        (line_swatch("kv"), "KV bytes that a decode step reads", percent(sums.kv_share)),
     ]
+    if sums.kv_held_share != sums.kv_share:
+        held = percent(sums.kv_held_share)
+        entries.append((line_swatch("held"), "KV bytes that the cache holds", held))
+    entries.append((line_swatch("full"), "full attention, FLOPs and KV", "100%"))
     drawn = svg_reach.cost_curves(report.costs, report.reach, report.topology)
     return section(
         "cost",
@@ -218,13 +218,27 @@ def cost(report: Report) -> str:
         "What the layers passed have cost, as a share of what full attention costs in all "
         f"{report.depth} layers, with the reach that it bought.",
         figure(
-            f"{percent(report.reach[-1].share)} of the pairs for {percent(flops[-1])} of the FLOPs",
+            f"{reached} of the pairs for {percent(sums.flops_share)} of the FLOPs",
             "The wider the gap between reach and cost, the better the bargain.",
             drawn,
             badge("exact", "closed form") + badges(report.reach),
             legend(entries),
         ),
     )
+
+
+def structure(report: Report) -> str:
+    """Small-world figures and the spectral gap."""
+    rows = html_tables.structure_rows(report)
+    lede = "The union of all layers as a graph: how clustered it is, how short its paths are."
+    absent_ones = "".join(
+        absent(title, report.why_not[name])
+        for name, title in (("small_world", "Small world"), ("spectrum", "Spectral gap"))
+        if name in report.why_not
+    )
+    heads = ("figure", "value", "found", "how to read it")
+    drawn = table(heads, rows, words=(0, 2, 3)) if rows else ""
+    return section("structure", "The graph", lede, drawn, absent_ones)
 
 
 def masks(report: Report) -> str:

@@ -71,6 +71,7 @@ svg text.halo.thumb, svg text.halo.end { fill: var(--soft); }
   stroke-linecap: round; }
 .line.reach { stroke: var(--reach); } .line.flow { stroke: var(--flow); }
 .line.flops { stroke: var(--flops); } .line.kv { stroke: var(--kv); stroke-dasharray: 7 4; }
+.line.held { stroke: var(--kv); stroke-width: 1.5; stroke-dasharray: 1.5 4; }
 .line.full { stroke: var(--rest); stroke-width: 1.25; stroke-dasharray: 2 4; }
 .line.faint { stroke-width: 1; stroke-dasharray: 3 3; }
 .line.traced { stroke: var(--flow); stroke-dasharray: 5 3; }

@@ -7,15 +7,16 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from patterncc.analysis import svg
-from patterncc.analysis.html_parts import badge, table
+from patterncc.analysis.html_parts import badge, sentence, table
 from patterncc.analysis.svg import percent
 from patterncc.analysis.svg_masks import spans
-from patterncc.analysis.svg_rows import dumbbell, share_bar
+from patterncc.analysis.svg_rows import dumbbell
 
 if TYPE_CHECKING:
     from patterncc.analysis.cost import LevelCost
     from patterncc.analysis.report import Report
     from patterncc.analysis.robustness import Robustness
+    from patterncc.analysis.value import Value
 
 MOST_ROWS = 512  # of the curve in numbers
 MOST_RUNS = 48  # of the stack
@@ -111,10 +112,38 @@ def _change(before: str, after: str) -> str:
     return f"{escape(before)} &rarr; <b>{escape(after)}</b>"
 
 
-def shares(rows: Sequence[tuple[str, float, str]]) -> str:
-    """Named shares with a bar each."""
-    return table(
-        ("", "share", ""),
-        [[escape(name), percent(share), share_bar(share, kind)] for name, share, kind in rows],
-        words=(0, 2),
-    )
+def structure_rows(report: Report) -> list[list[str]]:
+    """Small-world figures and the spectral gap: value, badge, and what it tells."""
+    rows = []
+    found, mixing = report.small_world, report.spectrum
+    if found is not None:
+        rows += [
+            _graph_row("mean degree", f"{found.degree:.4g}", "exact", f"in the {found.graph}"),
+            _value_row("clustering C", found.clustering, "share of neighbours that are joined"),
+        ]
+        for name, title, said in _SMALL_WORLD:
+            value = getattr(found, name)
+            if value is None:
+                why = found.why_not.get(name, "")
+                rows.append([title, "", "", f'<span class="soft">{escape(sentence(why))}</span>'])
+            else:
+                rows.append(_value_row(title, value, said))
+    if mixing is not None:
+        said = "1 for a complete graph, 0 for one in parts; mixing takes about 1 / gap layers"
+        rows.append(_value_row("spectral gap", mixing.gap, f"{said} ({mixing.graph})"))
+    return rows
+
+
+_SMALL_WORLD = (
+    ("path_length", "path length L", "mean number of edges between two tokens"),
+    ("sigma", "sigma", "above 1 is a small world: clustered like a lattice, short like chance"),
+    ("omega", "omega", "near 0 a small world, towards -1 a lattice, towards 1 a random graph"),
+)
+
+
+def _value_row(name: str, value: Value, said: str) -> list[str]:
+    return _graph_row(name, f"{value.value:.4g}", value.badge, said)
+
+
+def _graph_row(name: str, shown: str, proof: str, said: str) -> list[str]:
+    return [name, f"<b>{shown}</b>", badge(proof), f'<span class="soft">{escape(said)}</span>']

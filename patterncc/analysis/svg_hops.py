@@ -25,7 +25,7 @@ MOST_WORK = 2**25  # zones of all layers that are walked
 OCTAVE = 4  # bins of distance while it doubles
 EVEN = 96  # bins of equal width
 STEADY = 8  # layers past which depth buys distance step by step: bins of equal width show it
-MOST_ROWS = 24
+MOST_ROWS = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +138,11 @@ def hop_heat(hops: HopMap) -> str:
     every = max(1, -(-count // 12))
     for k, (a, b) in enumerate(groups):
         name = f"{a:,}" if b == a + 1 else f"{a:,}-{b - 1:,}"
-        if k % every == 0:
+        if k % every == 0 and (count - k >= every or not hops.rest.any()):
             parts.append(svg.text(0, y(k + 0.5), name, "end", dx=-8, dy=4))
         parts.append(svg.box(0, y(k + 1), 100, y(0) - y(1), "hit", _said(hops, share[k], name)))
     if hops.rest.any():
-        parts.append(svg.text(0, y(count + 0.5), "not", "end", dx=-8, dy=4))
+        parts.append(svg.text(0, y(count + 0.5), "not yet", "end", dx=-8, dy=4))
         tip = f"not reached by {len(hops.share) - 1} layers"
         parts.append(svg.box(0, 0, 100, y(0) - y(1), "hit", tip))
     parts.append(svg.foot_axis(x, distance_ticks(hops.edges), "distance from the query, tokens"))

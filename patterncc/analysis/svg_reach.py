@@ -116,18 +116,22 @@ def cost_curves(costs: Sequence[LevelCost], figures: Sequence[Figure], t: Topolo
     depth = len(costs)
     x, (y, axis) = Scale(0, depth), svg.share_axis(1.0)
     flops = cumulated([c.flops for c in costs], [c.full_flops for c in costs])
-    kv = cumulated([c.kv_bytes for c in costs], [c.full_kv_bytes for c in costs])
+    full_kv = [c.full_kv_bytes for c in costs]
+    kv = cumulated([c.kv_bytes for c in costs], full_kv)
+    held = cumulated([c.kv_held_bytes for c in costs], full_kv)
     shown = svg.thin(depth + 1)
     lines = [
         ("full", [l / depth for l in range(depth + 1)]),
+        *([("held", held)] if held != kv else []),
         ("kv", kv),
         ("flops", flops),
         ("reach", [f.share for f in figures]),
     ]
     drawn = [svg.line([(x(l), y(values[l])) for l in shown], kind) for kind, values in lines]
     tips = [
-        f"after {l} layers: reach {percent(figures[l].share)}, FLOPs {percent(flops[l])} and KV "
-        f"bytes {percent(kv[l])} of what {depth} layers of full attention cost"
+        f"after {l} layers: reach {percent(figures[l].share)}, FLOPs {percent(flops[l])}, KV bytes "
+        f"read {percent(kv[l])} and held {percent(held[l])} of what {depth} layers of full "
+        "attention cost"
         for l in shown
     ]
     parts = [bands(t, x, depth), axis, svg.layer_axis(x, depth), svg.stretched(drawn)]

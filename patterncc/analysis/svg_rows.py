@@ -74,16 +74,3 @@ def dumbbell(one: Robustness) -> str:
         svg.box(0, 0, 100, 100, "hit", tip),
     ]
     return svg.chart(f"Without token {one.token}: {tip}", parts, 18, "inline")
-
-
-def share_bar(share: float, kind: str) -> str:
-    """A share as a thin bar for a table's cell."""
-    return svg.chart(
-        percent(share),
-        [
-            svg.box(0, 0, 100, 100, "track"),
-            svg.box(0, 0, 100 * min(1.0, share), 100, f"bar {kind}"),
-        ],
-        6,
-        "inline",
-    )
