@@ -43,7 +43,7 @@ def apart(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
         count, first, last = found
         yield Finding.of(
             "PCC109",
-            f"the tokens fall into {count} groups or more that never mix in any layer; that of "
+            f"the tokens fall into at least {count} groups that never mix in any layer; that of "
             f"token {first} ends at token {last}",
             "add a layer or a head whose edges cross from group to group: a window, a global "
             "token, full(); or keep them apart by documents(...), if it is meant",

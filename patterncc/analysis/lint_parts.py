@@ -33,7 +33,7 @@ from patterncc.zones import algebra, sweep
 from patterncc.zones.lower import leaves, lower
 
 MOST_LOWERED = 2**18  # zones of a part that is looked at
-MOST_SWEPT = 2**16  # zones that are subtracted exactly
+MOST_PIECES = 2**18  # pieces into which zones are cut to be subtracted
 MOST_FOUND = 8  # useless parts that are told of one pattern
 MOST_PROBED = 512  # zones whose corner edges are looked up first
 _COMPARED = 2**20  # pairs of a corner edge and a zone that holds its query
@@ -69,14 +69,19 @@ def useless_parts(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding
         if not family.attention or not all(len(s.zones) for s in family.spots):
             continue
         pattern = family.pattern
+        data = any(isinstance(p, _DATA) for p in leaves(pattern))
         draws = [_Draw(t, s, {(pattern, t.n): s.zones.table}) for s in family.spots]
         for _ in range(MOST_FOUND):
-            verdicts = ((p, _useless(draws, p)) for p in parts_of(pattern))
-            part, useless = next(((p, u) for p, u in verdicts if u is not False), (None, None))
-            if part is None:
-                break
-            if useless is None:
-                yield _unknown(family, part)
+            unknown = None
+            for part in parts_of(pattern):
+                useless = _useless(draws, part, data)
+                if useless:
+                    break
+                if useless is None:
+                    unknown = unknown or part
+            else:
+                if unknown:
+                    yield _unknown(family, unknown)
                 break
             yield _finding(t.n, family, pattern, part)
             pattern = part.without
@@ -159,11 +164,9 @@ class _Draw:
             return False
 
 
-def _useless(draws: list[_Draw], part: Part) -> bool | None:
+def _useless(draws: list[_Draw], part: Part, data: bool) -> bool | None:
     """Whether a part changes no edge, in every draw and not for the length's sake; None where the
     zones are too many to say."""
-    pattern = next(iter(draws[0].tables))[0]
-    data = any(isinstance(p, _DATA) for p in leaves(pattern))
     if data and part.kind != "adds":
         return False
     for draw in draws:
@@ -208,9 +211,33 @@ def covered(inner: algebra.I64, outer: algebra.I64) -> bool | None:
         return True
     if not len(outer) or not _corners_inside(inner, outer):
         return False
-    if len(inner) + len(outer) > MOST_SWEPT:
+    inner = _in_no_single(inner, outer)
+    if not len(inner):
+        return True
+    low, high = inner.min(axis=0), inner.max(axis=0)
+    meets = (outer[:, 0::2] < high[1::2]).all(axis=1) & (outer[:, 1::2] > low[0::2]).all(axis=1)
+    outer = algebra.take(outer, meets)
+    both = np.concatenate([inner, outer])
+    cuts = np.sort(np.concatenate([both[:, 0], both[:, 1]]))
+    pieces = np.searchsorted(cuts, both[:, 1]) - np.searchsorted(cuts, both[:, 0])
+    if int(pieces.sum()) > MOST_PIECES:
         return None
     return not len(sweep.difference(inner, outer))
+
+
+def _in_no_single(inner: algebra.I64, outer: algebra.I64) -> algebra.I64:
+    """The zones of one table that do not lie inside a single zone of the other; all where too many
+    pairs would have to be looked at."""
+    axes = [(inner[:, k], inner[:, k + 1], outer[:, k], outer[:, k + 1]) for k in (0, 2, 4)]
+    counts = [algebra.count_pairs(*axis) for axis in axes]
+    if min(counts) > _COMPARED:
+        return inner
+    left, right = algebra.overlapping_pairs(*axes[int(np.argmin(counts))])
+    a, b = algebra.take(inner, left), algebra.take(outer, right)
+    inside = (a[:, 0::2] >= b[:, 0::2]).all(axis=1) & (a[:, 1::2] <= b[:, 1::2]).all(axis=1)
+    alone = np.ones(len(inner), dtype=bool)
+    alone[left[inside]] = False
+    return algebra.take(inner, alone)
 
 
 def _corners_inside(inner: algebra.I64, outer: algebra.I64) -> bool:
@@ -261,6 +288,6 @@ def _unknown(family: Family, part: Part) -> Finding:
     return Finding.of(
         "PCC114",
         f"{family.place()}: whether {quoted(part.part)} changes any edge was not looked at: it "
-        f"takes more than {MOST_SWEPT:,} zones",
+        f"would cut the zones into more than {MOST_PIECES:,} pieces",
         "lint a shorter length: patterncc check --n 4096 FILE",
     )

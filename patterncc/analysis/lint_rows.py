@@ -48,7 +48,8 @@ def unread_keys(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
     if unread:
         yield Finding.of(
             "PCC103",
-            f"{unread} of {t.frame.n} keys are read by no query in any layer, the first is "
+            f"{unread} of {t.frame.n} keys {'is' if unread == 1 else 'are'} read by no query in "
+            "any layer, the first is "
             f"{_first_gap(read, 0)}",
             "let every token read itself: add window(0)",
         )
