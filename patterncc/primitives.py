@@ -192,6 +192,22 @@ class Routing(Primitive):
 
 
 @dataclass(frozen=True, repr=False)
+class Topk(Primitive):
+    """The keys, or key blocks of `block`, that a query chooses by content: at most `count`.
+
+    They are known once the model runs; lowering binds them: ``topk=indices``, an int array
+    [queries, at most count], -1 for none.  DeepSeek's sparse attention is
+    ``causal() & topk(2048)``.
+    """
+
+    count: int
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        _ints(self, count=0, block=1)
+
+
+@dataclass(frozen=True, repr=False)
 class Butterfly(Primitive):
     """The key block is the query's own or differs from it in one bit of its index.
 
@@ -356,6 +372,7 @@ random_edges = RandomEdges
 documents = Documents
 clusters = Clusters
 routing = Routing
+topk = Topk
 butterfly = Butterfly
 logsparse = LogSparse
 longnet = LongNet
@@ -371,8 +388,8 @@ PRIMITIVES: dict[str, type[Primitive]] = {
     name_of(kind): kind
     for kind in (
         *(Full, Causal, Window, Dilated, Strided, Summary, Chunked, GlobalTokens, Sink, Prefix),
-        *(RandomBlocks, RandomEdges, Documents, Clusters, Routing, Butterfly, LogSparse, LongNet),
-        *(Expander, Grid, Axial, Tree, Edges, Recurrent, Convolution),
+        *(RandomBlocks, RandomEdges, Documents, Clusters, Routing, Topk, Butterfly, LogSparse),
+        *(LongNet, Expander, Grid, Axial, Tree, Edges, Recurrent, Convolution),
     )
 }
 

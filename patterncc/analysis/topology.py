@@ -135,7 +135,7 @@ def topology(stack: Stack | Pattern | Heads, n: int, **bindings: Any) -> Topolog
     known: dict[object, Level] = {}
     levels = []
     for index, layer in enumerate(stack.layers):
-        key = _key(layer, index)
+        key = _key(layer, index, bindings)
         if key not in known:
             known[key] = _level(layer, index, n, frame, bindings)
         levels.append(known[key])
@@ -148,7 +148,7 @@ def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, A
     zones: list[ZoneSet] = []
     head_index = []
     for head, pattern in enumerate(patterns):
-        key = (pattern, head if keyed(pattern)[1] else None)
+        key = (pattern, head if keyed(pattern, bindings)[1] else None)
         if key not in places:
             places[key] = len(zones)
             part = lower(pattern, n, frame.n, frame.n - n, layer=index, head=head, **bindings)
@@ -175,10 +175,10 @@ def _kind(patterns: tuple[Pattern, ...], zones: ZoneSet, n: int) -> Kind:
     return "sparse" if ((table[:, 4] < 0) | (table[:, 5] > 1)).any() else "none"
 
 
-def _key(layer: Layer, index: int) -> object:
+def _key(layer: Layer, index: int, bindings: Mapping[str, Any]) -> object:
     """Layers with equal keys have equal edges: a layer with random edges draws its own."""
     patterns = patterns_of(layer)
-    drawn = any(keyed(p)[0] for p in patterns)
+    drawn = any(keyed(p, bindings)[0] for p in patterns)
     return (layer, index if drawn else None)
 
 

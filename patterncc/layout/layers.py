@@ -33,7 +33,7 @@ class Job:
         layouts = []
         for index, each in enumerate(stack):
             patterns = each.patterns if isinstance(each, Heads) else (each,)
-            layer = index if any(keyed(p)[0] for p in patterns) else 0
+            layer = index if any(keyed(p, self.bindings)[0] for p in patterns) else 0
             key = (each, layer)
             if key not in made:
                 made[key] = self.layout(each, layer)
@@ -48,7 +48,7 @@ class Job:
         zone_sets: list[ZoneSet] = []
         head_pattern = []
         for head, p in enumerate(patterns):
-            drawn = head if keyed(p)[1] else 0
+            drawn = head if keyed(p, self.bindings)[1] else 0
             key = (p, drawn)
             if key not in lowered:
                 zones = self._lower(attention_only(p), layer, drawn)

@@ -135,7 +135,7 @@ def _drawn(pattern: Pattern, where: Mapping[int, Sequence[int]]) -> str:
     (' (shown: layer 2, head 0)', '')
     """
     l, hs = next(iter(where.items()))
-    if not any(keyed(pattern)) or (len(where) == 1 and len(hs) < 2):
+    if not any(keyed(pattern, {})) or (len(where) == 1 and len(hs) < 2):
         return ""
     return f" (shown: layer {l}" + (f", head {hs[0]})" if hs else ")")
 

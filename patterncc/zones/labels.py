@@ -8,6 +8,7 @@ import numpy as np
 
 from patterncc.errors import PatternValueError
 from patterncc.primitives import Clusters, Documents, Routing
+from patterncc.zones.choice import chosen
 from patterncc.zones.site import Site, integers
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def clusters(p: Clusters, at: Site) -> I64:
 
 def routing(p: Routing, at: Site) -> I64:
     """As clusters, the labels bound as ``routing``."""
-    labels = integers("routing", "routing", at.bound("routing", "routing"))
+    labels = integers("routing", "routing", chosen(p, at))
     if len(labels) and int(labels.max()) >= p.clusters:
         where = int(np.argmax(labels >= p.clusters))
         raise PatternValueError(

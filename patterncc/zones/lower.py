@@ -6,7 +6,7 @@ narrows the region in which the other parts are lowered, so what it would cut aw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from patterncc.pattern import (
 )
 from patterncc.zones import (
     algebra,
+    choice,
     expander,
     graphs,
     grids,
@@ -61,6 +62,7 @@ RULES: dict[type[Primitive], Rule] = {
     leaf.Documents: labels.documents,
     leaf.Clusters: labels.clusters,
     leaf.Routing: labels.routing,
+    leaf.Topk: choice.topk,
     leaf.LogSparse: primitives.logsparse,
     leaf.Butterfly: networks.butterfly,
     leaf.LongNet: networks.longnet,
@@ -93,7 +95,7 @@ def lower(
 
     Without `n_k` the keys go up to the last query.  `layer` and `head` key random edges and shift
     LongNet's segments; other keywords bind names: ``lower(documents("docs"), n, docs=[5, 3])``,
-    and ``routing=labels`` for a routing pattern.
+    and ``routing=labels`` and ``topk=indices`` for what a model chooses while it runs.
 
     >>> from patterncc import causal, window, sink
     >>> z = lower(causal() & (window(2) | sink(1)), 6)
@@ -152,16 +154,23 @@ def attention_only(pattern: Pattern) -> Pattern:
     return pattern
 
 
-def keyed(pattern: Pattern) -> tuple[bool, bool]:
+def keyed(pattern: Pattern, bindings: Mapping[str, object] | None = None) -> tuple[bool, bool]:
     """Whether the edges differ between layers, and between heads of a layer.
 
-    >>> from patterncc import causal, longnet, random_blocks
+    What a model chooses while it runs may differ, unless the bindings hold one choice for all.
+
+    >>> from patterncc import causal, longnet, random_blocks, routing
     >>> keyed(causal()), keyed(longnet([4], [2])), keyed(causal() & random_blocks(3))
     ((False, False), (False, True), (True, True))
+    >>> keyed(routing(2)), keyed(routing(2), {"routing": [0, 1, 1, 0]})
+    ((True, True), (False, False))
     """
-    kinds = [type(p) for p in leaves(pattern)]
-    drawn = any(k in (leaf.RandomBlocks, leaf.RandomEdges, leaf.Expander) for k in kinds)
-    return drawn, drawn or leaf.LongNet in kinds
+    parts = list(leaves(pattern))
+    drawn = any(isinstance(p, leaf.RandomBlocks | leaf.RandomEdges | leaf.Expander) for p in parts)
+    shifted = any(isinstance(p, leaf.LongNet) for p in parts)
+    chosen = [choice.varies(p, bindings) for p in parts]
+    by_layer, by_head = (any(each[k] for each in chosen) for k in (0, 1))
+    return drawn or by_layer, drawn or shifted or by_head
 
 
 def _zones(p: Pattern, at: Site) -> I64:
