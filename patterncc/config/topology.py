@@ -143,7 +143,7 @@ def _family(where: str, given: Mapping[str, Any]) -> tuple[Fields, Family, str]:
     f.note(
         f"model_type {model_type!r} is not known here: {'both ways' if both else 'causal'}, as its "
         "architectures, layer_types, sliding_window and attention_chunk_size say; its code may "
-        "differ"
+        f"differ{'; ' + near if near.startswith('did') else ''}"
     )
     return f, Family(_by_fields, both_ways=both), model_type
 
@@ -319,6 +319,17 @@ def _kv_from(f: Fields, layers: list[Pattern]) -> tuple[int, ...]:
     return own[:first] + tuple(kept[layer] for layer in layers[first:])
 
 
+def _dividing(f: Fields, kv_heads: int) -> int:
+    """A number of key/value heads that the query heads, where the config says them, divide into."""
+    heads = f.given.get("num_attention_heads")
+    if isinstance(heads, int) and heads % kv_heads:
+        raise f.wrong(
+            f"num_key_value_heads is {kv_heads} and num_attention_heads {heads}",
+            "every key/value head serves as many query heads, so it divides their number",
+        )
+    return kv_heads
+
+
 def _kv_heads(f: Fields, model_type: str) -> int | None:
     """How many key/value heads there are; None where every query head has its own."""
     value = f.given.get("num_key_value_heads", f.given.get("num_kv_heads"))
@@ -330,7 +341,7 @@ def _kv_heads(f: Fields, model_type: str) -> int | None:
         f.note("num_key_value_heads is a list: the layers differ, and the stack holds no number")
         return None
     if value is not None:
-        return check_int(f.where, "num_key_value_heads", value, 1, MAX_HEADS)
+        return _dividing(f, check_int(f.where, "num_key_value_heads", value, 1, MAX_HEADS))
     if "num_key_value_heads" in f.given or model_type not in KV_HEADS:
         return None
     value = KV_HEADS[model_type]
