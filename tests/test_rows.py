@@ -42,8 +42,9 @@ def test_a_layer_ors_the_rows_that_it_reads(p: object, n: int, sources: int) -> 
             patch.setattr(columns, "FEW", few)
             op = columns.operator(table, n)
             out, made = np.empty_like(packed), columns.ready(op, packed)
+            room = columns.scratch(op, 7, packed.shape[1])
             for a in range(0, n, 7):
-                columns.apply_block(op, made, packed, packed, out, a, min(a + 7, n))
+                columns.apply_block(op, made, packed, packed, out, (a, min(a + 7, n)), room)
         found = np.unpackbits(out.view(np.uint8), axis=1, bitorder="little")[:, :sources]
         assert (found.astype(bool) == expected).all()
 

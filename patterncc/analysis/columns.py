@@ -15,7 +15,6 @@ ranges) is made ready before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 TALL = 256  # rows from which a zone is worth slices of its own
 SHORT = 4  # keys of a run that are gathered one by one
 FEW = 64  # ranges up to which each is reduced by itself; stretches up to which each is a slice
-BLOCK_WORDS = 2**14  # words of a block of rows: 128 KiB
+BLOCK_WORDS = 2**15  # words of a block of rows: 256 KiB
 MAX_ENTRIES = 2**26  # numbers that the indices of one layer may hold
 
 
@@ -279,55 +278,97 @@ def _fold(rows: Bits) -> Bits:
     return first
 
 
-def blocks(op: Operator, first: int, last: int, words: int) -> Iterator[tuple[int, int]]:
-    """Blocks of rows that stay in cache, longer than the windows that are doubled for them."""
-    widest = max((z[5] - z[4] for z in op.slides), default=0)
-    step = max(64, BLOCK_WORDS // max(1, words), 2 * widest)
-    for a in range(first, last, step):
-        yield a, min(a + step, last)
+def block_rows(op: Operator, words: int) -> int:
+    """Rows of a block: what stays in cache, but more than the windows that are doubled for it."""
+    return max(64, BLOCK_WORDS // max(1, words), 2 * _widest(op))
+
+
+def scratch(op: Operator, rows: int, words: int) -> tuple[Bits, Bits]:
+    """Room for the work on one block of `rows` rows; no two threads may share it."""
+    room = np.empty((2, rows + _widest(op), words), dtype=np.uint64)
+    return room[0], room[1]
+
+
+def _widest(op: Operator) -> int:
+    return max((zone[5] - zone[4] for zone in op.slides), default=0)
 
 
 def apply_block(
-    op: Operator, made: Ready, source: Bits, state: Bits, out: Bits, a: int, b: int
+    op: Operator,
+    made: Ready,
+    source: Bits,
+    state: Bits,
+    out: Bits,
+    span: tuple[int, int],
+    room: tuple[Bits, Bits],
 ) -> None:
-    """out[a:b] = state[a:b] | (A source)[a:b]."""
-    here = out[a:b]
-    np.copyto(here, state[a:b])
-    for slide in op.slides:
-        _slide(slide, source, out, a, b)
+    """out[a:b] = state[a:b] | (A source)[a:b] for the rows of one block, [a, b)."""
+    a, b = span
+    slides = op.slides
+    if slides and source is state and _holds_block(slides[0], a, b):
+        _double(source, slides[0], a, b, out[a:b], room)  # the token itself is in the window
+        slides = slides[1:]
+    else:
+        np.copyto(out[a:b], state[a:b])
+    for zone in slides:
+        _slide(zone, source, out, a, b, room)
     for zone, running in zip(op.scans, made.scans, strict=True):
         _scan(zone, running, out, a, b)
     if op.gathers:
-        _gather(op.gathers, source, out, a, b)
+        _gather(op.gathers, source, out, a, b, room[0])
     if op.ranges is not None:
         assert made.stretches is not None
         _stretch(op.ranges, made.stretches, out, a, b)
 
 
-def _slide(zone: tuple[int, ...], source: Bits, out: Bits, a: int, b: int) -> None:
-    """A band over rows [a, b): the window of keys doubles from one to the band's width."""
+def _holds_block(zone: tuple[int, ...], a: int, b: int) -> bool:
+    """Every row of [a, b) reads a whole window of at least two keys, itself among them."""
+    i0, i1, j0, j1, d0, d1 = zone
+    fits = i0 <= a and b <= i1 and j0 <= a + d0 and b - 1 + d1 <= j1
+    return fits and d0 <= 0 < d1 and d1 - d0 > 1
+
+
+def _slide(
+    zone: tuple[int, ...], source: Bits, out: Bits, a: int, b: int, room: tuple[Bits, Bits]
+) -> None:
+    """A band over rows [a, b)."""
     i0, i1, j0, j1, d0, d1 = zone
     a, b = max(a, i0), min(b, i1)
     if a >= b:
         return
-    width, low, high = d1 - d0, max(j0, a + d0), min(j1, b - 1 + d1)
-    if width == 1:
+    low, high = max(j0, a + d0), min(j1, b - 1 + d1)
+    if d1 - d0 == 1:
         out[a:b] |= source[low:high]
-        return
-    window = source[low:high]
-    if (low, high) != (a + d0, b - 1 + d1):  # keys outside the zone are nothing
-        window = np.zeros((b - a + width - 1, source.shape[1]), dtype=np.uint64)
+    elif (low, high) == (a + d0, b - 1 + d1):
+        out[a:b] |= _double(source, zone, a, b, None, room)
+    else:  # keys outside the zone are nothing
+        window = np.zeros((b - a + d1 - d0 - 1, source.shape[1]), dtype=np.uint64)
         window[low - a - d0 : high - a - d0] = source[low:high]
-    step = 1
-    spare = [np.empty_like(window), np.empty_like(window)] if width > 3 else []
-    while 2 * step <= width:
-        made = spare[0][: len(window) - step] if spare else None
-        made = np.bitwise_or(window[:-step], window[step:], out=made)
-        spare.reverse()
-        window, step = made, 2 * step
-    out[a:b] |= window[: b - a]
-    if step < width:
-        out[a:b] |= window[width - step : width - step + b - a]
+        out[a:b] |= _double(window, (0, 0, 0, 0, 0, d1 - d0), 0, b - a, None, room)
+
+
+def _double(
+    source: Bits,
+    zone: tuple[int, ...],
+    a: int,
+    b: int,
+    out: Bits | None,
+    room: tuple[Bits, Bits],
+) -> Bits:
+    """The OR of source[i + d0 : i + d1] for every row i of [a, b): windows of one key, two, four
+    and so on, the last of just the width (d1 - d0 > 1)."""
+    d0, d1 = zone[4:]
+    width, step = d1 - d0, 1
+    window, spare, other = source[a + d0 : b - 1 + d1], *room
+    while True:
+        more = min(step, width - step)
+        last = step + more == width
+        made = out if last and out is not None else spare[: len(window) - more]
+        np.bitwise_or(window[: len(window) - more], window[more:], out=made)
+        if last:
+            return made
+        window, step = made, step + more
+        spare, other = other, spare
 
 
 def _scan(zone: tuple[int, ...], running: Bits, out: Bits, a: int, b: int) -> None:
@@ -348,13 +389,14 @@ def _scan(zone: tuple[int, ...], running: Bits, out: Bits, a: int, b: int) -> No
         out[turn:b] |= running[turn + shift : b + shift]
 
 
-def _gather(gathers: tuple[Ranked, ...], source: Bits, out: Bits, a: int, b: int) -> None:
-    here = out[a:b]
-    buffer = np.empty_like(here)
+def _gather(
+    gathers: tuple[Ranked, ...], source: Bits, out: Bits, a: int, b: int, room: Bits
+) -> None:
+    here, taken = out[a:b], room[: b - a]
     for gather in gathers:
         if gather.row is None:
-            np.take(source, gather.index[a:b], axis=0, out=buffer, mode="clip")
-            np.bitwise_or(here, buffer, out=here)
+            np.take(source, gather.index[a:b], axis=0, out=taken, mode="clip")
+            np.bitwise_or(here, taken, out=here)
             continue
         x, y = np.searchsorted(gather.row, (a, b))
         if x < y:

@@ -31,7 +31,8 @@ from patterncc.zones.algebra import refuse_above
 if TYPE_CHECKING:
     from patterncc.analysis.strips import I64, Strip
 
-STRIP_WORDS = 2**17  # words of a state: 1 MiB, so that gathers find it in cache
+STRIP_WORDS = 2**18  # words of a state: 2 MiB, so that gathers find it in cache
+MOST_COLUMNS = 1024  # sources of a strip
 MOST_STATE = 2**24  # words that one state may hold: 128 MiB
 MOST_WORK = 2**42  # words that the asked layers may touch
 SEARCH_WORDS = 2**34  # the same for the search past the asked depth
@@ -108,7 +109,7 @@ def _layer_words(n: int, layers: Sequence[columns.Operator], sources: int | None
 def _exact(job: _Job, able: I64, states: Sequence[State[ZoneSet]]) -> Curve:
     """Every source, in strips of columns, strips in threads."""
     t, total = job.run.t, job.run.pairs.count
-    wide = 64 * max(1, STRIP_WORDS // max(1, t.frame.n))
+    wide = min(MOST_COLUMNS, 64 * max(1, STRIP_WORDS // max(1, t.frame.n)))
     parts = [able[a : a + wide] for a in range(0, len(able), wide)]
     short: list[Strip] = []  # strips that are not full: no other need look past the depth
 

@@ -128,14 +128,18 @@ def _advance(
     made = columns.ready(op, source)
 
     def advance(span: Span) -> I64:
+        (first, last), words = span, state.shape[1]
+        step = max(1, min(columns.block_rows(op, words), last - first))
+        room = columns.scratch(op, step, words)
         total = np.zeros(1, dtype=np.int64)
-        for a, b in columns.blocks(op, *span, state.shape[1]):
-            columns.apply_block(op, made, source, state, out, a, b)
+        for a in range(first, last, step):
+            b = min(a + step, last)
+            columns.apply_block(op, made, source, state, out, (a, b), room)
             if not run.each:  # while the block is in cache
                 total = total + _counts(run, out[a:b], None if mask is None else mask[a:b])
         if run.each:
-            a, b = span
-            total = total + _counts(run, out[a:b], None if mask is None else mask[a:b])
+            inside = None if mask is None else mask[first:last]
+            total = total + _counts(run, out[first:last], inside)
         return total
 
     return advance
@@ -159,7 +163,12 @@ def _counts(run: Run, rows: Bits, mask: Bits | None) -> I64:
 
 
 def _total(rows: Bits) -> int:
-    return int(np.bitwise_count(rows).sum(dtype=np.int64))
+    """How many bits are set; three words never have more than a byte can count."""
+    counts = np.bitwise_count(rows).reshape(-1)
+    third = len(counts) // 3
+    few = counts[:third] + counts[third : 2 * third]
+    few += counts[2 * third : 3 * third]
+    return int(few.sum(dtype=np.int64)) + int(counts[3 * third :].sum(dtype=np.int64))
 
 
 def key_pairs(pairs: Pairs) -> I64:
