@@ -331,9 +331,18 @@ def test_loads_agree_with_dense(listed: list[Pattern], kv_heads: int, n: int) ->
 def test_padding_of_the_patterns_own_blocks() -> None:
     p = window(1, 1, block=64) | pc.random_blocks(2, block=64)
     f = found(Stack([p] * 4), 1030)["PCC112"]
-    assert f.message.startswith("layers 0 to 3: 64-token blocks do not divide 1030 tokens: ")
+    assert f.message.startswith("layers 0 to 3: blocks of 64 tokens do not divide 1030: ")
     assert f.remedy == "cut or pack the sequence to 1024 or 1088 tokens" and f.severity == "note"
     assert "PCC112" not in codes(p, 1024) | codes(p, 2**16 + 1) | codes(window(64), 1030)
+
+
+def test_padding_of_tiles() -> None:
+    f = found(Stack([causal & window(64), causal & window(200)]), 520)["PCC112"]
+    assert f.message.startswith("layers 0 and 1: blocks of 128 tokens do not divide 520: up to 2")
+    assert (
+        f.remedy == "cut or pack the sequence to 512 or 640 tokens, or compile with smaller tiles"
+    )
+    assert not {"PCC112"} & codes(causal & window(64), 500) & codes(causal & window(64), 1000)
 
 
 def test_tiles_nearly_empty() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.analysis.lint_finding import Finding
-from patterncc.analysis.lint_places import Family, percent
+from patterncc.analysis.lint_places import Family, percent, place
 from patterncc.analysis.topology import Topology
 from patterncc.zones import algebra
 from patterncc.zones.lower import leaves
@@ -29,7 +29,8 @@ SMALLER = (64, 32)  # sides that are tried where tiles of SIDE are nearly empty
 LEAST_ROWS = 4  # tile rows of a sequence that is long enough to judge
 NEARLY = 20  # a tile with less than one pair in so many is nearly empty
 MOSTLY = 0.5  # the share of nearly empty tiles that is told
-WASTED = 0.01  # the share of the computed area past the last token that is told
+WASTED = 0.01  # the share of the computed area past the last token that is told of own blocks
+WASTED_TILES = 0.1  # the same of tiles of SIDE
 MOST_ROWS = 128  # tile rows that are looked at
 MOST_MET = 2**15  # pairs of a zone and a tile row that are looked at
 
@@ -80,25 +81,41 @@ def empty_tiles(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
 
 
 def padding(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
-    """PCC112: the pattern's own blocks do not divide the length, and tiles of that size reach past
-    the last token by a share worth telling."""
+    """PCC112: tiles reach past the last token by a share worth telling: from WASTED on for blocks
+    that a pattern names, from WASTED_TILES on for tiles of SIDE under the other patterns."""
+    wasteful: dict[int, list[tuple[float, Family, bool]]] = {}
     for family in families:
-        for side in own_blocks(family) if family.attention else ():
-            if (not t.n % side and not t.frame.n % side) or not len(family.spots[0].zones):
-                continue
-            found = tiles(t, family.spots[0].zones.table, side)
-            share = past_the_end(found, side)
-            if share >= WASTED:
-                down, up = t.n // side * side, -(-t.n // side) * side
-                about = "about " if found.looked < found.of else ""
-                yield Finding.of(
-                    "PCC112",
-                    f"{family.place()}: {side}-token blocks do not divide {t.n} tokens: {about}"
-                    f"{percent(share)} of what tiles of {side} x {side} compute lies past the last "
-                    "token",
-                    f"cut or pack the sequence to {f'{down} or {up}' if down else up} tokens",
-                )
+        for side in own_blocks(family) or [SIDE]:
+            found = _wasted(t, family, side)
+            if found is not None:
+                wasteful.setdefault(side, []).append((found[0], family, found[1]))
                 break
+    for side, listed in wasteful.items():
+        share, _, exact = max(listed, key=lambda x: x[0])
+        most = "up to " if len({x[0] for x in listed}) > 1 else "" if exact else "about "
+        down, up = t.n // side * side, -(-t.n // side) * side
+        where = place(w for _, family, _ in listed for s in family.spots for w in s.where)
+        yield Finding.of(
+            "PCC112",
+            f"{where}: blocks of {side} tokens do not divide {t.n}: {most}{percent(share)} of what "
+            f"tiles of {side} x {side} compute lies past the last token",
+            f"cut or pack the sequence to {f'{down} or {up}' if down else up} tokens"
+            + ("" if own_blocks(listed[0][1]) else ", or compile with smaller tiles"),
+        )
+
+
+def _wasted(t: Topology, family: Family, side: int) -> tuple[float, bool] | None:
+    """The share of the computed area past the last token, and whether every tile row was looked at;
+    None where it is not worth telling."""
+    if not family.attention or not len(family.spots[0].zones):
+        return None
+    named = side in own_blocks(family)
+    if (not t.n % side and not t.frame.n % side) or (t.n < LEAST_ROWS * SIDE and not named):
+        return None
+    found = tiles(t, family.spots[0].zones.table, side)
+    share = past_the_end(found, side)
+    least = WASTED if named else WASTED_TILES
+    return (share, found.looked == found.of) if share >= least else None
 
 
 def own_blocks(family: Family) -> list[int]:
