@@ -29,40 +29,44 @@ if TYPE_CHECKING:
 
 MOST_TERMS = 2**17  # (stretch, interval, interval, zone) that the closed form will look at
 MOST_RAMP = 2**22  # rows of changing degree that it adds one by one
-MOST_WEDGES = 2**22  # neighbours of neighbours that are looked at one by one
+MOST_WEDGES = 2**22  # intervals of neighbours that are looked at one by one
 FEW_NEIGHBOURS = 32  # of a sampled position, all are looked at up to here, else as many drawn
 INTERVALS = 2**21  # intervals of neighbours that a sample may hold
+WORTH = 1024  # positions below which fewer neighbours of each are drawn instead
 
 
 def clustering(s: Skeleton, samples: int, seed: int, risk: float) -> Value:
     """C, in closed form for a few zones, by counting in small graphs, else from sampled positions.
 
-    A sample draws positions evenly, and for each up to 32 of its others; the mean over them of
-    (their common others) / (k_i - 1) has the mean c_i, so the whole has the mean C.
+    A sample draws positions evenly, and for each some of its others (all where they are few); the
+    mean over them of (their common others) / (k_i - 1) has the mean c_i, so the whole has the mean
+    C.
     """
     if not s.size or not s.edges:
         return Value.exactly(0.0)
-    if not len(s.others):
+    if not len(s.others) and s.block == 1:
         found = closed_form(s)
         if found is not None:
             return Value.exactly(found)
     if _wedges(s) <= MOST_WEDGES:
-        index = np.arange(s.size, dtype=np.int64)
-        return Value.exactly(float(_local(s, index, None).mean()))
+        index = np.arange(0, s.size, s.block, dtype=np.int64)
+        weights = np.minimum(index + s.block, s.size) - index
+        return Value.exactly(float((local(s, index) * weights).sum()) / s.size)
     rng = np.random.default_rng(seed)
-    first = rng.integers(0, s.size, 64)
-    width = max(1, len(s.rows(first)[0]) // 64)
-    count = int(min(samples, max(64, INTERVALS // (width * FEW_NEIGHBOURS))))
-    drawn = rng.integers(0, s.size, count)
-    return mean_of(_local(s, drawn, rng), 0.0, 1.0, risk)
+    width = max(1, len(s.rows(rng.integers(0, s.size, 64))[0]) // 64)
+    each = int(np.clip(INTERVALS // (width * WORTH), 1, FEW_NEIGHBOURS))
+    count = min(samples, max(64, INTERVALS // (width * each)))
+    return mean_of(sampled(s, rng.integers(0, s.size, count), rng, each), 0.0, 1.0, risk)
 
 
 def _wedges(s: Skeleton) -> float:
-    """How many neighbours of neighbours there are, or infinity when there are surely many."""
-    if s.size * (1 + s.degree) ** 2 > MOST_WEDGES:
+    """How many intervals the neighbourhoods of all blocks' neighbours have."""
+    if s.blocks > MOST_WEDGES // 8:
         return np.inf
-    _, low, high = s.rows(np.arange(s.size, dtype=np.int64))
-    return float(((high - low).astype(np.float64)).sum() * (1 + s.degree))
+    at, low, high = s.rows(np.arange(0, s.size, s.block, dtype=np.int64))
+    intervals = np.bincount(at, minlength=s.blocks).astype(np.float64)
+    neighbours = np.bincount(at, -(-(high - low) // s.block), s.blocks)  # symmetric: read by
+    return float((intervals * neighbours).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,50 +92,46 @@ class _Members:
         return np.asarray(self.before[k] + inside)
 
 
-def _local(s: Skeleton, index: I64, rng: np.random.Generator | None) -> F64:
-    """c_i of the given positions, exactly; with `rng`, an estimate of it from drawn neighbours
-    where there are many."""
+def local(s: Skeleton, index: I64) -> F64:
+    """c_i of the given positions, exactly: every neighbour is looked at, one a block."""
+    at, low, high = s.rows(index)
+    members = _Members.of(s.size, at, low, high)
+    k = np.bincount(at, high - low, len(index)).astype(np.int64) - 1
+    part, block = expand(low // s.block, -(-high // s.block))
+    slot, other = at[part], block * s.block
+    weights = np.minimum(other + s.block, s.size) - other
+    t = np.bincount(slot, weights * _shared(s, members, slot, other), len(index))
+    return np.asarray((t - 3 * k - 1) / np.maximum(k * (k - 1.0), 1))
+
+
+def sampled(s: Skeleton, index: I64, rng: np.random.Generator, most: int) -> F64:
+    """Estimates of c_i, each with the mean c_i: from `most` drawn others where there are more."""
     at, low, high = s.rows(index)
     members = _Members.of(s.size, at, low, high)
     counts = np.bincount(at, high - low, len(index)).astype(np.int64)
-    slot, other = _neighbours(index, counts, members, at, low, rng)
-    at2, low2, high2 = s.rows(other)
-    owner = slot[at2]
-    shared = members.below(owner, high2) - members.below(owner, low2)
-    common = np.bincount(at2, shared, len(other)) - 2  # without i and the neighbour themselves
-    k = counts - 1
-    per = np.bincount(slot, minlength=len(index))
-    total = np.bincount(slot, common, len(index))
-    return np.asarray(total / np.maximum(per * (k - 1), 1))
-
-
-def _neighbours(
-    index: I64,
-    counts: I64,
-    members: _Members,
-    at: I64,
-    low: I64,
-    rng: np.random.Generator | None,
-) -> tuple[I64, I64]:
-    """(slot, neighbour) for every neighbour of index[slot], the position itself left out; where
-    there are many and `rng` is given, FEW_NEIGHBOURS of them drawn evenly."""
+    few = np.flatnonzero(counts <= most + 1)
     starts = np.cumsum(counts) - counts
-    slot, rank = expand(starts, starts + counts)
-    rank = rank - starts[slot]
-    if rng is not None:
-        many = counts > FEW_NEIGHBOURS + 1
-        keep = ~many[slot]
-        drawn = np.repeat(np.flatnonzero(many), FEW_NEIGHBOURS)
-        # one rank in a row belongs to the position itself: draw among the others and step over it
-        own = members.below(drawn, index[drawn]) - starts[drawn]
-        ranks = rng.integers(0, counts[drawn] - 1)
-        slot = np.concatenate([slot[keep], drawn])
-        rank = np.concatenate([rank[keep], ranks + (ranks >= own)])
-    place = starts[slot] + rank
-    k = np.searchsorted(members.before, place, side="right") - 1
-    other = low[k] + place - members.before[k]
+    slot, place = expand(starts[few], (starts + counts)[few])
+    drawn = np.repeat(np.flatnonzero(counts > most + 1), most)
+    # one place is the position's own: draw among the others and step over it
+    own = members.below(drawn, index[drawn])
+    picked = starts[drawn] + rng.integers(0, np.maximum(counts[drawn] - 1, 1))
+    slot, place = np.append(few[slot], drawn), np.append(place, picked + (picked >= own))
+    part = np.searchsorted(members.before, place, side="right") - 1
+    other = low[part] + place - members.before[part]
     away = other != index[slot]
-    return slot[away], other[away]
+    slot, other = slot[away], other[away]
+    common = _shared(s, members, slot, other) - 2  # both are in both neighbourhoods
+    per = np.bincount(slot, minlength=len(index)) * (counts - 2.0)
+    return np.asarray(np.bincount(slot, common, len(index)) / np.maximum(per, 1))
+
+
+def _shared(s: Skeleton, members: _Members, slot: I64, other: I64) -> I64:
+    """How many members of neighbourhood slot[x] are in the closed neighbourhood of other[x]."""
+    at, low, high = s.rows(other)
+    owner = slot[at]
+    shared = members.below(owner, high) - members.below(owner, low)
+    return np.bincount(at, shared, len(other)).astype(np.int64)
 
 
 def closed_form(s: Skeleton) -> float | None:
@@ -147,7 +147,7 @@ def closed_form(s: Skeleton) -> float | None:
     if terms is None:
         return None
     total = 0.0
-    where, first, last, values = _quadratics(s.zones, stretches, *terms)
+    where, first, last, values = _quadratics(s.apart, stretches, *terms)
     order = np.argsort(where, kind="stable")
     where, first, last, values = where[order], first[order], last[order], values[order]
     cuts = np.searchsorted(where, np.arange(len(stretches.first) + 1))
@@ -182,7 +182,7 @@ class _Stretches:
 
     @staticmethod
     def of(s: Skeleton) -> _Stretches:
-        i0, i1, j0, j1, d0, d1 = s.zones.T
+        i0, i1, j0, j1, d0, d1 = s.apart.T
         turn_low, turn_high = np.clip(j0 - d0, i0, i1), np.clip(j1 - d1 + 1, i0, i1)
         cuts = np.unique(np.concatenate([i0, i1, turn_low, turn_high]))
         first, last = cuts[:-1], cuts[1:]
@@ -207,12 +207,12 @@ class _Stretches:
 def _terms(s: Skeleton, stretches: _Stretches) -> tuple[I64, I64, I64, I64] | None:
     """Every (stretch, interval, interval, zone), or None when they are too many."""
     counts = np.diff(stretches.begin)
-    if float((counts.astype(np.float64) ** 2).sum()) * len(s.zones) > MOST_TERMS:
+    if float((counts.astype(np.float64) ** 2).sum()) * len(s.apart) > MOST_TERMS:
         return None
     k, p = expand(stretches.begin[:-1], stretches.begin[1:])
     pair, q = expand(stretches.begin[k], stretches.begin[k + 1])
     k, p = k[pair], p[pair]
-    zone = np.arange(len(s.zones))
+    zone = np.arange(len(s.apart))
     many = len(zone)
     return (
         np.repeat(k, many),

@@ -9,32 +9,38 @@ search from a few.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from patterncc.analysis import columns
+from patterncc.analysis.sample import column_counts
 from patterncc.analysis.skeleton import Skeleton
-from patterncc.analysis.spread_bits import Spreader, spreader, start, tally
 from patterncc.analysis.value import Value, mean_of
 from patterncc.errors import SizeError
 from patterncc.zones import Frame, ZoneSet
-from patterncc.zones.algebra import areas, count_pairs, refuse_above
+from patterncc.zones.algebra import areas, count_pairs, pack, refuse_above, take
 from patterncc.zones.sweep import disjoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     I64 = NDArray[np.int64]
     F64 = NDArray[np.float64]
+    Bits = NDArray[np.uint64]
 
 FEW_ZONES = 128  # zones of a skeleton that composition is tried on
 MOST_PAIRS = 2**14  # pairs of zones that one composition may meet
 LAYERS = 24  # hops that are composed one by one before they are doubled
+LARGEST = 16  # zones that are composed to see whether a hub joins all
 EVALUATIONS = 256  # hops at which u is evaluated
 NARROW = 0.005  # of the value: bounds that are narrow enough
 ALL_SOURCES = 2**20  # words of bits up to which every position is a source
-WORK = 2**27  # positions times hops that a search may touch
+WORK = 2.0**33  # words that a search may touch: several seconds
+WORDS = 2**20  # of a search's state that are worth it unasked
 LANDMARKS = 8
 """Positions whose distances to all others bound those of every position: they make the range of a
 sample sure.  They are the same whatever the seed, so that the sample knows nothing of them."""
@@ -47,34 +53,33 @@ class Apart:
     why: str
 
 
-def path_length(s: Skeleton, sources: int, seed: int, risk: float) -> Value | Apart:
+TOO_LONG = Apart(
+    "the path length would cost too much: paths are long and the zones have no closed form; ask "
+    "for fewer tokens"
+)
+
+
+def path_length(s: Skeleton, sources: int | None, seed: int, risk: float) -> Value | Apart:
     """L, the mean distance over all pairs of different positions."""
     if s.size < 2:
         return Apart(f"{s.size} positions have no pairs, so no path length")
     if s.edges < s.size - 1:
         return _disconnected()
-    if not len(s.others):
+    if not len(s.others) or s.block > 1:
         found = _window(s) or _by_zones(s)
         if found is not None:
             return found
     try:
-        ready = spreader(s)
+        hops = operator(s)
     except SizeError as refused:
         return Apart(f"the path length would cost too much: {refused}")
     if s.size * -(-s.size // 64) <= ALL_SOURCES:
-        return _from_all(s, ready)
-    return _from_some(s, ready, sources, seed, risk)
+        return _from_all(s, hops)
+    return _from_some(s, hops, sources, seed, risk)
 
 
 def _disconnected() -> Apart:
     return Apart("the skeleton is not connected: some positions have no path between them")
-
-
-def _too_long() -> Apart:
-    return Apart(
-        "the path length would cost too much: paths are long and the zones have no closed form; "
-        "ask for fewer tokens"
-    )
 
 
 def _mean(total: int, size: int) -> float:
@@ -82,31 +87,51 @@ def _mean(total: int, size: int) -> float:
 
 
 def _window(s: Skeleton) -> Value | None:
-    """One window over all positions: hops are distances over its width, rounded up."""
-    if len(s.zones) != 1:
+    """One window over all positions."""
+    if s.block > 1 or len(s.others) or len(s.zones) != 1:
         return None
     i0, i1, j0, j1, d0, d1 = s.zones[0].tolist()
-    if (i0, i1, j0, j1, d0) != (0, s.size, 0, s.size, 1 - d1):
-        return None
-    most, w = s.size - 1, d1 - 1
+    whole = (i0, i1, j0, j1, d0) == (0, s.size, 0, s.size, 1 - d1)
+    return Value.exactly(_of_window(s.size, d1 - 1)) if whole else None
+
+
+def _of_window(size: int, w: int) -> float:
+    """L of a window of w on each side: hops are distances over w, rounded up."""
+    most = size - 1
     hops = -(-most // w)  # u(l) = (most - l w)(most - l w + 1) for l = 0 .. hops - 1
     ones, squares = hops * (hops - 1) // 2, (hops - 1) * hops * (2 * hops - 1) // 6
     total = hops * most * (most + 1) - w * (2 * most + 1) * ones + w * w * squares
-    return Value.exactly(_mean(total, s.size))
+    return _mean(total, size)
+
+
+def _between_windows(s: Skeleton, otherwise: Apart) -> Value | Apart:
+    """Bounds where paths are too long to search: fewer edges make them longer, more shorter, and
+    the widest window inside the zones and the narrowest around all edges have closed forms."""
+    if s.block > 1 or not len(s.zones):
+        return otherwise
+    d0, d1 = s.zones[:, 4], s.zones[:, 5]
+    whole = (s.zones[:, :4] == [0, s.size, 0, s.size]).all(axis=1) & (d0 == 1 - d1)
+    inside = int((d1[whole] - 1).max(initial=0))
+    around = int((d1 - 1).max())
+    if len(s.others):
+        row = np.repeat(np.arange(s.size), np.diff(s.first))
+        around = max(around, int(np.abs(row - s.others).max()))
+    if not inside:
+        return otherwise
+    high = _of_window(s.size, inside)
+    return Value.between(_of_window(s.size, around), high)
 
 
 def _by_zones(s: Skeleton) -> Value | Apart | None:
     """By composing zones; None where they become too many."""
     everything = s.size * s.size
     apart = [everything - s.size, everything - s.size - 2 * s.edges]
-    if not apart[1]:
+    once = ZoneSet(Frame.of(s.blocks), s.zones)
+    if not apart[1] or _joins_all(once):
         return Value.exactly(_mean(sum(apart), s.size))
-    once = ZoneSet(Frame.of(s.size), s.zones)
+    if len(s.zones) > FEW_ZONES or len(s.others) or s.block > 1:
+        return None
     try:
-        if _joins_all(s, everything):
-            return Value.exactly(_mean(sum(apart), s.size))
-        if len(s.zones) > FEW_ZONES:
-            return None
         state = once
         while len(apart) <= LAYERS:
             state = _compose(state, once)
@@ -120,10 +145,12 @@ def _by_zones(s: Skeleton) -> Value | Apart | None:
         return None
 
 
-def _joins_all(s: Skeleton, everything: int) -> bool:
+def _joins_all(once: ZoneSet) -> bool:
     """Whether two hops through the largest zones alone join all pairs (a global token does)."""
-    hub = ZoneSet(Frame.of(s.size), s.largest)
-    return _count(_compose(hub, hub)) == everything
+    i0, i1, j0, j1, _, _ = once.table.T
+    size = (i1 - i0) * (j1 - j0).astype(np.float64)
+    hub = ZoneSet(once.frame, take(once.table, np.argsort(-size, kind="stable")[:LARGEST]))
+    return _count(_compose(hub, hub)) == once.frame.n**2
 
 
 def _compose(a: ZoneSet, b: ZoneSet) -> ZoneSet:
@@ -176,77 +203,133 @@ def _by_doubling(s: Skeleton, once: ZoneSet, state: ZoneSet, apart: list[int]) -
     return Value.between(_mean(low, s.size), _mean(low + unsure, s.size))
 
 
-def _from_all(s: Skeleton, ready: Spreader) -> Value | Apart:
-    """Search from every position; a budget on the hops keeps long paths from taking for ever."""
-    total, work = 0, 0
-    for first in range(0, s.size, 64):
-        sources = np.arange(first, min(first + 64, s.size), dtype=np.int64)
-        words, reached = start(s.size, sources), len(sources)
-        whole = len(sources) * s.size
-        while reached < whole:
-            total += whole - reached
-            words = ready.hop(words)
-            new = int(np.bitwise_count(words).sum(dtype=np.int64))
-            if new == reached:
-                return _disconnected()
-            reached = new
-            work += s.size
-            if work > WORK:
-                return _too_long()
+def operator(s: Skeleton) -> columns.Operator:
+    """One hop on bit columns (see `columns`); the columns hold what has been reached so far.
+
+    Raises SizeError where its indices would be too many.
+    """
+    if s.block == 1:
+        op = columns.operator(s.zones, s.size)
+        return replace(op, gathers=op.gathers + tuple(_gathers(s)))
+    row = np.repeat(np.arange(s.blocks), np.diff(s.first))
+    single = pack((row, row + 1, s.others, s.others + 1, 0, 0)) if len(row) else s.zones[:0]
+    i0, i1, j0, j1 = (
+        np.minimum(x * s.block, s.size) for x in np.concatenate([s.zones, single])[:, :4].T
+    )
+    return columns.operator(pack((i0, i1, j0, j1, j0 - i1 + 1, j1 - i0)), s.size)
+
+
+def _gathers(s: Skeleton) -> Iterator[columns.Ranked]:
+    """Single edges, the k-th of every position that has so many."""
+    counts = np.diff(s.first)
+    itself = np.arange(s.size, dtype=np.int64)
+    for k in range(int(counts.max(initial=0)) if len(s.others) else 0):
+        rows = np.flatnonzero(counts > k)
+        picked = s.others[s.first[rows] + k]
+        if 2 * len(rows) < s.size:
+            yield columns.Ranked(rows, picked)
+        else:
+            whole = itself.copy()
+            whole[rows] = picked
+            yield columns.Ranked(None, whole)
+
+
+def _hop(hops: columns.Operator, state: Bits) -> Bits:
+    """What is reached with one more hop."""
+    size, words = state.shape
+    out, made = np.empty_like(state), columns.ready(hops, state)
+    step = min(columns.block_rows(hops, words), size)
+    room = columns.scratch(hops, step, words)
+    for a in range(0, size, step):
+        columns.apply_block(hops, made, state, state, out, (a, min(a + step, size)), room)
+    return out
+
+
+def _start(size: int, sources: I64) -> Bits:
+    """Every source at its own position: uint64 [positions, words], bit b of word w is source
+    64 * w + b."""
+    state = np.zeros((size, -(-len(sources) // 64)), dtype=np.uint64)
+    column = np.arange(len(sources))
+    bit = np.uint64(1) << (column % 64).astype(np.uint64)
+    np.bitwise_or.at(state, (sources, column // 64), bit)
+    return state
+
+
+def _from_all(s: Skeleton, hops: columns.Operator) -> Value | Apart:
+    """Search from every position."""
+    state = _start(s.size, np.arange(s.size))
+    reached, whole, total, work = s.size, s.size * s.size, 0, 0.0
+    while reached < whole:
+        total += whole - reached
+        state = _hop(hops, state)
+        new = int(np.bitwise_count(state).sum(dtype=np.int64))
+        if new == reached:
+            return _disconnected()
+        reached, work = new, work + state.size * hops.passes
+        if work > WORK:
+            return _between_windows(s, TOO_LONG)
     return Value.exactly(_mean(total, s.size))
 
 
-def _from_some(s: Skeleton, ready: Spreader, sources: int, seed: int, risk: float) -> Value | Apart:
+def _from_some(
+    s: Skeleton, hops: columns.Operator, sources: int | None, seed: int, risk: float
+) -> Value | Apart:
     """Search from drawn positions and from landmarks, whose distances make the range sure.
 
-    A position v at distance d from a landmark has a mean distance within d of the landmark's.
+    A position at distance d from a landmark has a mean distance within d of the landmark's.
     """
-    drawn = np.random.default_rng(seed).integers(0, s.size, max(1, sources))
-    marks = np.linspace(0, s.size - 1, LANDMARKS).astype(np.int64)
-    batch = 64 - LANDMARKS
-    means: list[F64] = []
-    low = high = np.zeros(0)
-    for first in range(0, len(drawn), batch):
-        part = drawn[first : first + batch]
-        marked = marks if not first else marks[:0]
-        found = _search(ready, np.concatenate([part, marked]), len(marked))
-        if isinstance(found, Apart):
-            return found
-        sums, distances = found
-        means.append(sums[: len(part)] / (s.size - 1))
-        if not first:
-            centre = sums[len(part) :] / (s.size - 1)
-            low, high = _range(centre, distances, s.size)
-    sure_low, sure_high = float(low.mean()), float(high.mean())
-    value = mean_of(np.concatenate(means), float(low.min()), float(high.max()), risk)
-    lo, hi = max(value.lo, sure_low), min(value.hi, sure_high)
+    if sources is None:
+        sources = 64 * int(np.clip(WORDS // s.size, 1, 8)) - LANDMARKS
+    drawn = np.random.default_rng(seed).integers(0, s.size, sources)
+    marks = _landmarks(s)
+    found = _search(hops, np.concatenate([marks, drawn]), len(marks))
+    if isinstance(found, Apart):
+        return _between_windows(s, found) if found is TOO_LONG else found
+    means, distances = found[0] / (s.size - 1), found[1]
+    low, high = _range(means[: len(marks)], distances, s.size)
+    value = mean_of(means[len(marks) :], float(low.min()), float(high.max()), risk)
+    lo, hi = max(value.lo, float(low.mean())), min(value.hi, float(high.mean()))
+    if lo >= hi:  # the landmarks alone say it
+        return Value.exactly(lo)
     return Value(min(max(value.value, lo), hi), lo, hi, "estimate")
+
+
+def _landmarks(s: Skeleton) -> I64:
+    """Positions with wide zones, which are near to many, and positions spread evenly."""
+    width = np.minimum(s.zones[:, 3] - s.zones[:, 2], s.zones[:, 5] - s.zones[:, 4])
+    hubs = s.zones[np.argsort(-width, kind="stable")[: LANDMARKS // 2], 0] * s.block
+    evenly = np.linspace(0, s.size - 1, LANDMARKS - len(hubs)).astype(np.int64)
+    return np.concatenate([hubs, evenly])
 
 
 def _range(centre: F64, distances: NDArray[np.int32], size: int) -> tuple[F64, F64]:
     """Sure bounds on every position's mean distance from the landmarks' (distances [marks, n])."""
-    d = distances.astype(np.float64)
-    low = np.maximum(1.0, (centre[:, None] - d + d / (size - 1)).max(axis=0))
-    high = (centre[:, None] + d - d / (size - 1)).min(axis=0)
+    low, high = np.ones(size), np.full(size, np.inf)
+    for mean, row in zip(centre.tolist(), distances, strict=True):
+        d = row * (1 - 1 / (size - 1))  # over the others: the landmark's own term is off by d
+        np.maximum(low, mean - d, out=low)
+        np.minimum(high, mean + d, out=high)
     return low, np.maximum(low, high)
 
 
-def _search(ready: Spreader, sources: I64, marked: int) -> tuple[F64, NDArray[np.int32]] | Apart:
-    """Sums of the distances from each source, and the distances [marked, n] from the last few."""
-    many, size, work = len(sources), ready.size, 0
-    words = start(size, sources)
+def _search(
+    hops: columns.Operator, sources: I64, marked: int
+) -> tuple[F64, NDArray[np.int32]] | Apart:
+    """Sums of the distances from each source, and the distances [marked, n] from the first few."""
+    many, size, work = len(sources), hops.size, 0.0
+    state = _start(size, sources)
     sums = np.zeros(many)
     distances = np.zeros((marked, size), dtype=np.int32)
-    reached = tally(words)[:many]
+    reached = column_counts(state)[:many]
     while (reached < size).any():
         sums += size - reached
         for k in range(marked):
-            distances[k] += ((words >> np.uint64(many - marked + k)) & np.uint64(1)) == 0
-        words = ready.hop(words)
-        new = tally(words)[:many]
+            distances[k] += ((state[:, 0] >> np.uint64(k)) & np.uint64(1)) == 0
+        state = _hop(hops, state)
+        new = column_counts(state)[:many]
         if (new == reached).all():
             return _disconnected()
-        reached, work = new, work + size
+        reached, work = new, work + state.size * hops.passes
         if work > WORK:
-            return _too_long()
+            return TOO_LONG
     return sums, distances

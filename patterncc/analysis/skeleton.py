@@ -18,6 +18,7 @@ from patterncc.zones.algebra import (
     areas,
     expand,
     overlapping_pairs,
+    pack,
     simplify,
     take,
     tighten,
@@ -31,29 +32,46 @@ if TYPE_CHECKING:
     I64 = NDArray[np.int64]
 
 FEW = 64  # zones that are looked through one by one
-LARGEST = 16  # zones that are kept uncut
 SMALL = 8  # edges up to which a zone among many is taken apart into single ones
+MERGED = 4096  # zones up to which it is worth looking for ones to merge
 
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """A symmetric graph on `size` positions: disjoint `zones`, and single edges outside of them.
+    """A symmetric graph on `size` positions in blocks of `block` whose members all have the same
+    closed neighbourhood, itself made of whole blocks (the last one may be shorter).
 
-    `zones` (int64 [zones, 6]) holds every self-loop.  Position i's single edges go to
-    others[first[i]:first[i + 1]]; both ends list them.  Without any, both arrays are empty.
-    `largest` holds the largest few zones before they were cut to lie apart.
+    zones (int64 [zones, 6], which may overlap and hold every loop) and single edges outside of
+    them count blocks: block b's single edges go to others[first[b]:first[b + 1]], both ends list
+    them, and both arrays are empty when there are none.
     """
 
     size: int
+    block: int
     zones: I64
-    largest: I64
     first: I64
     others: I64
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return -(-self.size // self.block)
+
+    @cached_property
+    def apart(self) -> I64:
+        """The zones cut so that none overlap."""
+        return disjoint(self.zones)
+
     @cached_property
     def edges(self) -> int:
-        """Joined pairs, each counted once, self-loops left out."""
-        closed = sum(areas(self.zones).tolist()) + len(self.others)
+        """Joined pairs of positions, each counted once, self-loops left out."""
+        if self.block == 1:
+            closed = sum(areas(self.apart).tolist()) + len(self.others)
+        else:
+            b = np.arange(self.blocks, dtype=np.int64)
+            at, low, high = self.rows(b * self.block)
+            weights = np.minimum((b + 1) * self.block, self.size) - b * self.block
+            closed = int(((high - low) * weights[at]).sum())
         return int(closed - self.size) // 2
 
     @property
@@ -63,16 +81,18 @@ class Skeleton:
 
     def rows(self, wanted: I64) -> tuple[I64, I64, I64]:
         """The closed neighbourhoods of some positions: (index into `wanted`, first, past the last)
-        of disjoint intervals, sorted by index and first.
+        of disjoint intervals of positions, sorted by index and first.
 
         >>> from patterncc import sink, window
         >>> from patterncc.analysis.topology import topology
         >>> s = skeleton(topology(window(1) | sink(1), 9))
-        >>> [x.tolist() for x in s.rows(np.array([4, 0]))]
-        [[0, 0, 1], [0, 3, 0], [1, 6, 9]]
+        >>> at, low, high = s.rows(np.array([4, 0]))
+        >>> at.tolist(), low.tolist(), (high - low).tolist()
+        ([0, 0, 1], [0, 3, 0], [1, 3, 9])
         """
-        i0, i1, j0, j1, d0, d1 = self.zones.T
-        if len(self.zones) <= FEW:
+        i0, i1, j0, j1, d0, d1 = self.apart.T
+        wanted = wanted // self.block
+        if len(self.apart) <= FEW:
             at, zone = np.nonzero((wanted[:, None] >= i0) & (wanted[:, None] < i1))
         else:
             at, zone = overlapping_pairs(wanted, wanted + 1, i0, i1)
@@ -84,7 +104,8 @@ class Skeleton:
             at = np.concatenate([at, owner])
             low, high = np.concatenate([low, single]), np.concatenate([high, single + 1])
         order = np.argsort(at * self.size + low, kind="stable")
-        return at[order], low[order], high[order]
+        low, high = low[order] * self.block, np.minimum(high[order] * self.block, self.size)
+        return at[order], low, high
 
 
 def skeleton(t: Topology) -> Skeleton:
@@ -101,50 +122,103 @@ def skeleton(t: Topology) -> Skeleton:
     size = t.frame.n
     distinct = list({id(level): level.zones.table for level in t.levels}.values())
     table = np.concatenate(distinct) if distinct else np.zeros((0, 6), dtype=np.int64)
+    if size and len(table) > FEW and (block := _grain(table, size)) > 1:
+        found = _of(_coarse(table, block), -(-size // block), size, block)
+        if _loops(found):
+            return found
+    return _of(table, size, size, 1)
+
+
+def _of(table: I64, blocks: int, size: int, block: int) -> Skeleton:
+    """The skeleton of a table that counts blocks."""
     nothing = np.zeros(0, dtype=np.int64)
     if not size:
-        return Skeleton(0, table, table, nothing, nothing)
+        return Skeleton(0, 1, table, nothing, nothing)
     rows, columns = table[:, 1] - table[:, 0], table[:, 3] - table[:, 2]
-    small = (rows <= SMALL) & (columns <= SMALL) & (rows * columns <= SMALL)
-    if int(small.sum()) <= FEW or len(table) - int(small.sum()) > FEW:
+    small = rows * columns <= SMALL
+    many = int(small.sum())
+    if many <= FEW or len(table) - many > FEW:
         small = np.zeros(len(table), dtype=bool)
     large = take(table, ~small) if small.any() else table
-    loops = tighten(np.array([[0, size, 0, size, 0, 1]], dtype=np.int64))
-    both = simplify(np.concatenate([large, transpose(large), loops]))
-    zones = disjoint(both)
-    extent = (both[:, 1] - both[:, 0]) * (both[:, 3] - both[:, 2]).astype(np.float64)
-    largest = take(both, np.argsort(-extent, kind="stable")[:LARGEST])
+    parts = [large, transpose(large)]
+    if block == 1:
+        parts.append(tighten(np.array([[0, size, 0, size, 0, 1]], dtype=np.int64)))
+    zones = np.concatenate(parts)
+    if len(zones) <= MERGED:
+        zones = simplify(zones)
     if not small.any():
-        return Skeleton(size, zones, largest, nothing, nothing)
-    return Skeleton(
-        size, zones, largest, *_adjacency(_pairs(take(table, small), zones, size), size)
-    )
+        return Skeleton(size, block, zones, nothing, nothing)
+    return Skeleton(size, block, zones, *_adjacency(_pairs(table, small, zones, blocks), blocks))
 
 
-def _pairs(small: I64, zones: I64, size: int) -> tuple[I64, I64]:
-    """Single edges (u, v), u < v, each once, without those that a zone holds."""
-    if int((small[:, 1] - small[:, 0]).max()) == int((small[:, 3] - small[:, 2]).max()) == 1:
-        i, j = small[:, 0], small[:, 2]
-    else:
-        zone, i = expand(small[:, 0], small[:, 1])
-        low = np.maximum(small[zone, 2], i + small[zone, 4])
-        high = np.minimum(small[zone, 3], i + small[zone, 5])
+def _grain(table: I64, size: int) -> int:
+    """The largest block that every zone is made of; 1 where some zone is slanted."""
+    i0, i1, j0, j1, d0, d1 = table.T
+    if bool(((d0 > j0 - i1 + 1) | (d1 < j1 - i0)).any()):
+        return 1
+    grain = 0
+    for bounds in (i0, i1, j0, j1):
+        grain = int(np.gcd.reduce(np.where(bounds == size, 0, bounds), initial=grain))
+        if grain == 1:
+            break
+    return max(1, grain)
+
+
+def _coarse(table: I64, block: int) -> I64:
+    """Boxes of whole blocks, counted in blocks."""
+    i0, i1, j0, j1 = (-(-table[:, k] // block) for k in range(4))
+    return pack((i0, i1, j0, j1, j0 - i1 + 1, j1 - i0))
+
+
+def _loops(s: Skeleton) -> bool:
+    """Whether every block is joined to itself."""
+    i0, i1, j0, j1, d0, d1 = s.zones.T
+    some = (d0 <= 0) & (d1 > 0)
+    low, high = np.maximum(i0, j0)[some], np.minimum(i1, j1)[some]
+    change = np.zeros(s.blocks + 1, dtype=np.int64)
+    np.add.at(change, low, 1)
+    np.add.at(change, np.maximum(low, high), -1)
+    covered = np.cumsum(change[:-1]) > 0
+    if len(s.others):
+        owner = np.repeat(np.arange(s.blocks), np.diff(s.first))
+        covered[owner[owner == s.others]] = True
+    return bool(covered.all())
+
+
+def _pairs(table: I64, small: NDArray[np.bool_], zones: I64, size: int) -> tuple[I64, I64]:
+    """Single edges (u, v), u <= v, each once, without those that a zone holds."""
+    i0, i1, j0, j1 = (table[small, k] for k in range(4))
+    i, j = i0, j0
+    if bool((i1 - i0 != 1).any()) or bool((j1 - j0 != 1).any()):
+        zone, i = expand(i0, i1)
+        low = np.maximum(j0[zone], i + table[small, 4][zone])
+        high = np.minimum(j1[zone], i + table[small, 5][zone])
         edge, j = expand(low, high)
         i = i[edge]
-    place = np.sort(np.minimum(i, j) * size + np.maximum(i, j))
+    place = np.minimum(i, j)
+    place *= size
+    place += np.maximum(i, j)
+    place.sort()
     u, v = np.divmod(place[np.append(True, place[1:] != place[:-1])], size)
-    free = u != v
+    step = v - u
+    held = np.zeros(len(u), dtype=bool)
     for a, b, c, d, e, f in zones.tolist():
-        step = v - u
-        free &= (u < a) | (u >= b) | (v < c) | (v >= d) | (step < e) | (step >= f)
+        inside = (step >= e) & (step < f)
+        for x, low, high in ((u, a, b), (v, c, d)):
+            if low > 0 or high < size:
+                inside &= (x >= low) & (x < high)
+        held |= inside
+    free = ~held
     return u[free], v[free]
 
 
 def _adjacency(pairs: tuple[I64, I64], size: int) -> tuple[I64, I64]:
-    """Both directions of single edges by position: where each begins, and the other ends."""
+    """Both directions of single edges: where each position's begin, and the other ends in order."""
     from scipy.sparse import csr_array
 
-    u, v = (x.astype(np.int32 if size < 2**31 else np.int64) for x in pairs)
-    ends = (np.concatenate([u, v]), np.concatenate([v, u]))
-    both = csr_array((np.ones(2 * len(u), dtype=np.int8), ends), shape=(size, size))
+    kind = np.int32 if size < 2**31 and len(pairs[0]) < 2**30 else np.int64
+    u, v = (x.astype(kind) for x in pairs)
+    away = u != v
+    ends = (np.concatenate([v[away], u]), np.concatenate([u[away], v]))  # sorted within each row
+    both = csr_array((np.ones(len(ends[0]), dtype=np.int8), ends), shape=(size, size))
     return both.indptr.astype(np.int64), both.indices.astype(np.int64)

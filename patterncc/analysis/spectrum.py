@@ -161,14 +161,14 @@ class _Walk:
     def of(s: Skeleton) -> _Walk:
         from scipy.sparse import csr_array
 
-        degrees = row_counts(s.zones, s.size)
+        degrees = row_counts(s.apart, s.size)
         singles = None
         if len(s.others):
             degrees += np.diff(s.first)
             ones = np.ones(len(s.others))
             singles = csr_array((ones, s.others, s.first), shape=(s.size, s.size))
         root = np.sqrt(degrees)
-        return _Walk(s.size, 1 / root, root / _norm(root), carrier(s.zones, s.size), singles)
+        return _Walk(s.size, 1 / root, root / _norm(root), carrier(s.apart, s.size), singles)
 
     def apply(self, v: F64) -> F64:
         """(N - q q^T) v."""
