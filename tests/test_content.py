@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import patterncc as pc
+from patterncc.analysis.content import (
+    Content,
+    choices,
+    guaranteed,
+    possible,
+    refuse_unbound,
+    unbound,
+)
+from patterncc.analysis.curve import Curve, Depth, Figure
+from patterncc.analysis.engine import Question, follow
+from patterncc.analysis.parts import rewritten
+from patterncc.analysis.topology import allowed_pairs, topology
 from patterncc.errors import PatternValueError
+from patterncc.primitives import Topk
+from patterncc.stack import Heads
 from patterncc.zones.lower import keyed, lower
+from tests.reach_oracles import slow_reach
 
 Indices = NDArray[np.int64]
 
@@ -117,3 +133,133 @@ def test_a_layer_without_an_entry() -> None:
         lower(pc.topk(1, block=4), 8, topk=[[0], [1], [2], [0], [0], [0], [0], [0]])
     with pytest.raises(PatternValueError, match="topk: count must be at least 0, not -1"):
         pc.topk(-1)
+
+
+CHOOSING = st.recursive(
+    st.one_of(
+        st.builds(pc.topk, st.integers(0, 3), st.integers(1, 4)),
+        st.builds(pc.routing, st.integers(2, 4)),
+        st.builds(pc.window, st.integers(0, 4), st.integers(0, 4)),
+        st.builds(pc.sink, st.integers(0, 3)),
+        st.just(pc.causal()),
+        st.just(pc.full()),
+    ),
+    lambda p: st.one_of(
+        st.tuples(p, p).map(lambda t: t[0] | t[1]),
+        st.tuples(p, p).map(lambda t: t[0] & t[1]),
+        st.tuples(p, p).map(lambda t: t[0] - t[1]),
+        p.map(lambda x: ~x),
+        p.map(lambda x: x.T),
+    ),
+    max_leaves=6,
+)
+LAYERS = st.one_of(CHOOSING, st.lists(CHOOSING, min_size=2, max_size=3).map(pc.heads))
+
+
+@st.composite
+def bound(draw: st.DrawFn, n: int, layers: int) -> dict[str, Any]:
+    """Any choice that a model can make: 2 keys of 4 leave every topk of at least 2 its room."""
+    labels = st.lists(st.integers(-1, 1), min_size=n, max_size=n)
+    keys = st.lists(st.integers(-1, max(0, (n - 1) // 4)), min_size=n, max_size=n)
+    each = [[draw(labels), np.array(draw(keys))[:, None]] for _ in range(layers)]
+    if draw(st.booleans()):
+        return {"routing": each[0][0], "topk": each[0][1]}
+    return {
+        name: {l: x[k] for l, x in enumerate(each)} for k, name in ((0, "routing"), (1, "topk"))
+    }
+
+
+@settings(max_examples=150)
+@given(st.lists(LAYERS, min_size=1, max_size=3), st.integers(1, 14), st.data())
+def test_whatever_is_chosen_lies_between(layers: list[Any], n: int, data: st.DataObject) -> None:
+    stack = pc.Stack([_roomy(x) for x in layers])
+    given_ = data.draw(bound(n, len(stack)))
+    low, high = guaranteed(stack), possible(stack)
+    assert not unbound(low) and not unbound(high)
+    assert guaranteed(stack, given_) is stack is possible(stack, given_)
+    parts = [topology(low, n), topology(stack, n, **given_), topology(high, n)]
+    for l in range(len(stack)):
+        least, real, most = ([z.dense() for z in t.level(l).head_zones] for t in parts)
+        a, b, c = (t.level(l).head_index for t in parts)
+        for x, y, z in zip(a, b, c, strict=True):
+            assert not (least[x] & ~real[y]).any() and not (real[y] & ~most[z]).any()
+    at_least, traced, at_most = (slow_reach([x.zones.dense() for x in t.levels], 4) for t in parts)
+    assert not (at_least[4] & ~traced[4]).any() and not (traced[4] & ~at_most[4]).any()
+
+
+def _roomy(layer: Any) -> Any:
+    """The layer with room for one chosen key in every topk."""
+    patterns = layer.patterns if isinstance(layer, Heads) else (layer,)
+    grown = tuple(
+        rewritten(p, lambda x, _: pc.topk(1 + x.count, x.block) if isinstance(x, Topk) else x)
+        for p in patterns
+    )
+    return Heads(grown) if isinstance(layer, Heads) else grown[0]  # type: ignore[arg-type]
+
+
+def test_bounds_are_as_tight_as_the_pattern_tells() -> None:
+    near, p = pc.window(7), pc.topk(8)
+    for pattern, low, high in [
+        (p, pc.sink(0), pc.full()),
+        (pc.causal() & (near | p), pc.causal() & near, pc.causal() & (near | pc.full())),
+        (near - p, pc.sink(0) | (near - pc.full()), near),
+        (~(near - p), ~near, ~(near - pc.full())),
+        (pc.causal() - (p - near), pc.causal() - (pc.full() - near), pc.causal()),
+    ]:
+        for made, meant in ((guaranteed, low), (possible, high)):
+            found = lower(made(pc.Stack(pattern)).layers[0], 24)  # type: ignore[arg-type]
+            assert (found.dense() == lower(meant, 24).dense()).all()
+
+
+def test_some_are_bound_and_some_are_not() -> None:
+    both = pc.causal() & (pc.topk(2) | pc.routing(2))
+    stack = pc.Stack([both, pc.heads([pc.topk(1), pc.window(1)])], kv_from=[0, 0], kv_heads=1)
+    labels = [0, 1] * 8
+    assert [(c.layer, str(c.leaf)) for c in unbound(stack, {"routing": labels})] == [
+        (0, "topk(2)"),
+        (1, "topk(1)"),
+    ]
+    part = guaranteed(stack, {"routing": labels, "topk": {(1, 0): [[0]] * 16}})
+    assert str(part.layers[0]) == "causal() & routing(2)"
+    assert part.layers[1] == stack.layers[1] and (part.kv_from, part.kv_heads) == ((0, 0), 1)
+    with pytest.raises(PatternValueError, match="influence: layer 1 chooses its keys by content"):
+        refuse_unbound("influence", stack, {"routing": labels, "topk": {0: [[0]] * 16}})
+    refuse_unbound("influence", stack, {"routing": labels, "topk": [[0]] * 16})
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({3: 0}, "3 is no layer of a stack of 2"),
+        ({"a": 0}, "'a' is no layer"),
+        ({(0, 1): 0}, "layer 0 has 1 patterns, and .* names another head; write the layer as"),
+        ({True: 0}, "True is no layer"),
+    ],
+)
+def test_bindings_by_layer_name_layers_and_heads(places: dict[Any, Any], message: str) -> None:
+    stack = pc.Stack([pc.topk(1)] * 2)
+    with pytest.raises(PatternValueError, match=f"topk: .*{message}|topk: {message}"):
+        choices(stack, {"topk": places})
+
+
+def test_between_the_guaranteed_and_the_possible_reach() -> None:
+    stack = pc.Stack([pc.causal() & (pc.window(3) | pc.topk(4))] * 3)
+    t = topology(possible(stack), 64)
+    pairs = allowed_pairs(t, None, {})
+    curves = [
+        follow(Question(topology(x, 64), pairs, 3), "zones") for x in (guaranteed(stack), t.stack)
+    ]
+    found = Content(*curves)
+    curve = found.between(pairs.count)
+    assert (curve.full.lo, curve.full.hi, curve.full.never) == (1, 21, False)
+    assert (curve.figures[1].lo, curve.figures[1].hi) == (64 * 4 - 6, 2080)
+    assert curve.figures[1].badge == "bounds [0.1202, 1]" and curve.figures[0].badge == "exact"
+    told = json.loads(json.dumps(found.to_json()))
+    assert told["traced"] is None and told["guaranteed"]["depth_to_full"]["value"] == 21
+    assert told["possible"]["reach"][1]["lo"] == 2080
+    never = Content(*(Curve((), Depth(4, None, True, 3), (5, 1), ()) for _ in range(2)))
+    assert never.between(10).full.never and never.between(10).witness == (5, 1)
+    rough = Curve(
+        (Figure.estimate(0.5, 0.1, 0, 10, 10, "rows"),), Depth(1, None, False, 0), None, ()
+    )
+    assert Content(rough, rough).between(10).figures[0].badge == "bounds [0.4, 0.6] (95%)"
