@@ -124,7 +124,8 @@ th { font-weight: 500; color: var(--soft); font-size: 13px; white-space: nowrap;
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 td.words, th.words { text-align: left; }
-td.words { white-space: normal; min-width: 120px; }
+td.words, td:first-child { white-space: normal; min-width: 88px; }
+td.words:nth-child(2) { min-width: 220px; }
 td.words code { overflow-wrap: anywhere; }
 td svg.swatch { width: 12px; height: 12px; margin-right: 7px; vertical-align: -1px; }
 code { font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }

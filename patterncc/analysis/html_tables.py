@@ -109,7 +109,7 @@ def _change(before: str, after: str) -> str:
     """Before and after, or that nothing changed."""
     if before == after:
         return f'{escape(before)} <span class="soft">unchanged</span>'
-    return f"{escape(before)} &rarr; <b>{escape(after)}</b>"
+    return f"{escape(before)} \u2192 <b>{escape(after)}</b>"
 
 
 def structure_rows(report: Report) -> list[list[str]]:

@@ -36,6 +36,9 @@ def cone_chart(t: Topology, cone: Cone, found: Influence | None) -> str:
     rows = svg.thin(cone.depth + 1, MOST_ROWS)
     first, last = _window(t, cone)
     edges = np.unique(np.linspace(first, last, min(BINS, last - first) + 1).astype(np.int64))
+    if found is not None and last - first > t.frame.n // 2:  # the figure's own bins are fine enough
+        edges = found.edges
+        first, last = int(edges[0]), int(edges[-1])
     count = len(rows)
     y, x = Scale(0, count, up=True), Scale(first, last)
     sets = [_steps(cone.layers[l], first, last) for l in rows]
