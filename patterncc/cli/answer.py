@@ -39,7 +39,7 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
         elif answer.styled and sys.stdout.isatty():
             answer.styled()
         elif answer.text:
-            click.echo(answer.text)
+            click.echo(_printable(answer.text))
         if answer.status != WELL:
             raise SystemExit(answer.status)
 
@@ -78,7 +78,7 @@ class Commands(click.Group):
 
 
 def _fail(ctx: click.Context, kind: str, message: str, places: list[dict[str, Any]]) -> None:
-    click.echo(f"error: {message}" if not places else message, err=True)
+    click.echo(_printable(message if places else f"error: {message}"), err=True)
     if ctx.obj:
         told: dict[str, Any] = {"kind": kind, "message": message}
         click.echo(_json({"error": told | ({"places": places} if places else {})}))
@@ -98,6 +98,15 @@ def _places(error: PatternError) -> list[dict[str, Any]]:
 
 def _json(data: dict[str, Any]) -> str:
     return json.dumps(data, indent=2, allow_nan=False)  # ASCII: file names may hold any bytes
+
+
+def _printable(text: str) -> str:
+    """Bytes of file names that are no text, written out: a terminal may refuse them.
+
+    >>> _printable("caf\\udce9.yaml")
+    'caf\\\\udce9.yaml'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextmanager
