@@ -45,9 +45,10 @@ def _check_nodes(owner: str, row: I64, col: I64, at: Site) -> None:
         where = int(np.argmax(wrong))
         ends = (int(row[where]), int(col[where]))
         node = next(x for x in ends if not 0 <= x < end)
+        longer = f", or lower with n > {node}" if node > 0 else ""
         raise PatternValueError(
             f"{owner}: edge {where} is {ends}, and node {node} is not one of the positions "
-            f"0 .. {end - 1}; number the nodes from 0, or lower with n > {max(ends)}"
+            f"0 .. {end - 1}; number the nodes from 0{longer}"
         )
 
 
