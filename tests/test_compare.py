@@ -114,6 +114,7 @@ def test_no_influence_is_said_and_takes_no_part() -> None:
     assert c.q50 is None and c.why_not and "influence" not in c.beaten
     assert found.front("influence") == ("near",)
     assert any("state: not placed by influence" in note for note in found.notes)
+    assert "state: its cost is that of attention alone, without recurrences" in str(found.notes)
     assert c.to_json()["beaten_by"]["influence"] is None
 
 
@@ -134,7 +135,7 @@ half within: the distance within which half of the last token's influence lies
     (q50 of the rollout, alpha 0.5); more is farther
 best by cost and depth: chunks, near, far
 best by cost and influence: chunks, near, far
-note: near, far, chunks: 4 layers asked of a stack of 1: it repeats cyclically"""
+note: 4 layers asked of a stack of 1: it repeats cyclically"""
     )
 
 

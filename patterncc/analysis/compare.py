@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from patterncc.analysis.compare_front import Bracket, dominators
 from patterncc.analysis.cost import total
 from patterncc.analysis.reach import analyze
 from patterncc.analysis.report import Report, write_whole
+from patterncc.analysis.text import counted
 from patterncc.errors import PatternError, PatternValueError
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Stack
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SCHEMA = "patterncc.comparison/1"
 PLANES = ("depth", "influence")
 ENDINGS = (".html", ".json", ".svg", ".txt")
+MOST_NAMES = 6  # that a note lists
 DIGITS = 9  # significant ones that two figures must differ in: the rest is rounding
 
 
@@ -280,16 +282,16 @@ def _notes(candidates: tuple[Candidate, ...]) -> tuple[str, ...]:
     notes = []
     if len({(c.report.pairs_name, c.report.pairs) for c in candidates}) > 1:
         widest = max(candidates, key=lambda c: c.report.pairs).report.pairs_name
-        each = ", ".join(f"{c.name}: {c.report.pairs_name}" for c in candidates)
+        each = _grouped((c.name, c.report.pairs_name) for c in candidates)
         notes.append(
             f"allowed pairs differ ({each}): reach and depth are those of each one's own, FLOPs "
             f"are held against the widest ({widest})"
         )
     if len({c.report.depth for c in candidates}) > 1:
-        each = ", ".join(f"{c.name}: {c.report.depth:,}" for c in candidates)
+        each = _grouped((c.name, counted(c.report.depth, "layer")) for c in candidates)
         notes.append(
-            f"depths differ ({each} layers): cost and influence are at each one's own; give a "
-            "depth to compare all at one"
+            f"depths differ ({each}): cost and influence are at each one's own; give a depth to "
+            "compare all at one"
         )
     if any(not c.depth_to_full.decided for c in candidates):
         notes.append(
@@ -298,8 +300,33 @@ def _notes(candidates: tuple[Candidate, ...]) -> tuple[str, ...]:
         )
     said: dict[str, list[str]] = {}
     for c in candidates:
-        for note in ([f"not placed by influence: {c.why_not}"] if c.why_not else []) + [
-            *c.report.notes
-        ]:
+        for note in _own_notes(c):
             said.setdefault(note, []).append(c.name)
-    return tuple(notes + [f"{', '.join(names)}: {note}" for note, names in said.items()])
+    return tuple(notes + [_of(names, len(candidates)) + note for note, names in said.items()])
+
+
+def _own_notes(c: Candidate) -> list[str]:
+    """What is to be said of one candidate."""
+    why = (c.why_not or "").removeprefix("influence: ")
+    notes = [f"not placed by influence: {why}"] if why else []
+    if any(x.kind in ("recurrent", "convolution", "hybrid") for x in c.report.costs):
+        notes.append("its cost is that of attention alone, without recurrences and convolutions")
+    return [*notes, *c.report.notes]
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> str:
+    """What each candidate has, those with the same together."""
+    same: dict[str, list[str]] = {}
+    for name, what in pairs:
+        same.setdefault(what, []).append(name)
+    return "; ".join(f"{what}: {_listed(names)}" for what, names in same.items())
+
+
+def _of(names: list[str], candidates: int) -> str:
+    """Whom a note is about; nothing where it is about all."""
+    return "" if len(names) == candidates else f"{_listed(names)}: "
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

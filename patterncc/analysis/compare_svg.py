@@ -20,7 +20,9 @@ svg.planes { --ink: #1c2330; --soft: #5b6577; --line: #e1e5ec; --page: #ffffff; 
   --line: #2a3240; --page: #14181f; --mark: #7aa2ff; } }
 .planes text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 .planes .title { fill: var(--ink); font-size: 14px; font-weight: 600; }
-.planes .label { fill: var(--ink); } .planes .label.soft { fill: var(--soft); }
+.planes .label { fill: var(--ink); paint-order: stroke; stroke: var(--page); stroke-width: 4px;
+  stroke-linejoin: round; }
+.planes .label.soft { fill: var(--soft); }
 .planes .paper { fill: var(--page); }
 .planes .grid { stroke: var(--line); stroke-width: 1; }
 .planes .grid.base { stroke: var(--soft); } .planes .grid.cut { stroke-dasharray: 3 3; }
@@ -100,7 +102,7 @@ def _planes(found: Comparison) -> tuple[str, str]:
         "Cost against influence",
         [_by_influence(c, c.q50) for c in found.candidates if c.q50 is not None],
         cost,
-        "tokens back to half the influence (more are better)",
+        "half of the influence within (more is farther)",
         percent_text,
         lambda v: f"{v:,.6g}",
         more_is_better=True,

@@ -59,8 +59,8 @@ def depth_text(c: Candidate) -> str:
     """
     full = c.depth_to_full
     if full.decided:
-        return str(full)
-    return f"{full.lo}-{full.hi}" if full.hi is not None else f">= {full.lo}"
+        return "never" if full.never else f"{full.lo:,}"
+    return f">= {full.lo:,}" if full.hi is None else f"{full.lo:,}-{full.hi:,}"
 
 
 def reach_text(c: Candidate) -> str:
