@@ -11,11 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from patterncc import primitives as pc
-from patterncc.analysis import Report, analyze, tiles, zones
+from patterncc.analysis import Report, analyze, offsets, tiles, zones
 from patterncc.analysis.topology import allowed_pairs, topology
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Pattern
 from patterncc.stack import Stack, heads
+from patterncc.zones.algebra import merge_intervals
 from patterncc.zones.lower import lower
 from tests.reach_oracles import Mask, layer_masks, sharing_stacks, slow_depth, slow_reach, stacks
 
@@ -84,6 +85,32 @@ def test_offsets_engine_is_exact(data: st.DataObject, n: int, depth: int) -> Non
     assert [(f.lo, f.hi) for f in r.reach] == [(int((m & allowed).sum()),) * 2 for m in truth]
     assert r.depth_to_full == slow_depth(masks, allowed, stack.kv_from)
     assert {f.engine for f in r.reach} == {f.engine for f in analyze(stack, n).reach} == {"offsets"}
+
+
+bands_of_40 = st.lists(st.tuples(st.integers(-39, 0), st.integers(1, 6)), min_size=1, max_size=6)
+
+
+@given(bands_of_40, bands_of_40)
+def test_many_offsets_are_added_as_a_convolution(
+    first: list[tuple[int, int]], then: list[tuple[int, int]]
+) -> None:
+    t = topology(pc.causal(), 40)
+    few = offsets.Offsets(t, allowed_pairs(t, None, {}))
+    many = offsets.Offsets(t, allowed_pairs(t, None, {}), most=0)
+    a, b = (
+        merge_intervals(np.array([(low, min(1, low + size)) for low, size in x]))
+        for x in (first, then)
+    )
+    assert few.after(a, b).tolist() == many.after(a, b).tolist()
+
+
+@pytest.mark.parametrize("n", [2, 300, 2**30])
+def test_residues_that_never_mix_are_proved_at_once(n: int) -> None:
+    both = analyze(pc.dilated(10_000, 10_000, 7), n)
+    assert both.depth_to_full is None and both.witness is not None
+    assert (both.witness[0] - both.witness[1]) % 7
+    apart = Stack([pc.dilated(99, 0, 6), pc.dilated(99, 0, 9)])
+    assert analyze(apart, n).witness == (1, 0)
 
 
 def test_offsets_engine_refuses_what_it_cannot_add() -> None:

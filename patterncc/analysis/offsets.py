@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.fft import irfft, rfft
 
 from patterncc.analysis import symbolic
 from patterncc.analysis.curve import Curve
@@ -23,9 +24,11 @@ from patterncc.zones.algebra import areas, merge_intervals, refuse_above
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    F64 = NDArray[np.float64]
     I64 = NDArray[np.int64]
 
-MAX_SUMS = 2**23
+MAX_SUMS = 2**21
+MOST_DENSE = 2**22  # positions up to which sums are convolutions where intervals are many
 
 
 def refusal(t: Topology, pairs: Pairs) -> str | None:
@@ -78,12 +81,27 @@ class Offsets:
 
     def after(self, first: I64, then: I64) -> I64:
         """Offsets of one step, of the other, and of both."""
+        if len(first) * len(then) > self.most and self.t.frame.n <= MOST_DENSE:
+            return self._dense_after(first, then)
         refuse_above(len(first) * len(then), "sums of offsets", self.most)
         low = (first[:, None, 0] + then[:, 0]).ravel()
         high = (first[:, None, 1] + then[:, 1] - 1).ravel()
-        inside = high > -self.t.frame.n
+        inside = high > 1 - self.t.frame.n
         sums = np.stack([np.maximum(low, 1 - self.t.frame.n), high], axis=1)[inside]
         return merge_intervals(np.concatenate([first, then, sums]))
+
+    def _dense_after(self, first: I64, then: I64) -> I64:
+        """The same where intervals are many: as a convolution of the two sets.
+
+        Its numbers are counts of sums, integers up to n; rounding moves them by far less than 1/2.
+        """
+        n = self.t.frame.n
+        size = 1 << (2 * n - 1).bit_length()
+        sets = [_indicator(part, n) for part in (first, then)]
+        sums = irfft(rfft(sets[0], size) * rfft(sets[1], size), size)[:n] > 0.5
+        sums |= (sets[0] > 0) | (sets[1] > 0)
+        edges = np.flatnonzero(np.diff(sums, prepend=False, append=False)).reshape(-1, 2)
+        return np.ascontiguousarray(1 - edges[::-1, ::-1], dtype=np.int64)
 
     def union(self, a: I64, b: I64) -> I64:
         """Offsets of either."""
@@ -122,6 +140,14 @@ def bands(zones: ZoneSet) -> I64 | None:
     if not square or not whole.all():
         return None
     return merge_intervals(zones.table[:, 4:6])
+
+
+def _indicator(offsets: I64, n: int) -> F64:
+    """1 at every distance 0 .. n - 1 whose negative is one of the offsets."""
+    ends = np.zeros(n + 1)
+    np.add.at(ends, 1 - offsets[:, 1], 1)
+    np.add.at(ends, 1 - offsets[:, 0], -1)
+    return np.cumsum(ends)[:n]
 
 
 def count(zones: ZoneSet) -> int:

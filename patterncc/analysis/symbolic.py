@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from patterncc.analysis.curve import Curve, Depth, Figure
+from patterncc.analysis.steps import never_crossed
 from patterncc.analysis.topology import Pairs, Topology, witness
 from patterncc.errors import SizeError
 from patterncc.zones import ZoneSet
@@ -93,6 +94,9 @@ def follow(algebra: Algebra[S], depth: int, states: list[State[S]]) -> Curve:
     reached = next((l for l, s in enumerate(states) if s.count == pairs.count), None)
     if reached is not None:
         return Curve(figures, Depth(reached, reached, False, depth), None, ())
+    apart = never_crossed(t, pairs)
+    if apart is not None:
+        return Curve(figures, Depth(depth + 1, None, True, depth), apart, ())
     found = _search(algebra, depth, states)
     if found.depth is not None:
         return Curve(figures, Depth(found.depth, found.depth, False, found.depth), None, ())
