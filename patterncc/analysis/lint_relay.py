@@ -28,17 +28,18 @@ def idle_relays(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
         relays = read_by_many(family.spots[0].zones.table, t.memory, t.frame.n)
         if not 0 < len(relays) <= MOST_RUNS:
             continue
-        known = _known(t, relays)
+        known, deep = _known(t, relays)
         if known * FEW > t.frame.n:
             continue
         one = _size(relays) == 1
-        layers = f"{len(t.levels)} layer{'s' if len(t.levels) > 1 else ''}"
+        depth = f"after {len(t.levels)} layer{'s' if len(t.levels) > 1 else ''}"
         yield Finding.of(
             "PCC110",
             f"{family.place()}: token{'' if one else 's'} {_named(relays)} "
-            f"{'is' if one else 'are'} read by at least half of the later queries, but after "
-            f"{layers} {'knows' if one else 'know'} at most {known} of {t.frame.n} tokens and "
-            f"{'relays' if one else 'relay'} nothing else: the mask is causal",
+            f"{'is' if one else 'are'} read by half of the later queries or more, but "
+            f"{'at any depth' if deep else depth} {'knows' if one else 'know'} at most {known} of "
+            f"{t.frame.n} tokens and {'relays' if one else 'relay'} nothing else: the mask is "
+            "causal",
             "as a sink it is well; to relay, put the token after what it collects (summary tokens "
             "at regular positions) or drop the causal mask",
         )
@@ -62,26 +63,27 @@ def read_by_many(table: algebra.I64, first: int, n: int) -> algebra.I64:
     return algebra.merge_intervals(np.stack([begin, j1], axis=1)[many])
 
 
-def _known(t: Topology, relays: algebra.I64) -> int:
-    """How many tokens the relays can know at most: no more than stand up to the last of them, and
-    no more than they are told in as many steps as there are layers, whatever layer each takes."""
+def _known(t: Topology, relays: algebra.I64) -> tuple[int, bool]:
+    """How many tokens the relays can know at most, and whether that holds at any depth: no more
+    than stand up to the last of them, and no more than they are told in as many steps as there are
+    layers, whatever layer each takes."""
     most = int(relays[-1, 1])
-    if most * FEW <= t.frame.n or len(t.levels) == 0:
-        return most
+    if most * FEW <= t.frame.n:
+        return most, True
     table = np.concatenate([z.zones.table for z in {id(z): z for z in t.levels}.values()])
     known = relays
     for _ in t.levels:
         if _size(known) * FEW > t.frame.n or len(known) > MOST_RUNS:
-            return t.frame.n
+            return t.frame.n, True
         zone, run = algebra.overlapping_pairs(table[:, 0], table[:, 1], known[:, 0], known[:, 1])
         i0, i1, j0, j1, d0, d1 = algebra.take(table, zone).T
         top, bottom = np.maximum(i0, known[run, 0]), np.minimum(i1, known[run, 1])
         told = np.stack([np.maximum(j0, top + d0), np.minimum(j1, bottom - 1 + d1)], axis=1)
         more = algebra.merge_intervals(np.concatenate([known, told]))
         if len(more) == len(known) and (more == known).all():
-            break
+            return _size(known), True
         known = more
-    return _size(known)
+    return _size(known), False
 
 
 def _size(intervals: algebra.I64) -> int:
