@@ -5,7 +5,7 @@ Windows are written with the token itself counted, as the papers do.
 
 from __future__ import annotations
 
-from math import ceil, log2
+from math import ceil, log2, pi
 from typing import Any
 
 import networkx
@@ -14,6 +14,7 @@ import pytest
 
 import patterncc as pc
 from patterncc import gallery
+from patterncc.analysis.spectrum import spectrum
 from patterncc.config import read
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Stack
@@ -141,6 +142,26 @@ def test_bidirectional_longnet_takes_a_logarithm(n: int) -> None:
     p = pc.longnet([16 * 2**k for k in sizes], [2**k for k in sizes])
     depth = full_at(p, n)
     assert depth is not None and depth <= 2 * log2(n)
+
+
+@pytest.mark.parametrize("degree", [3, 4, 8])
+@pytest.mark.parametrize("n", [1000, 20_000])
+def test_a_random_regular_graph_has_its_second_eigenvalue_near_the_bound(
+    n: int, degree: int
+) -> None:
+    """Alon and Boppana: 2 sqrt(d - 1). The measure counts the self-loops, which are taken off."""
+    second = spectrum(pc.expander(degree, block=1, seed=1), n).second * (degree + 1) - 1
+    assert second == pytest.approx(2 * (degree - 1) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "w"), [(512, 4), (1024, 8), (20_000, 8)])
+def test_the_gap_of_a_window_on_a_ring_and_on_a_path(n: int, w: int) -> None:
+    ring = pc.from_networkx(networkx.circulant_graph(n, list(range(1, w + 1))))
+    closed = 2 * pi**2 / 3 * w * (w + 1) / n**2
+    for pattern, expected in ((ring, closed), (pc.window(w, w), closed / 4)):
+        gap = spectrum(pattern, n).gap
+        assert gap.value == pytest.approx(expected, rel=0.02)
+        assert gap.lo <= 1.02 * expected and gap.hi >= 0.98 * expected
 
 
 def test_the_heuristic_range_stands_beside_the_exact_sweep() -> None:
