@@ -48,6 +48,10 @@ class Content:
     possible: Curve
     traced: Curve | None = None
 
+    def known(self, pairs: int) -> Curve:
+        """What is known of the reach: that of the traced choice, else bounds."""
+        return self.between(pairs) if self.traced is None else self.traced
+
     def between(self, pairs: int) -> Curve:
         """What is known whatever is chosen: bounds from the guaranteed to the possible reach.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from patterncc.analysis.content import refuse_unbound
 from patterncc.analysis.hubs import HubLoad, hub_load_of
 from patterncc.analysis.influence import Influence, influence_of
 from patterncc.analysis.robustness import Robustness, robustness_of
@@ -36,6 +37,7 @@ def or_why(figure: Callable[[], T]) -> T | str:
 def rollout_figure(report: Report) -> Rollout:
     """The stack made ready for rollout, which influence and hub load share."""
     t = report.topology
+    refuse_unbound("influence", report.asked, t.bindings)
     if not t.n:
         raise PatternValueError("influence: there are no tokens; ask at n >= 1")
     if t.frame.n > MOST_POSITIONS:
@@ -59,6 +61,7 @@ def hubs_figure(rollout: Rollout) -> HubLoad:
 def robustness_figure(report: Report, hubs: HubLoad | None) -> tuple[Robustness, ...]:
     """What is lost with each of the tokens on which most rests."""
     t = report.topology
+    refuse_unbound("robustness", report.asked, t.bindings)
     zones = max(len(level.zones) for level in t.levels)
     if min(zones, t.frame.n) > RERUN_MOST:
         raise SizeError(
@@ -85,11 +88,13 @@ def relays(t: Topology, hubs: HubLoad | None) -> list[int]:
 
 def small_world_figure(report: Report) -> SmallWorld:
     """The graph of all layers as an undirected one."""
+    refuse_unbound("small_world", report.asked, report.topology.bindings)
     return small_world_of(report.topology)
 
 
 def spectrum_figure(report: Report) -> Spectrum:
     """The spectral gap of a bidirectional stack."""
+    refuse_unbound("spectrum", report.asked, report.topology.bindings)
     if report.topology.frame.n > SPECTRUM_MOST:
         raise SizeError(
             f"spectrum: found unasked up to {SPECTRUM_MOST:,} positions only; ask "

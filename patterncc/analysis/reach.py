@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from patterncc.analysis import cost, lint
+from patterncc.analysis.content import Content, choices, guaranteed, possible, unbound
 from patterncc.analysis.curve import Curve
 from patterncc.analysis.engine import ENGINES, MAX_DEPTH, SOURCES, Name, Question, follow
 from patterncc.analysis.report import Report
@@ -58,11 +60,16 @@ def analyze(
     check_int("analyze", "sources", sources, 0, 2**16)
     check_int("analyze", "seed", seed, 0, 2**63)
     check_stack("analyze", stack)
-    t = topology(stack, n, **bindings)
+    asked = stack if isinstance(stack, Stack) else Stack(stack)
+    t = topology(possible(asked, bindings), n, **bindings)
     layers = len(t.levels)
     depth = layers if depth is None else check_int("analyze", "depth", depth, 0, MAX_DEPTH)
-    allowed = allowed_pairs(t, pairs, bindings)
-    curve = follow(Question(t, allowed, depth, sources, seed), engine)
+    chosen = choices(asked, bindings)
+    most = topology(possible(asked), n, **bindings) if any(c.bound for c in chosen) else t
+    allowed = allowed_pairs(most, pairs, bindings)
+    question = Question(t, allowed, depth, sources, seed)
+    content = _content(asked, question, most, engine) if chosen else None
+    curve = follow(question, engine) if content is None else content.known(allowed.count)
     notes = curve.notes
     if depth > layers:
         notes = (f"{depth} layers asked of a stack of {layers}: it repeats cyclically", *notes)
@@ -76,12 +83,25 @@ def analyze(
         reach=curve.figures,
         full=curve.full,
         witness=curve.witness,
-        costs=cost.costs(t, allowed, depth, head_dim),
+        costs=cost.costs(t, allowed, depth, head_dim, asked),
         findings=_findings(t, curve, depth),
         notes=notes,
-        stack=str(t.stack),
+        stack=str(asked),
         topology=t,
+        asked=asked,
+        content=content,
         alpha=check_alpha(alpha),
+    )
+
+
+def _content(asked: Stack, q: Question, most: Topology, engine: Name) -> Content:
+    """The curves of a stack with layers that choose by content, `most` having every choice."""
+    bindings = q.t.bindings
+    least = topology(guaranteed(asked), q.t.n, **bindings)
+    return Content(
+        guaranteed=follow(replace(q, t=least), engine),
+        possible=follow(replace(q, t=most), engine),
+        traced=None if unbound(asked, bindings) else follow(q, engine),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from patterncc.analysis import figures
+from patterncc.analysis.content import Content
 from patterncc.analysis.cost import LevelCost
 from patterncc.analysis.curve import Depth, Figure
 from patterncc.analysis.hubs import HubLoad
@@ -23,6 +24,7 @@ from patterncc.analysis.smallworld import SmallWorld
 from patterncc.analysis.spectrum import Spectrum
 from patterncc.analysis.topology import Topology
 from patterncc.errors import PatternError, PatternValueError
+from patterncc.stack import Stack
 
 SCHEMA = "patterncc.report/1"
 LATER = ("influence", "hubs", "robustness", "small_world", "spectrum")
@@ -35,7 +37,9 @@ class Report:
 
     reach[l] counts the pairs of T, the allowed pairs, that information can have crossed after l
     layers.  The figures named in LATER are computed when they are first read; where one cannot be
-    had it is None (or empty) and why_not[name] says why, and what to do.
+    had it is None (or empty) and why_not[name] says why, and what to do.  `content` has the
+    guaranteed, the possible and the traced reach of layers that choose their keys by content;
+    `topology` holds the traced edges of such layers, else the possible ones.
     """
 
     n: int
@@ -52,6 +56,8 @@ class Report:
     notes: tuple[str, ...]
     stack: str
     topology: Topology = field(repr=False, compare=False)
+    asked: Stack = field(repr=False, compare=False)
+    content: Content | None = field(repr=False, compare=False)
     alpha: float = 0.5
 
     @property
@@ -202,6 +208,7 @@ class Report:
             "robustness": [r.to_json() for r in self.robustness],
             "small_world": self.small_world and self.small_world.to_json(),
             "spectrum": self.spectrum and self.spectrum.to_json(),
+            "content": self.content and self.content.to_json(),
             "why_not": self.why_not,
             "findings": [f.to_json() for f in self.findings],
             "notes": list(self.notes),
