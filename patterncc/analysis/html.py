@@ -56,7 +56,7 @@ def headline(report: Report) -> str:
     >>> from patterncc import causal, window
     >>> from patterncc.analysis import analyze
     >>> headline(analyze(causal() & window(15), 256, depth=4))
-    '21.6% of all pairs connect; full takes 17 layers'
+    '4 layers connect 41.9% of the pairs; full takes 17'
     """
     full, layers = report.full, counted(report.depth, "layer")
     share = percent(report.reach[-1].share)
@@ -66,9 +66,10 @@ def headline(report: Report) -> str:
         return "Never full, however many layers"
     if full.decided and full.lo <= report.depth:
         return f"Full after {full.lo} of {layers}"
+    connect = "connects" if report.depth == 1 else "connect"
     if full.decided:
-        return f"{layers} connect {share} of the pairs; full takes {full.lo:,}"
-    return f"{layers} connect {share} of the pairs; full takes {full} layers"
+        return f"{layers} {connect} {share} of the pairs; full takes {full.lo:,}"
+    return f"{layers} {connect} {share} of the pairs; full takes {full}"
 
 
 def _header(report: Report) -> str:

@@ -7,6 +7,8 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from patterncc.analysis.svg_reach import choosers
+
 if TYPE_CHECKING:
     from patterncc.analysis.curve import Figure
     from patterncc.analysis.topology import Topology
@@ -107,18 +109,22 @@ def ramp(prefix: str, count: int, low: str, high: str) -> str:
     )
 
 
-def kinds_legend(t: Topology, depth: int) -> str:
-    """The kinds of layers that a chart shades, and the mark of borrowed keys and values."""
+def kinds_legend(t: Topology, depth: int, before: Iterable[tuple[str, str, str]] = ()) -> str:
+    """The kinds of layers that a chart shades, and the marks of borrowed keys and values and of
+    choice by content."""
     held = dict.fromkeys(t.level(l).kind for l in range(min(depth, len(t.levels))))
     entries = [
         (box_swatch(f"band-{kind}"), f"{name} layer", "")
         for kind, name in KINDS.items()
         if kind in held
     ]
+    if choosers(t):
+        full = '<svg aria-hidden="true"><circle class="chooser" cx="11" cy="6" r="4"/></svg>'
+        entries.append((full, "chooses its keys by content", ""))
     if t.shared:
         ring = '<svg aria-hidden="true"><circle class="shared" cx="11" cy="6" r="4"/></svg>'
         entries.append((ring, "reads keys and values of an earlier layer", ""))
-    return legend(entries)
+    return legend([*before, *entries])
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)) -> str:

@@ -29,10 +29,12 @@ from patterncc.analysis.html_parts import (
     table,
 )
 from patterncc.analysis.spread import Cone, cone_of, size
-from patterncc.analysis.svg import SHADES, percent, short
+from patterncc.analysis.svg import SHADES, after, percent, short
+from patterncc.analysis.text import counted
 from patterncc.errors import SizeError
 
 if TYPE_CHECKING:
+    from patterncc.analysis.content import Content
     from patterncc.analysis.report import Report
 
 MOST_MASKS = 48
@@ -44,19 +46,31 @@ def reach(report: Report) -> str:
     full = report.full
     at = full.lo if full.decided and not full.never else None
     t = report.topology
-    drawn = svg_reach.reach_curve(t, report.reach, report.pairs, at)
+    content: Content | None = getattr(report, "content", None)
+    traced = content.traced.figures if content is not None and content.traced is not None else ()
+    entries = []
+    caption = "A steep step is a layer that connects much, a flat stretch opens no new path."
+    if content is not None:
+        entries = [
+            (line_swatch("reach"), "guaranteed, whatever is chosen", ""),
+            (line_swatch("reach faint"), "possible, if everything could be chosen", ""),
+        ]
+        caption += " Some layers choose their keys by content: the band is what that leaves open."
+    if traced:
+        share = percent(traced[-1].share)
+        entries.append((line_swatch("traced"), "traced, with what a run chose", share))
+    drawn = svg_reach.reach_curve(t, report.reach, report.pairs, at, traced)
     return section(
         "reach",
         "Reach over depth",
         "Reach says what is possible: the share of allowed pairs (query, key) such that the query "
         "can depend on the key after so many layers.",
         figure(
-            f"{percent(report.reach[-1].share)} of the pairs after {report.depth} layers",
-            "A steep step is a layer that connects much; a flat stretch is layers that open no new "
-            "path.",
+            f"{percent(report.reach[-1].share)} of the pairs {after(report.depth)}",
+            caption,
             drawn + html_tables.numbers(report),
             badges(report.reach),
-            html_parts.kinds_legend(t, report.depth),
+            html_parts.kinds_legend(t, report.depth, entries),
         ),
     )
 
@@ -127,7 +141,9 @@ def _cone_figure(report: Report, cone: Cone) -> str:
     found = report.influence
     drawn = svg_influence.cone_chart(report.topology, cone, found)
     seen = size(cone.layers[0])
-    title = f"Query {cone.query:,} can depend on {seen:,} of {report.topology.frame.n:,} positions"
+    every = report.topology.frame.n
+    which = f"all {every:,}" if seen == every else f"{seen:,} of {every:,}"
+    title = f"Query {cone.query:,} can depend on {which} positions"
     line = '<svg aria-hidden="true"><line class="outline" x1="1" x2="21" y1="6" y2="6"/></svg>'
     entries = [f"<li>{line}what is possible at all</li>"]
     caption = "Layers passed upwards, positions to the right; the query stands alone on top."
@@ -142,8 +158,9 @@ def _distance_figure(report: Report, cone: Cone | None) -> str:
     found = report.influence
     assert found is not None
     farthest = svg_influence.farthest(found, cone)
+    near = f"within {counted(found.q50, 'token')}" if found.q50 else "itself"
     caption = (
-        f"Half of what the last token holds comes from within {found.q50:,} tokens, 99% from "
+        f"Half of what the last token holds comes from {near}, 99% from "
         f"within {found.q99:,}; spread as evenly over {short(found.participation)} positions it "
         "would be as diluted."
     )
@@ -152,7 +169,7 @@ def _distance_figure(report: Report, cone: Cone | None) -> str:
         caption += " The dashed line is a heuristic, 1.5 windows, not a result."
         entries.append((line_swatch("thumb"), "rule of thumb (heuristic)", ""))
     return figure(
-        f"90% of the influence within {found.q90:,} tokens",
+        f"90% of the influence within {counted(found.q90, 'token')}",
         caption,
         svg_influence.distance_chart(found, farthest, report.heuristic_range),
         badge("exact but for rounding", f"rollout, alpha {found.alpha:g}"),
@@ -215,8 +232,8 @@ def cost(report: Report) -> str:
     return section(
         "cost",
         "Cost against depth",
-        "What the layers passed have cost, as a share of what full attention costs in all "
-        f"{report.depth} layers, with the reach that it bought.",
+        "What the layers passed have cost, as a share of what full attention costs in "
+        f"{counted(report.depth, 'layer')}, with the reach that it bought.",
         figure(
             f"{reached} of the pairs for {percent(sums.flops_share)} of the FLOPs",
             "The wider the gap between reach and cost, the better the bargain.",

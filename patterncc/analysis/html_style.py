@@ -88,6 +88,7 @@ text.mark, text.thumb, text.end, text.halo { stroke-dasharray: none; }
 .beyond { fill: var(--track); }
 .lost { stroke: var(--bad); stroke-width: 3; }
 .before { fill: var(--page); stroke: var(--reach); stroke-width: 2; }
+.chooser { fill: var(--flow); stroke: var(--page); stroke-width: 1; }
 .shared { fill: var(--page); stroke: var(--ink); stroke-width: 1.5; }
 .band-dense { fill: var(--reach); opacity: .2; } .band-sparse { fill: var(--reach); opacity: .055; }
 .band-recurrent { fill: var(--recurrent); opacity: .24; }

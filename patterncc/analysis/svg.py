@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from patterncc.analysis.text import counted
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -81,6 +83,15 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def after(layers: int) -> str:
+    """How deep, in words.
+
+    >>> after(1), after(12)
+    ('after 1 layer', 'after 12 layers')
+    """
+    return f"after {counted(layers, 'layer')}"
+
+
 def nice(value: float) -> float:
     """The end of an axis of shares: rounded up to 1, 2, 4, 6, 8 times a power of ten, at most 1.
 
@@ -98,7 +109,7 @@ def steps(last: int, most: int) -> list[int]:
     """Whole numbers from 0 up to `last` for the ticks of an axis, at most about `most`.
 
     >>> steps(26, 6), steps(3, 6), steps(1000, 5)
-    ([0, 5, 10, 15, 20, 25], [0, 1, 2, 3], [0, 250, 500, 750, 1000])
+    ([0, 5, 10, 15, 20, 25], [0, 1, 2, 3], [0, 200, 400, 600, 800, 1000])
     """
     least = max(1.0, last / max(1, most))
     unit = 10 ** math.floor(math.log10(least))

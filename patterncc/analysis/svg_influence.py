@@ -66,7 +66,7 @@ def _said(cone: Cone, layer: int) -> str:
     held = cone.layers[layer]
     low, high = int(held[0, 0]), int(held[-1, 1]) - 1
     return (
-        f"after {layer} layers: the states of {size(held):,} positions from {low:,} to {high:,} "
+        f"{svg.after(layer)}: the states of {size(held):,} positions from {low:,} to {high:,} "
         f"can matter to query {cone.query:,}"
     )
 

@@ -220,7 +220,8 @@ def head_map(t: Topology, masks: Sequence[Mask]) -> str:
     ticks = [(c + 0.5, f"{layers[c]:,}") for c in svg.steps(columns - 1, 13)]
     parts.append(svg.foot_axis(x, ticks, "layer", few=7))
     height = max(26, min(16 * SHADES * 2, rows * 18))
-    return svg.chart("Which head of which layer has which mask", parts, height)
+    drawn = svg.chart("Which head of which layer has which mask", parts, height)
+    return f'<div style="max-width: {66 + 64 * columns}px">{drawn}</div>'
 
 
 def _uses(t: Topology, masks: Sequence[Mask], layers: list[int], heads: list[int]) -> I64:

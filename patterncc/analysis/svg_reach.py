@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 from patterncc.analysis import svg
 from patterncc.analysis.svg import Scale, percent
+from patterncc.analysis.text import counted
+from patterncc.analysis.topology import patterns_of
+from patterncc.zones.choice import Chooser
+from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
     from patterncc.analysis.cost import LevelCost
@@ -21,7 +25,7 @@ MOST_DOTS = 48
 
 def bands(t: Topology, x: Scale, depth: int) -> str:
     """Layers shaded by kind from x(l) to x(l + 1); a ring where a layer reads another's keys and
-    values."""
+    values, a full mark where it chooses by content."""
     runs = [
         (kind, [l for l, _ in group])
         for kind, group in groupby(
@@ -34,14 +38,36 @@ def bands(t: Topology, x: Scale, depth: int) -> str:
     for kind, layers in runs:
         first, last = layers[0], layers[-1] + 1
         parts.append(svg.box(x(first), 0, x(last) - x(first), 100, f"band-{kind}"))
-    if t.shared and depth <= MOST_MARKS:
+    if depth <= MOST_MARKS:
+        chosen = choosers(t)
+        size = len(t.levels)
+        marked = [l for l in range(depth) if l % size in chosen]
+        parts += [svg.dot(x(l + 0.5), 100, "chooser", 3.5) for l in marked]
         borrowers = [l for l in range(depth) if t.source(l) != l]
         parts += [svg.dot(x(l + 0.5), 100, "shared", 3) for l in borrowers]
     return "".join(parts)
 
 
-def reach_curve(t: Topology, figures: Sequence[Figure], total: int, full: int | None) -> str:
-    """Share of the allowed pairs after each layer; a band where only bounds are known."""
+def choosers(t: Topology) -> frozenset[int]:
+    """Layers of the stack in which some head chooses its keys by content."""
+    return frozenset(
+        l
+        for l, layer in enumerate(t.stack.layers)
+        if any(isinstance(leaf, Chooser) for p in patterns_of(layer) for leaf in leaves(p))
+    )
+
+
+def reach_curve(
+    t: Topology,
+    figures: Sequence[Figure],
+    total: int,
+    full: int | None,
+    traced: Sequence[Figure] = (),
+) -> str:
+    """Share of the allowed pairs after each layer; a band where only bounds are known.
+
+    `traced` is the curve of what layers that choose by content were seen to choose.
+    """
     depth = len(figures) - 1
     ceiling = svg.nice(max(fraction(f.hi, total) for f in figures))
     x, (y, axis) = Scale(0, depth), svg.share_axis(ceiling)
@@ -53,6 +79,8 @@ def reach_curve(t: Topology, figures: Sequence[Figure], total: int, full: int | 
         high = [(x(l), y(fraction(figures[l].hi, total))) for l in shown]
         drawn = [svg.area(high, low, "fill reach"), svg.line(high, "reach faint")]
     drawn.append(svg.line(middle, "reach"))
+    if traced:
+        drawn.append(svg.line([(x(l), y(traced[l].share)) for l in shown], "traced"))
     parts = [bands(t, x, depth), axis, svg.layer_axis(x, depth), svg.stretched(drawn)]
     if len(shown) <= MOST_DOTS:
         parts += [svg.dot(px, py, "dot reach") for px, py in middle]
@@ -66,7 +94,7 @@ def reach_curve(t: Topology, figures: Sequence[Figure], total: int, full: int | 
 
 
 def _said(layer: int, f: Figure) -> str:
-    return f"after {layer} layers: {percent(f.share)} of the allowed pairs, {f.badge} ({f.engine})"
+    return f"{svg.after(layer)}: {percent(f.share)} of the allowed pairs, {f.badge} ({f.engine})"
 
 
 def _hover(t: Topology, x: Scale, shown: Sequence[int], tips: Sequence[str]) -> str:
@@ -129,9 +157,9 @@ def cost_curves(costs: Sequence[LevelCost], figures: Sequence[Figure], t: Topolo
     ]
     drawn = [svg.line([(x(l), y(values[l])) for l in shown], kind) for kind, values in lines]
     tips = [
-        f"after {l} layers: reach {percent(figures[l].share)}, FLOPs {percent(flops[l])}, KV bytes "
-        f"read {percent(kv[l])} and held {percent(held[l])} of what {depth} layers of full "
-        "attention cost"
+        f"{svg.after(l)}: reach {percent(figures[l].share)}, FLOPs {percent(flops[l])}, KV bytes "
+        f"read {percent(kv[l])} and held {percent(held[l])} of what full attention costs in "
+        f"{counted(depth, 'layer')}"
         for l in shown
     ]
     parts = [bands(t, x, depth), axis, svg.layer_axis(x, depth), svg.stretched(drawn)]

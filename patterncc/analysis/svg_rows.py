@@ -55,7 +55,11 @@ def n_eff_curve(hubs: HubLoad) -> str:
         parts += [svg.dot(px, py, "dot flow") for px, py in points]
     half = 0.5 if len(shown) < 2 else (shown[1] - shown[0]) / 2
     tips = [
-        (max(0, l - half), min(hubs.depth, l + half), f"after {l} layers: {hubs.n_eff[l]:,.4g}")
+        (
+            max(0, l - half),
+            min(hubs.depth, l + half),
+            f"{svg.after(l)}: {hubs.n_eff[l]:,.4g}",
+        )
         for l in shown
     ]
     parts += [svg.columns(x, tips), svg.layer_axis(x, hubs.depth)]
