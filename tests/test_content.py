@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import patterncc as pc
+from patterncc.analysis import cone, explain, influence
 from patterncc.analysis.content import (
     Content,
     choices,
@@ -20,6 +21,7 @@ from patterncc.analysis.content import (
     refuse_unbound,
     unbound,
 )
+from patterncc.analysis.cost import costs
 from patterncc.analysis.curve import Curve, Depth, Figure
 from patterncc.analysis.engine import Question, follow
 from patterncc.analysis.parts import rewritten
@@ -263,3 +265,62 @@ def test_between_the_guaranteed_and_the_possible_reach() -> None:
         (Figure.estimate(0.5, 0.1, 0, 10, 10, "rows"),), Depth(1, None, False, 0), None, ()
     )
     assert Content(rough, rough).between(10).figures[0].badge == "bounds [0.4, 0.6] (95%)"
+
+
+@settings(max_examples=80)
+@given(LAYERS, st.integers(1, 14), st.data())
+def test_what_is_chosen_costs_no_more_than_its_bounds(
+    layer: Any, n: int, data: st.DataObject
+) -> None:
+    stack = pc.Stack(_roomy(layer))
+    given_ = data.draw(bound(n, 1))
+    high, real = topology(possible(stack), n), topology(stack, n, **given_)
+    pairs = allowed_pairs(high, "all", {})
+    (cost,), (traced,) = costs(high, pairs, 1, asked=stack), costs(real, pairs, 1)
+    level = real.levels[0]
+    masks = [level.head_zones[k].dense() for k in level.head_index]
+    assert traced.edges == traced.edges_least == tuple(int(m.sum()) for m in masks)
+    assert traced.kv_bytes * len(masks) == 512 * sum(int(m[-1].sum()) for m in masks)
+    assert all(
+        a <= b <= c for a, b, c in zip(cost.edges_least, traced.edges, cost.edges, strict=True)
+    )
+    assert traced.kv_bytes <= cost.kv_bytes <= cost.kv_held_bytes <= cost.full_kv_bytes
+    assert traced.kv_held_bytes == cost.kv_held_bytes and traced.how == ""
+    assert bool(cost.how) == bool(unbound(stack))
+
+
+def test_bounds_of_cost_say_what_they_rest_on() -> None:
+    near = pc.window(3)
+    stack = pc.Stack([pc.causal() & pc.topk(8), pc.causal() & (near | pc.topk(2, block=4))])
+    more = pc.Stack([*stack.layers, pc.causal() & pc.routing(4), pc.causal() & near])
+    t = topology(possible(more), 64)
+    found = costs(t, allowed_pairs(t, None, {}), 4, 64, more)
+    assert found[0].edges == (64 * 8 - 28,) and found[0].edges_least == (0,)
+    assert found[0].how == "at most: topk(8) chooses at most 8 keys for a query"
+    assert [c.kv_bytes // 256 for c in found] == [8, 12, 64, 4]
+    assert [c.kv_held_bytes // 256 for c in found] == [64, 64, 64, 4]
+    assert found[1].edges == (64 * 12 - 66,) and found[1].edges_least == (64 * 4 - 6,)
+    assert found[2].edges == (2080,) and "if balanced, about 1/4" in found[2].how
+    assert found[3].how == "" and found[3].edges == found[3].edges_least
+    assert json.loads(json.dumps(found[0].to_json()))["edges_least"] == [0]
+    big = topology(possible(stack), 2**30)
+    far = costs(big, allowed_pairs(big, None, {}), 2, asked=stack)
+    assert far[0].edges == (8 * 2**30,) and far[1].edges[0] <= 2**59 + 2**29
+
+
+def test_a_report_of_layers_that_choose() -> None:
+    stack = pc.Stack([pc.causal() & pc.topk(2), pc.causal() & pc.window(3)] * 2)
+    r = pc.analyze(stack, 32)
+    assert r.content is not None and r.content.traced is None
+    assert r.reach[4].lo == r.content.guaranteed.figures[4].lo < r.reach[4].hi == r.pairs
+    assert r.influence is None
+    assert "layer 0 chooses its keys by content (topk(2))" in r.why_not["influence"]
+    with pytest.raises(PatternValueError, match=r"influence: layer 0 .* bind what a run chose as"):
+        influence(stack, 32)
+    keys = np.stack([np.arange(32), np.maximum(np.arange(32) - 9, -1)], axis=1)
+    traced = pc.analyze(stack, 32, topk=keys)
+    assert traced.content is not None and traced.content.traced is not None
+    assert all(f.exact for f in traced.reach) and traced.influence is not None
+    assert traced.costs[0].edges == (32 + 23,) and traced.costs[0].how == ""
+    assert cone(stack, 32, 31, topk=keys).layers[0].tolist() != []
+    assert explain(stack, 32, 31, 22, topk=keys).direct[0].rules == ("topk(2)",)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.analysis import offsets
+from patterncc.analysis.cost_choice import Chooses, Chosen, chooses
 from patterncc.analysis.parts import attention_part
 from patterncc.analysis.spread import size
 from patterncc.analysis.topology import Kind, Pairs, Topology, patterns_of
 from patterncc.pattern import Pattern
+from patterncc.stack import Stack
 from patterncc.zones import ZoneSet, algebra
-from patterncc.zones.lower import lower
+from patterncc.zones.lower import keyed, lower
 
 if TYPE_CHECKING:
     from patterncc.analysis.spread import I64
@@ -41,6 +43,8 @@ class LevelCost:
     kind: Kind
     heads: int
     edges: tuple[int, ...]
+    edges_least: tuple[int, ...]
+    how: str
     density: float
     flops: float
     full_flops: int
@@ -52,7 +56,8 @@ class LevelCost:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return {**asdict(self), "edges": list(self.edges)}
+        listed = {"edges": list(self.edges), "edges_least": list(self.edges_least)}
+        return {**asdict(self), **listed}
 
 
 @dataclass(frozen=True)
@@ -99,46 +104,83 @@ def total(costs: tuple[LevelCost, ...]) -> TotalCost:
     )
 
 
-def costs(t: Topology, pairs: Pairs, depth: int, head_dim: int = HEAD_DIM) -> tuple[LevelCost, ...]:
-    """The cost of layers 0 .. depth - 1; equal layers are measured once."""
-    known: dict[int, _Measured] = {}
-    readers: dict[
-        int, dict[int, _Measured]
-    ] = {}  # of each layer's keys and values, equal ones once
+def costs(
+    t: Topology,
+    pairs: Pairs,
+    depth: int,
+    head_dim: int = HEAD_DIM,
+    asked: Stack | None = None,
+) -> tuple[LevelCost, ...]:
+    """The cost of layers 0 .. depth - 1; equal layers are measured once.
+
+    `asked` is the stack as it was written, where `t` holds the possible edges of layers that choose
+    by content.
+    """
+    stack = t.stack if asked is None else asked
+    known: dict[tuple[int, int], _Measured] = {}
+    readers: dict[int, dict[tuple[int, int], _Measured]] = {}  # of each layer's keys and values
     for index in range(depth):
-        level = t.level(index)
-        if id(level) not in known:
-            known[id(level)] = _measured(t, index)
-        readers.setdefault(t.source(index), {})[id(level)] = known[id(level)]
-    held: dict[tuple[int, ...], float] = {}
+        # layers that choose differently can have the same possible edges
+        key = id(t.level(index)), id(stack.layer(index))
+        if key not in known:
+            known[key] = _measured(t, index, stack)
+        readers.setdefault(t.source(index), {})[key] = known[key]
+    held: dict[tuple[tuple[int, int], ...], float] = {}
     result = []
     for index in range(depth):
-        found, sharing = known[id(t.level(index))], readers.get(index, {})
-        key = tuple(sharing)
-        if key not in held:
-            held[key] = _mean_keys(list(sharing.values()))
-        result.append(_cost(t, pairs, index, found, held[key], head_dim))
+        found, sharing = known[id(t.level(index)), id(stack.layer(index))], readers.get(index, {})
+        keys = tuple(sharing)
+        if keys not in held:
+            held[keys] = _mean_held(list(sharing.values()))
+        result.append(_cost(t, pairs, index, found, held[keys], head_dim))
     return tuple(result)
 
 
 def head_edges(t: Topology, index: int) -> tuple[int, ...]:
     """Exact edges of attention in a layer, of each of its heads."""
-    return _measured(t, index).edges
+    return _measured(t, index, t.stack).edges
 
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """A level's edges and the keys that the last query reads, as intervals, of each head."""
+    """Of each head of a level: edges at most and at least, how many keys the last query reads, and
+    as intervals which keys the cache holds for it."""
 
     edges: tuple[int, ...]
-    keys: tuple[I64, ...]
+    least: tuple[int, ...]
+    read: tuple[int, ...]
+    held: tuple[I64, ...]
+    how: str
 
 
-def _measured(t: Topology, index: int) -> _Measured:
-    zones, heads = _attention(t, index), t.level(index).head_index
+def _measured(t: Topology, index: int, asked: Stack) -> _Measured:
+    level, place = t.level(index), index % len(t.levels)
+    patterns = asked.heads(index)
+    if any(map(chooses, patterns)):
+        return _measured_choice(t, place, patterns)
+    zones, heads = _attention(t, index), level.head_index
     counts = [offsets.count(z) for z in zones]
     keys = [_last_row(t, z.table) for z in zones]
-    return _Measured(tuple(counts[k] for k in heads), tuple(keys[k] for k in heads))
+    edges, held = tuple(counts[k] for k in heads), tuple(keys[k] for k in heads)
+    return _Measured(edges, edges, tuple(map(size, held)), held, "")
+
+
+def _measured_choice(t: Topology, place: int, patterns: tuple[Pattern, ...]) -> _Measured:
+    known: dict[object, Chosen] = {}
+    heads = []
+    for head, p in enumerate(patterns):
+        key = (p, head if keyed(p, t.bindings)[1] else None)
+        if key not in known:
+            known[key] = Chooses(t, place, head).measure(attention_part(p))
+        heads.append(known[key])
+    words = dict.fromkeys(word for x in heads for word in x.how)
+    return _Measured(
+        edges=tuple(x.most for x in heads),
+        least=tuple(x.least for x in heads),
+        read=tuple(x.last for x in heads),
+        held=tuple(_last_row(t, x.possible.table) for x in heads),
+        how="at most: " + "; ".join(words) if words else "",
+    )
 
 
 def _attention(t: Topology, index: int) -> list[ZoneSet]:
@@ -161,12 +203,12 @@ def _lowered(t: Topology, p: Pattern, index: int, head: int) -> ZoneSet:
     return ZoneSet(t.frame, found.table)
 
 
-def _mean_keys(layers: list[_Measured]) -> float:
-    """Keys that the last query reads in some of the layers, mean over heads; of layers with
-    different numbers of heads, in any head."""
+def _mean_held(layers: list[_Measured]) -> float:
+    """Keys that the cache holds for some of the layers, mean over heads; of layers with different
+    numbers of heads, for any head."""
     if not layers:
         return 0.0
-    heads = [m.keys for m in layers]
+    heads = [m.held for m in layers]
     if len({len(keys) for keys in heads}) > 1:
         heads = [(np.concatenate(keys),) for keys in heads]
     united = [algebra.merge_intervals(np.concatenate(each)) for each in zip(*heads, strict=True)]
@@ -184,12 +226,14 @@ def _cost(
         kind=t.level(index).kind,
         heads=heads,
         edges=found.edges,
+        edges_least=found.least,
+        how=found.how,
         density=edges / area if area else 0.0,
         flops=4 * head_dim * edges / heads,
         full_flops=4 * head_dim * pairs.count,
         flops_share=edges / (pairs.count * heads) if pairs.count else 0.0,
         kv_shared=t.source(index) != index,
-        kv_bytes=unit * sum(map(size, found.keys)) / heads,
+        kv_bytes=unit * sum(found.read) / heads,
         kv_held_bytes=unit * held,
         full_kv_bytes=unit * t.frame.n,
     )

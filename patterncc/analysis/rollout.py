@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patterncc.analysis.content import refuse_unbound
 from patterncc.analysis.spread import cone_of, size
 from patterncc.analysis.sweep_vectors import Mixing, mixing
 from patterncc.analysis.topology import Level, Topology, patterns_of, topology
@@ -133,11 +134,14 @@ def rollout(
 ) -> Rollout:
     """Lower a stack of attention layers for rollout.
 
-    Raises PatternValueError for a layer that is no attention or an alpha outside [0, 1], SizeError
-    for a length whose vectors would not fit.
+    Raises PatternValueError for a layer that is no attention, one that chooses its keys by content
+    and is not bound, or an alpha outside [0, 1]; SizeError for a length whose vectors would not
+    fit.
     """
     check_stack("influence", stack)
-    check_attention(stack if isinstance(stack, Stack) else Stack(stack))
+    asked = stack if isinstance(stack, Stack) else Stack(stack)
+    check_attention(asked)
+    refuse_unbound("influence", asked, bindings)
     n = check_int("influence", "n", n, 1)
     if n > MOST_POSITIONS:
         raise SizeError(
