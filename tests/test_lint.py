@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from patterncc import analyze
 from patterncc import primitives as pc
 from patterncc.analysis import lint_heads, lint_mixing, lint_parts, lint_relay, lint_tiles
 from patterncc.analysis.lint import RULES, SEVERITY, Finding, lint
@@ -190,6 +191,13 @@ def test_removing_what_is_told_changes_no_row(pattern: Pattern, n: int) -> None:
     assert (lower(smaller, n).dense() == lower(pattern, n).dense()).all()
 
 
+def test_what_is_chosen_by_content_is_not_judged_by_all_that_it_may_be() -> None:
+    near = causal & window(15)
+    chosen = Stack([near | causal & pc.topk(8), near | near & sink(2)])
+    assert [f.message[:7] for f in analyze(chosen, 512).findings] == ["layer 1"]
+    assert not analyze(causal & pc.topk(8), 512).findings
+
+
 # --- what never mixes -------------------------------------------------------------------------
 
 
@@ -271,8 +279,6 @@ def test_relays_that_relay(pattern: Pattern) -> None:
 
 
 def test_sinks_make_a_window_no_shallower() -> None:
-    from patterncc import analyze
-
     near, sunk = causal & window(15), causal & (window(15) | sink(4))
     depths = [analyze(p, 256).depth_to_full for p in (near, sunk)]
     assert depths == [17, 17]

@@ -17,6 +17,7 @@ from patterncc.analysis.lint_relay import idle_relays
 from patterncc.analysis.lint_rows import empty_rows, leaks, unread_keys
 from patterncc.analysis.lint_tiles import empty_tiles, padding
 from patterncc.analysis.topology import Topology
+from patterncc.stack import Stack
 
 __all__ = ["RULES", "SEVERITY", "Finding", "Severity", "lint", "never_full", "not_full"]
 
@@ -36,8 +37,11 @@ RULES: tuple[Rule, ...] = (
 """Every rule, in the order in which findings of one severity are said."""
 
 
-def lint(t: Topology) -> tuple[Finding, ...]:
+def lint(t: Topology, asked: Stack | None = None) -> tuple[Finding, ...]:
     """Findings of a lowered stack, worst first.
+
+    `asked` is the stack as written, where `t` has choices by content as all that they may come to:
+    such layers are not judged by their tiles, parts and relays.
 
         >>> from patterncc import causal, window
         >>> from patterncc.analysis.lint_tiles import empty_tiles, padding
@@ -47,7 +51,7 @@ def lint(t: Topology) -> tuple[Finding, ...]:
     """
     if not t.n:
         return ()
-    patterns = families(t)
+    patterns = families(t, asked)
     found = [f for rule in RULES for f in rule(t, patterns)]
     return tuple(sorted(found, key=lambda f: WORST_FIRST.index(f.severity)))
 

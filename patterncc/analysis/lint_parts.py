@@ -28,6 +28,7 @@ from patterncc.primitives import (
     Full,
     Recurrent,
     Routing,
+    Topk,
 )
 from patterncc.zones import algebra, sweep
 from patterncc.zones.lower import leaves, lower
@@ -39,7 +40,7 @@ MOST_PROBED = 512  # zones whose corner edges are looked up first
 _COMPARED = 2**20  # pairs of a corner edge and a zone that holds its query
 _LONGER = 4  # what holds at n and at 4 n is not for the length's sake
 _NO_ZONES = np.empty((0, 6), dtype=np.int64)
-_DATA = (Documents, Clusters, Routing, Edges)  # they change from batch to batch
+_DATA = (Documents, Clusters, Routing, Topk, Edges)  # they change from batch to batch
 
 Kind = Literal["adds", "cuts", "takes"]
 Wrap = Callable[[Pattern], Pattern]
@@ -66,7 +67,7 @@ class Part:
 def useless_parts(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
     """PCC107 parts that add no edge, PCC108 parts that cut nothing, PCC114 what was too large."""
     for family in families:
-        if not family.attention or not all(len(s.zones) for s in family.spots):
+        if not family.masked or not all(len(s.zones) for s in family.spots):
             continue
         pattern = family.pattern
         data = any(isinstance(p, _DATA) for p in leaves(pattern))
@@ -112,16 +113,11 @@ def _parts(p: Pattern, alone: Wrap, whole: Wrap, beside: tuple[Pattern, ...]) ->
                 yield Part(
                     *("adds", parts[k], alone(parts[k]), rest, whole(left), alone(Full()), always)
                 )
-                yield from _parts(parts[k], alone, lambda x, left=left: whole(left | x), rest)
+                yield from _parts(parts[k], alone, _in(whole, or_, left), rest)
         case Intersection(parts):
             for k, part in enumerate(parts):
                 left = reduce(and_, parts[:k] + parts[k + 1 :])
-                yield from _parts(
-                    part,
-                    lambda x, left=left: alone(left & x),
-                    lambda x, left=left: whole(left & x),
-                    beside,
-                )
+                yield from _parts(part, _in(alone, and_, left), _in(whole, and_, left), beside)
                 if not isinstance(part, Causal | Full):  # they say what is meant
                     yield Part(*("cuts", part, alone(left), (alone(p), *beside), whole(left)))
         case Difference(left, right):
@@ -129,6 +125,11 @@ def _parts(p: Pattern, alone: Wrap, whole: Wrap, beside: tuple[Pattern, ...]) ->
             yield Part("takes", right, alone(left), (alone(p), *beside), whole(left))
         case Transpose(of):
             yield from _parts(of, lambda x: alone(x.T), lambda x: whole(x.T), beside)
+
+
+def _in(wrap: Wrap, join: Callable[[Pattern, Pattern], Pattern], left: Pattern) -> Wrap:
+    """A pattern joined with what stands beside it, then put in its place."""
+    return lambda x: wrap(join(left, x))
 
 
 @dataclass(frozen=True, eq=False)

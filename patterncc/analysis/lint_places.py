@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from patterncc.analysis.topology import Topology, patterns_of
 from patterncc.pattern import Pattern
 from patterncc.primitives import Convolution, Recurrent
+from patterncc.stack import Stack
 from patterncc.zones import ZoneSet
 from patterncc.zones.lower import keyed, leaves
 
@@ -31,23 +32,30 @@ class Spot:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """One pattern and its spots; several only where layers or heads draw their own edges."""
+    """One pattern and its spots; several only where layers or heads draw their own edges.
+
+    `known` says that these are its edges, not all that a choice by content may come to.
+    """
 
     pattern: Pattern
     spots: tuple[Spot, ...]
+    known: bool = True
 
     @property
-    def attention(self) -> bool:
-        """No part of the pattern is a recurrence or a convolution."""
-        return not any(isinstance(p, Recurrent | Convolution) for p in leaves(self.pattern))
+    def masked(self) -> bool:
+        """A mask of known edges: no choice left open, no recurrence and no convolution."""
+        other = any(isinstance(p, Recurrent | Convolution) for p in leaves(self.pattern))
+        return self.known and not other
 
     def place(self) -> str:
         """Every layer and head that has the pattern, in words."""
         return place(w for spot in self.spots for w in spot.where)
 
 
-def families(t: Topology) -> tuple[Family, ...]:
+def families(t: Topology, asked: Stack | None = None) -> tuple[Family, ...]:
     """The patterns of a stack, each with the places where it stands, in order of appearance.
+
+    `asked` is the stack as written, where choices by content stand in t as all they may come to.
 
     >>> from patterncc import Stack, causal, heads, window
     >>> from patterncc.analysis.topology import topology
@@ -58,22 +66,23 @@ def families(t: Topology) -> tuple[Family, ...]:
     layers_of: dict[int, list[int]] = {}
     for index, level in enumerate(t.levels):
         layers_of.setdefault(id(level), []).append(index)
-    found: dict[Pattern, dict[tuple[int, int], Spot]] = {}
+    found: dict[tuple[Pattern, bool], dict[tuple[int, int], Spot]] = {}
     for layers in layers_of.values():
         level, patterns = t.levels[layers[0]], patterns_of(t.stack.layers[layers[0]])
+        written = patterns if asked is None else patterns_of(asked.layers[layers[0]])
         for number, zones in enumerate(level.head_zones):
             heads = tuple(h for h, k in enumerate(level.head_index) if k == number)
             pattern = patterns[heads[0]]
-            drawn, by_head = keyed(pattern)
+            drawn, by_head = keyed(pattern, t.bindings)
             key = (layers[0] if drawn else 0, heads[0] if by_head else 0)
             if len(level.head_zones) == 1:
                 zones = level.zones  # the same edges in fewer zones
-            spots = found.setdefault(pattern, {})
+            spots = found.setdefault((pattern, pattern == written[heads[0]]), {})
             known = spots.get(key, Spot(zones, layers[0], heads[0], ()))
             named = heads if len(heads) < len(patterns) else None
             where = known.where + tuple((layer, named) for layer in layers)
             spots[key] = replace(known, where=where)
-    return tuple(Family(pattern, tuple(spots.values())) for pattern, spots in found.items())
+    return tuple(Family(p, tuple(spots.values()), known) for (p, known), spots in found.items())
 
 
 def place(where: Iterable[tuple[int, Heads]]) -> str:

@@ -25,6 +25,8 @@ def idle_relays(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
     if not all(is_causal(level.zones) for level in t.levels):
         return
     for family in families:
+        if not family.known:
+            continue
         relays = read_by_many(family.spots[0].zones.table, t.memory, t.frame.n)
         if not 0 < len(relays) <= MOST_RUNS:
             continue

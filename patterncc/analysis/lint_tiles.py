@@ -59,7 +59,7 @@ def empty_tiles(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
     if t.n < LEAST_ROWS * SIDE:
         return
     for family in families:
-        if not family.attention or not len(family.spots[0].zones):
+        if not family.masked or not len(family.spots[0].zones):
             continue
         found = tiles(t, family.spots[0].zones.table, SIDE)
         share = nearly_empty(found)
@@ -107,7 +107,7 @@ def padding(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
 def _wasted(t: Topology, family: Family, side: int) -> tuple[float, bool] | None:
     """The share of the computed area past the last token, and whether every tile row was looked at;
     None where it is not worth telling."""
-    if not family.attention or not len(family.spots[0].zones):
+    if not family.masked or not len(family.spots[0].zones):
         return None
     named = side in own_blocks(family)
     if (not t.n % side and not t.frame.n % side) or (t.n < LEAST_ROWS * SIDE and not named):
@@ -174,10 +174,13 @@ def _sampled(table: I64, first: int, side: int, of: int) -> tuple[I64, NDArray[n
     """Tile rows to look at, sorted, and for how many each stands: the rows where a zone begins or
     ends for themselves, unless they are too many; evenly spaced ones for all others."""
     most = min(of, MOST_ROWS, max(LEAST_ROWS, MOST_MET // max(1, len(table))))
-    ends = np.concatenate([table[:, 0], table[:, 1] - 1]) if len(table) <= MOST_ROWS else []
-    known = np.unique([0, of - 1, *((np.asarray(ends, dtype=np.int64) - first) // side).tolist()])
+    known = np.array([0, of - 1])
+    if len(table) <= MOST_ROWS:
+        ends = np.concatenate([table[:, 0], table[:, 1] - 1])
+        known = np.concatenate([known, (ends - first) // side])
+    known = np.unique(known)
     if 2 * len(known) > most and most < of:
-        known = np.array([0, of - 1])
+        known = np.unique([0, of - 1])
     others = of - len(known)
     picked = min(others, max(0, most - len(known)))
     nth = (2 * np.arange(picked) + 1) * others // (2 * max(1, picked))

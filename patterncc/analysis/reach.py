@@ -84,7 +84,7 @@ def analyze(
         full=curve.full,
         witness=curve.witness,
         costs=cost.costs(t, allowed, depth, head_dim, asked),
-        findings=_findings(t, curve, depth),
+        findings=_findings(t, asked, curve, depth),
         notes=notes,
         stack=str(asked),
         topology=t,
@@ -105,8 +105,8 @@ def _content(asked: Stack, q: Question, most: Topology, engine: Name) -> Content
     )
 
 
-def _findings(t: Topology, curve: Curve, depth: int) -> tuple[lint.Finding, ...]:
-    found = lint.lint(t)
+def _findings(t: Topology, asked: Stack, curve: Curve, depth: int) -> tuple[lint.Finding, ...]:
+    found = lint.lint(t, asked)
     if curve.full.never:
         return (*found, lint.never_full(curve.witness))
     if curve.full.lo > depth:
