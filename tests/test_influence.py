@@ -200,7 +200,7 @@ def test_apart_is_the_same_edges_once(rows: list[tuple[int, ...]], cells: int, s
     z = ZoneSet.make(Frame.of(30), table)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(sweep, "FEW", 4)
-        once = sweep_vectors.apart(z.table)
+        once = sweep.disjoint(z.table)
     assert (ZoneSet(z.frame, once).dense() == z.dense()).all()
     assert areas(once).sum() == z.dense().sum()
 

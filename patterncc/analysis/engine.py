@@ -112,7 +112,10 @@ def _beyond(q: Question, states: Sequence[State[ZoneSet]]) -> Curve:
     curve = tiles.follow(run, q.depth, states)
     if run.exact or not q.sources or all(f.exact for f in curve.figures):
         return curve
-    sampled = rows.follow(q.t, q.pairs, q.depth, sources=q.sources, seed=q.seed, states=states)
+    try:
+        sampled = rows.follow(q.t, q.pairs, q.depth, sources=q.sources, seed=q.seed, states=states)
+    except SizeError:
+        return curve  # certain bounds are what is left
     return _both(q, curve, sampled)
 
 

@@ -254,27 +254,11 @@ class Mixing:
                 wide_slices(cut).add(sums, out)
 
 
-def apart(table: I64) -> I64:
-    """The same edges, none in two zones.
-
-    Zones that lie apart in i, j or j - i stay as they are (chunks, documents, dilated windows).
-    """
-    if any(_in_turn(table[:, k], table[:, k + 1]) for k in (0, 2, 4)):
-        return table
-    return disjoint(table)
-
-
-def _in_turn(first: I64, last: I64) -> bool:
-    """Half-open intervals of which no two meet."""
-    order = np.argsort(first, kind="stable")
-    return bool((first[order][1:] >= last[order][:-1]).all())
-
-
 def mixing(tables: list[I64], shares: list[float], size: int, alpha: float) -> Mixing:
     """P of a layer from each distinct head's zones and the share of heads that have them."""
     parts, kept = [], np.full(size, alpha)
     for table, share in zip(tables, shares, strict=True):
-        zones = apart(table)
+        zones = disjoint(table)
         counts = row_counts(zones, size)
         empty = counts == 0
         kept[empty] += (1 - alpha) * share

@@ -13,6 +13,7 @@ from patterncc.analysis.topology import Pairs, Topology
 from patterncc.errors import SizeError
 from patterncc.zones import ZoneSet
 from patterncc.zones.algebra import MAX_ZONES, areas, count_pairs, intersect, refuse_above, take
+from patterncc.zones.sweep import in_turn
 
 MAX_PAIRS = 2**19  # pairs of zones that one composition may meet before another engine takes over
 FEW = 64  # zones up to which all pairs are compared
@@ -65,7 +66,7 @@ class Zones:
         count = _count(reached(self.t, self.pairs, value), 8 * self.most)
         if self.pairs.closed:
             return State(value, count, count)
-        whole = _without_contained(self.t.identity | value)
+        whole = with_identity(self.t, value)
         return State(value, count, _count(whole, 8 * self.most))
 
     def step(self, state: State[ZoneSet], source: ZoneSet, index: int) -> State[ZoneSet]:
@@ -104,8 +105,18 @@ class Zones:
 
 def reached(t: Topology, pairs: Pairs, zones: ZoneSet) -> ZoneSet:
     """The pairs of T in I | zones."""
-    whole = _without_contained(t.identity | zones)
+    whole = with_identity(t, zones)
     return whole if pairs.closed else (whole & pairs.zones)
+
+
+def with_identity(t: Topology, zones: ZoneSet) -> ZoneSet:
+    """Zones and the identity, which is not repeated where a zone holds it."""
+    own, table = t.identity.table, zones.table
+    if len(own) and len(table) > FEW:
+        low, high = table[:, 0::2] <= own[0, 0::2], table[:, 1::2] >= own[0, 1::2]
+        if (low & high).all(axis=1).any():
+            return zones
+    return _without_contained(t.identity | zones)
 
 
 def _count(zones: ZoneSet, most: int) -> int:
@@ -114,7 +125,7 @@ def _count(zones: ZoneSet, most: int) -> int:
     Raises SizeError before cutting the zones into more than `most` pieces.
     """
     table = zones.table
-    if len(table) > 1024 and offsets.bands(zones) is None:
+    if len(table) > 1024 and not in_turn(table):
         first, last = table[:, 0], table[:, 1]
         cuts = np.sort(np.concatenate([first, last]))
         pieces = int((np.searchsorted(cuts, last) - np.searchsorted(cuts, first)).sum())
