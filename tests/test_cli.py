@@ -197,6 +197,21 @@ def test_analyze_reads_a_models_config(near: str):
     assert "not JSON" in refused("analyze", "config.json")
 
 
+def test_a_config_is_laid_out_for_the_length_asked_for(near: str):
+    config = {"model_type": "big_bird", "num_hidden_layers": 1, "block_size": 16}
+    Path("config.json").write_text(json.dumps(config))
+    for words in (("--n", 512), ("-p", "length=512")):
+        found = as_json("analyze", "config.json", *words)
+        assert found["n"] == 512 and any("laid for 512 tokens" in note for note in found["notes"])
+
+
+def test_shared_keys_of_a_config_reach_the_report(near: str):
+    config = {"model_type": "gemma3n_text", "num_hidden_layers": 10, "num_kv_shared_layers": 5}
+    Path("config.json").write_text(json.dumps(config))
+    found = as_json("analyze", "config.json", "--n", 64)
+    assert [c["kv_shared"] for c in found["cost"]] == [False] * 5 + [True] * 5
+
+
 def test_explain_finds_the_way(near: str):
     found = as_json("explain", near, "--query", 40, "--key", 3)
     assert found["layers"] == 3

@@ -205,6 +205,16 @@ def test_the_command_reads_what_analyze_reads(tmp_path: Path) -> None:
     assert found["n"] == 512 and found["schema"] == "patterncc.comparison/1"
 
 
+def test_a_terminal_shows_the_same_words() -> None:
+    from patterncc.cli.styled import comparison_text
+
+    found = compare({"near": NEAR, "never": pc.chunked(16) & NEAR}, 256)
+    shown = comparison_text(found)
+    assert shown.plain == str(found)
+    marked = {(shown.plain[s.start : s.end], s.style) for s in shown.spans}
+    assert {("both", "bold green"), ("never", "bold red")} <= marked
+
+
 def test_shared_parameters_go_to_those_that_have_them() -> None:
     status, output = run("bigbird", "bigbird:r=2", "mistral-7b", "-p", "r=1", "--n", "512")
     assert status == 0

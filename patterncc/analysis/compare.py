@@ -15,7 +15,7 @@ from patterncc.analysis.cost import total
 from patterncc.analysis.reach import analyze
 from patterncc.analysis.report import Report, write_whole
 from patterncc.analysis.text import counted
-from patterncc.errors import PatternError, PatternValueError
+from patterncc.errors import PatternError, PatternSyntaxError, PatternValueError
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Stack
 
@@ -224,6 +224,8 @@ def compare(
     for name, stack in candidates.items():
         try:
             reports[str(name)] = analyze(stack, n, depth, **options)
+        except PatternSyntaxError:
+            raise  # it names its own place
         except PatternError as error:
             raise type(error)(f"compare: {name}: {error}") from None
     return Comparison.of(reports)

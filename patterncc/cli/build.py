@@ -51,7 +51,7 @@ def compile_(
     """Compile FILE for N tokens: layout, readable kernel source and a manifest, in DIR."""
     from patterncc.cli.artifact import compiled, text, write
 
-    loaded = read(file, params, bind)
+    loaded = read(file, params, bind, n)
     check_folder(output)
     with working(f"Compiling {loaded.name} for {target}") as say:
         files, manifest = compiled(loaded, n, block, target, dtype, head_dim, say)

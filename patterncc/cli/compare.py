@@ -11,7 +11,8 @@ import click
 from patterncc.cli.answer import Answer, answering, working
 from patterncc.cli.measure import DEFAULT_N, analysis_options
 from patterncc.cli.options import Size, check_output, n_option, pairs, read, sizes_of
-from patterncc.errors import PatternError, PatternValueError
+from patterncc.cli.styled import show
+from patterncc.errors import PatternError, PatternSyntaxError, PatternValueError
 
 if TYPE_CHECKING:
     from patterncc.language import PatternFile
@@ -67,7 +68,7 @@ def compare(
     check_output(output, ENDINGS)
     if len(candidates) > MOST:
         raise PatternValueError(f"compare: {len(candidates)} candidates; at most {MOST}")
-    named = _read_all(candidates, params, bind)
+    named = _read_all(candidates, params, bind, n)
     length = n or max((s for file in named.values() for s in sizes_of(file)), default=DEFAULT_N)
     chosen = {k: v for k, v in options.items() if v is not None}
     reports = {}
@@ -77,6 +78,8 @@ def compare(
             bound: dict[str, Any] = dict(loaded.bindings)
             try:
                 report = analyze(loaded.stack, length, depth, **chosen, **bound)
+            except PatternSyntaxError:
+                raise  # it names its own place
             except PatternError as error:
                 raise type(error)(f"{label}: {error}") from None
             reports[label] = replace(report, notes=(*report.notes, *loaded.notes))
@@ -84,12 +87,13 @@ def compare(
         found = Comparison.of(reports)
         if output is not None:
             found.save(output)
-    text = str(found) + (f"\n\nwrote {output}" if output else "")
-    return Answer(found.to_json(), text)
+    wrote = f"wrote {output}" if output else ""
+    text = "\n\n".join(filter(None, (str(found), wrote)))
+    return Answer(found.to_json(), text, styled=lambda: show(found, wrote))
 
 
 def _read_all(
-    candidates: tuple[str, ...], params: tuple[str, ...], bind: tuple[str, ...]
+    candidates: tuple[str, ...], params: tuple[str, ...], bind: tuple[str, ...], n: int | None
 ) -> dict[str, PatternFile]:
     """Every candidate by its label; a shared parameter goes to those that have it, and it must be
     some candidate's."""
@@ -98,12 +102,12 @@ def _read_all(
     found: dict[str, PatternFile] = {}
     for typed in dict.fromkeys(candidates):
         file, own = parted(typed)
-        loaded = read(file, own, bind)
+        loaded = read(file, own, bind, n)
         has = {"length"} if file.suffix == ".json" else set(loaded.params)
         more = {k: v for k, v in shared.items() if k in has and k not in pairs(own, "-p")}
         if more:
             own += tuple(f"{k}={v}" for k, v in more.items())
-            loaded = read(file, own, bind)
+            loaded = read(file, own, bind, n)
         used |= set(pairs(own, "-p"))
         label = " ".join((loaded.name or file.stem, ", ".join(own))).strip()
         found[typed if label in found else label] = loaded

@@ -56,7 +56,7 @@ def _check(
     from patterncc.expect import prove
 
     try:
-        loaded = read(file, params)
+        loaded = read(file, params, n=n)
         outcomes = prove(loaded)
         findings, length = _lint(loaded, n)
     except PatternError as error:
@@ -95,11 +95,13 @@ def _outcome(o: Outcome) -> dict[str, Any]:
 
 
 def _lint(file: PatternFile, n: int | None) -> tuple[tuple[Finding, ...], int]:
+    from patterncc.analysis.content import possible
     from patterncc.analysis.lint import lint
     from patterncc.analysis.topology import topology
 
     length = n or next(iter(sizes_of(file)), LINT_N)
-    return lint(topology(file.stack, length, **file.bindings)), length
+    stack = possible(file.stack, file.bindings)
+    return lint(topology(stack, length, **file.bindings), file.stack), length
 
 
 def _indented(text: str) -> list[str]:
@@ -137,7 +139,7 @@ def show(
 
     if output is not None:
         drawing.check_picture(output)
-    loaded = read(file, params, bind)
+    loaded = read(file, params, bind, n)
     bound: dict[str, Any] = dict(loaded.bindings)
     n = n or drawing.natural_size(loaded.stack, bound, sizes_of(loaded))
     wanted = drawing.masks(loaded.stack, n, layer, head, bound, loaded.edges)

@@ -91,7 +91,7 @@ def analyze(
     from patterncc.analysis import analyze as analyse
 
     check_output(output, (".html", ".json", ".txt"))
-    loaded = read(file, params, bind)
+    loaded = read(file, params, bind, n)
     length = n or max(sizes_of(loaded), default=DEFAULT_N)
     more = {k: v for k, v in options.items() if v is not None} | loaded.bindings
     with working(f"Following {loaded.name} over {length:,} tokens") as say:
@@ -135,7 +135,7 @@ def explain(
     """Say which rules let I read J; else the shortest path between them over the layers."""
     from patterncc.analysis import explain as explained
 
-    loaded = read(file, params, bind)
+    loaded = read(file, params, bind, n)
     memory = loaded.stack.memory  # positions count it, lengths do not
     usual = max(sizes_of(loaded), default=DEFAULT_N)  # random edges depend on the length
     length = n or max(usual, query + 1 - memory, key + 1 - memory)

@@ -93,13 +93,18 @@ def n_option(help_text: str, required: bool = False) -> Callable[..., Any]:
     return click.option("--n", type=Size(), required=required, metavar="N", help=help_text)
 
 
-def read(file: Path, params: tuple[str, ...] = (), bind: tuple[str, ...] = ()) -> PatternFile:
-    """A pattern file with its overrides; a gallery name or a model's config.json will do too."""
+def read(
+    file: Path, params: tuple[str, ...] = (), bind: tuple[str, ...] = (), n: int | None = None
+) -> PatternFile:
+    """A pattern file with its overrides; a gallery name or a model's config.json will do too.
+
+    n is the length asked for: a config is laid out for it unless -p length says another.
+    """
     from patterncc import gallery
     from patterncc.language import load
 
     if file.suffix == ".json":
-        return _from_config(file, params, bind)
+        return _from_config(file, params, bind, n)
     if not file.suffix and not file.exists():
         file = gallery.path(str(file))
     loaded = load(file, **pairs(params, "-p"))
@@ -108,7 +113,9 @@ def read(file: Path, params: tuple[str, ...] = (), bind: tuple[str, ...] = ()) -
     return replace(loaded, bindings={**loaded.bindings, **numbers(bind)})
 
 
-def _from_config(file: Path, params: tuple[str, ...], bind: tuple[str, ...]) -> PatternFile:
+def _from_config(
+    file: Path, params: tuple[str, ...], bind: tuple[str, ...], n: int | None
+) -> PatternFile:
     """A Hugging Face config.json seen as a pattern file."""
     from patterncc.config import read as read_config
     from patterncc.language import PatternFile
@@ -120,13 +127,13 @@ def _from_config(file: Path, params: tuple[str, ...], bind: tuple[str, ...]) -> 
             f"{file}: a model's config has no parameters to override with -p but length, "
             "the number of tokens"
         )
-    length = Size().convert(given["length"], None, None) if given else None
+    length = Size().convert(given["length"], None, None) if given else n
     found = read_config(file, length)
     return PatternFile(
         name=found.name or file.stem,
         summary="",
         source=str(file),
-        params={},
+        params={} if length is None else {"length": length},
         edges={},
         stack=Stack(found.layers, kv_from=found.kv_from, kv_heads=found.kv_heads),
         bindings=numbers(bind),
@@ -192,7 +199,9 @@ def sizes_of(file: PatternFile) -> list[int]:
     """The lengths that a file speaks of, in `expect` and in its data, smallest first."""
     from patterncc.language import Measure
 
-    found = set()
+    found: set[int] = set()
+    if file.path.endswith(".json") and isinstance(length := file.params.get("length"), int):
+        found.add(length)
     for expect in file.expects:
         for term in expect.terms:
             if isinstance(term, Measure):

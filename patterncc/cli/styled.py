@@ -1,4 +1,4 @@
-"""A report in colours: the words of its plain text, marked by what they say."""
+"""Reports and comparisons in colours: the words of their plain text, marked by what they say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from patterncc.analysis.report import Report
+    from patterncc.analysis import Comparison, Report
 
 MOST_WIDTH = 120  # columns that a report uses of a wide terminal
 LEAST_WIDTH = 60
@@ -35,6 +35,15 @@ RULES = (  # what is marked and how; where two meet the later one wins
     (r"(?<=  )(recurrent|convolution|hybrid)(?= )", "bold magenta"),
     (r"(?<=  )none(?= )", "bold red"),
 )
+COMPARED = (  # the same for a comparison
+    (r"^([\d,]+ candidates? at .*|candidate  .*)$", "bold"),
+    (r"(?<=  )(both|depth|influence)$", "bold green"),
+    (r"(?<=  )never(?= )", "bold red"),
+    (r"(?<=  )(>= [\d,]+|[\d,]+-[\d,]+)(?= )", "yellow"),
+    (r"~[\d.e-]+%", "magenta"),
+    (r"^(FLOPs, KV|reach|half within|best by cost and \w+)(?=:)", "cyan"),
+    (r"^note:", "bold cyan"),
+)
 
 
 def report_text(report: Report, width: int) -> Text:
@@ -51,19 +60,37 @@ def report_text(report: Report, width: int) -> Text:
     from patterncc.analysis.text import render
 
     shown = Text(render(report, min(max(width, LEAST_WIDTH), MOST_WIDTH)), no_wrap=True)
-    for pattern, style in RULES:
-        for found in re.finditer(pattern, shown.plain, re.M):
-            shown.stylize(style, *found.span())
+    _mark(shown, RULES)
     bars = re.sub(r"(?m)(?<=\d  )#+(?= )", lambda bar: "\N{FULL BLOCK}" * len(bar[0]), shown.plain)
     shown.plain = bars
     return shown
 
 
-def show(report: Report, more: str) -> None:
-    """Print a report in colours as wide as the terminal, and what else is to be said."""
+def comparison_text(found: Comparison) -> Text:
+    """A comparison's plain text with its marks."""
+    from rich.text import Text
+
+    shown = Text(str(found), no_wrap=True)
+    _mark(shown, COMPARED)
+    return shown
+
+
+def _mark(shown: Text, rules: tuple[tuple[str, str], ...]) -> None:
+    for pattern, style in rules:
+        for found in re.finditer(pattern, shown.plain, re.M):
+            shown.stylize(style, *found.span())
+
+
+def show(found: Report | Comparison, more: str) -> None:
+    """Print what was found in colours, a report as wide as the terminal, and what else is to be
+    said."""
     from rich.console import Console
 
+    from patterncc.analysis import Report
+
     console = Console(highlight=False)
-    console.print(report_text(report, console.width), soft_wrap=True)
+    wide = console.width
+    text = report_text(found, wide) if isinstance(found, Report) else comparison_text(found)
+    console.print(text, soft_wrap=True)
     if more:
         console.print(f"\n{more}", markup=False)
