@@ -18,6 +18,7 @@ from patterncc import primitives as pc
 from patterncc.analysis import Report, analyze, html_sections, svg, svg_hops, svg_masks
 from patterncc.analysis.curve import Depth, Figure
 from patterncc.analysis.html import headline, render
+from patterncc.analysis.html_parts import depth_words
 from patterncc.analysis.spread import merge_intervals
 from patterncc.analysis.svg_influence import _outline, decades
 from patterncc.analysis.svg_reach import cumulated
@@ -50,6 +51,10 @@ CASES: dict[str, Callable[[], Report]] = {
     "heads": lambda: analyze(Stack([heads([LOCAL, pc.causal() & pc.strided(8)]), LOCAL]), 100),
     "memory": lambda: analyze(Stack([LOCAL] * 2, memory=16), 64),
     "long": lambda: analyze(Stack([pc.causal() & (pc.window(4095) | pc.sink(4))] * 4), 10**9),
+    "content": lambda: analyze(Stack([LOCAL, LOCAL | pc.causal() & pc.topk(4)]), 64),
+    "traced": lambda: analyze(
+        Stack([LOCAL, LOCAL | pc.causal() & pc.topk(1)]), 64, topk=[[i // 2] for i in range(64)]
+    ),
     "one": lambda: analyze(pc.causal(), 1),
     "none": lambda: analyze(pc.causal(), 0),
     "no layers": lambda: analyze(pc.causal(), 8, depth=0),
@@ -140,7 +145,7 @@ def test_the_headline_has_the_reports_figures(name: str) -> None:
     tiles = [words(e) for e in root.iter("div") if e.get("class") == "tile"]
     last = report.reach[-1]
     assert any(svg.percent(last.share) in t and last.badge in t for t in tiles)
-    full = str(report.full) if report.full.decided else "open"
+    full = depth_words(report.full) if report.full.decided else "open"
     assert f"layers{full}" in tiles[0].replace(" ", "")
     assert words(next(root.iter("h1"))) == headline(report)
     if report.influence is not None:
@@ -184,6 +189,29 @@ def test_layers_are_shaded_by_kind_and_sharing_is_marked() -> None:
     _, text, root = page("shared")
     assert text.count('class="shared"') == 3  # one layer in two charts, and the legend
     assert "layer 2 read the keys and values of layer 1" in words(part(root, "layers"))
+
+
+def test_layers_that_choose_by_content_are_a_band() -> None:
+    report, text, root = page("content")
+    assert report.content is not None
+    low, high = report.content.guaranteed.figures[-1], report.content.possible.figures[-1]
+    said = words(part(root, "reach"))
+    assert f"guaranteed {svg.percent(low.share)}" in said
+    assert f"possible {svg.percent(high.share)}" in said and "traced" not in said
+    assert 'class="fill reach"' in text and text.count('class="chooser"') == 3
+    for name in ("hops", "influence", "masks"):
+        assert "choose everything that they may" in words(part(root, name))
+    assert "at most this (closed form)" in words(part(root, "cost"))
+    assert "topk(4)" in words(part(root, "masks")) and "topk(4)" in words(part(root, "layers"))
+    report, _, root = page("traced")
+    said = words(part(root, "reach"))
+    assert f"traced, with what a run chose {svg.percent(report.reach[-1].share)}" in said
+    assert "choose everything that they may" not in words(root)
+
+
+def test_what_stands_far_off_is_counted_not_drawn() -> None:
+    _, _, root = page("long")
+    assert "Not drawn: 4 positions far from the rest." in words(part(root, "influence"))
 
 
 def many() -> Stack:
@@ -271,7 +299,7 @@ def test_shades_of_influence_are_decades() -> None:
 def test_masks_are_told_apart_by_their_edges() -> None:
     both = heads([LOCAL, pc.causal(), LOCAL])
     t = topology(Stack([both, pc.causal(), pc.recurrent(), LOCAL]), 64)
-    found = svg_masks.distinct_masks(t)
+    found = svg_masks.distinct_masks(t, t.stack)
     assert [(m.name, m.kind) for m in found] == [
         ("A", "attention"),
         ("B", "attention"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from patterncc._version import __version__
 from patterncc.analysis import html_sections as sections
 from patterncc.analysis.cost import total
-from patterncc.analysis.html_parts import badge, section, sentence
+from patterncc.analysis.html_parts import badge, depth_words, section, sentence
 from patterncc.analysis.html_style import CSS
 from patterncc.analysis.html_tables import stack_table
 from patterncc.analysis.svg import percent
@@ -64,12 +64,14 @@ def headline(report: Report) -> str:
         return "No tokens, nothing to reach"
     if full.never:
         return "Never full, however many layers"
+    if full.decided and not full.lo:
+        return "Full before any layer"
     if full.decided and full.lo <= report.depth:
         return f"Full after {full.lo} of {layers}"
     connect = "connects" if report.depth == 1 else "connect"
     if full.decided:
         return f"{layers} {connect} {share} of the pairs; full takes {full.lo:,}"
-    return f"{layers} {connect} {share} of the pairs; full takes {full}"
+    return f"{layers} {connect} {share} of the pairs; full takes {depth_words(full)}"
 
 
 def _header(report: Report) -> str:
@@ -92,11 +94,12 @@ def _header(report: Report) -> str:
 def _tiles(report: Report) -> str:
     last, full = report.reach[-1], report.full
     sums = total(report.costs)
+    cost = badge("exact" if sections.exact_cost(report) else "at most this", "closed form")
     engine = last.engine
     if full.decided:
-        depth, proof = str(full), badge("exact, proved" if full.never else "exact", engine)
+        depth, proof = depth_words(full), badge("exact", engine)
     else:
-        depth, proof = "open", badge(f"bounds: {full}", engine)
+        depth, proof = "open", badge(f"bounds: {depth_words(full)}", engine)
     of = ""
     if full.decided and not full.never:
         has = "of" if full.lo <= report.layers else "stack has"
@@ -120,9 +123,9 @@ def _tiles(report: Report) -> str:
             "FLOPs of full attention",
             percent(sums.flops_share),
             "flops",
-            badge("exact", "closed form"),
+            cost,
         ),
-        ("KV read of full attention", percent(sums.kv_share), "kv", badge("exact", "closed form")),
+        ("KV read of full attention", percent(sums.kv_share), "kv", cost),
     ]
     tiles = "".join(
         f'<div class="tile"><span class="name">{escape(name)}</span>'

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from patterncc.analysis.svg_reach import choosers
 
 if TYPE_CHECKING:
-    from patterncc.analysis.curve import Figure
-    from patterncc.analysis.topology import Topology
+    from patterncc.analysis.curve import Depth, Figure
+    from patterncc.analysis.report import Report
 
 KINDS = {
     "dense": "dense attention",
@@ -109,16 +109,17 @@ def ramp(prefix: str, count: int, low: str, high: str) -> str:
     )
 
 
-def kinds_legend(t: Topology, depth: int, before: Iterable[tuple[str, str, str]] = ()) -> str:
+def kinds_legend(report: Report, before: Iterable[tuple[str, str, str]] = ()) -> str:
     """The kinds of layers that a chart shades, and the marks of borrowed keys and values and of
     choice by content."""
-    held = dict.fromkeys(t.level(l).kind for l in range(min(depth, len(t.levels))))
+    t = report.topology
+    held = dict.fromkeys(t.level(l).kind for l in range(min(report.depth, len(t.levels))))
     entries = [
         (box_swatch(f"band-{kind}"), f"{name} layer", "")
         for kind, name in KINDS.items()
         if kind in held
     ]
-    if choosers(t):
+    if choosers(report.asked):
         full = '<svg aria-hidden="true"><circle class="chooser" cx="11" cy="6" r="4"/></svg>'
         entries.append((full, "chooses its keys by content", ""))
     if t.shared:
@@ -142,6 +143,20 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[i
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def depth_words(full: Depth) -> str:
+    """A depth to full for people.
+
+    >>> from patterncc.analysis.curve import Depth
+    >>> depth_words(Depth(1200, 1200, False, 1200)), depth_words(Depth(3, None, False, 8))
+    ('1,200', 'at least 3')
+    """
+    if full.never:
+        return "never"
+    if full.decided:
+        return f"{full.lo:,}"
+    return f"{full.lo:,} to {full.hi:,}" if full.hi is not None else f"at least {full.lo:,}"
 
 
 def sentence(words: str) -> str:

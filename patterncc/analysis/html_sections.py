@@ -34,7 +34,6 @@ from patterncc.analysis.text import counted
 from patterncc.errors import SizeError
 
 if TYPE_CHECKING:
-    from patterncc.analysis.content import Content
     from patterncc.analysis.report import Report
 
 MOST_MASKS = 48
@@ -43,23 +42,16 @@ MOST_CONE = 2**24  # zones that one cone may pass
 
 def reach(report: Report) -> str:
     """The share of the allowed pairs after each layer."""
-    full = report.full
-    at = full.lo if full.decided and not full.never else None
-    t = report.topology
-    content: Content | None = getattr(report, "content", None)
-    traced = content.traced.figures if content is not None and content.traced is not None else ()
-    entries = []
+    content, entries = report.content, []
     caption = "A steep step is a layer that connects much, a flat stretch opens no new path."
     if content is not None:
-        entries = [
-            (line_swatch("reach"), "guaranteed, whatever is chosen", ""),
-            (line_swatch("reach faint"), "possible, if everything could be chosen", ""),
-        ]
         caption += " Some layers choose their keys by content: the band is what that leaves open."
-    if traced:
-        share = percent(traced[-1].share)
-        entries.append((line_swatch("traced"), "traced, with what a run chose", share))
-    drawn = svg_reach.reach_curve(t, report.reach, report.pairs, at, traced)
+        low, high = content.guaranteed.figures[-1], content.possible.figures[-1]
+        if content.traced is not None:
+            said = "traced, with what a run chose"
+            entries.append((line_swatch("reach"), said, percent(report.reach[-1].share)))
+        entries.append((line_swatch("reach faint"), "guaranteed", percent(low.share)))
+        entries.append((line_swatch("reach faint"), "possible", percent(high.share)))
     return section(
         "reach",
         "Reach over depth",
@@ -68,11 +60,18 @@ def reach(report: Report) -> str:
         figure(
             f"{percent(report.reach[-1].share)} of the pairs {after(report.depth)}",
             caption,
-            drawn + html_tables.numbers(report),
+            svg_reach.reach_curve(report) + html_tables.numbers(report),
             badges(report.reach),
-            html_parts.kinds_legend(t, report.depth, entries),
+            html_parts.kinds_legend(report, entries),
         ),
     )
+
+
+def open_choice(report: Report) -> str:
+    """What figures of a stack stand for in which some layer's choice is not known."""
+    if report.content is None or report.content.traced is not None:
+        return ""
+    return " Layers that choose by content are taken to choose everything that they may."
 
 
 def hops(report: Report, query: int) -> str:
@@ -98,9 +97,9 @@ def hops(report: Report, query: int) -> str:
     heat = figure(
         f"The last query's keys, by distance (query {query:,})",
         "Upwards the layers it takes, to the right the distance: colour that climbs is distance "
-        "paid for with depth.",
+        f"paid for with depth.{open_choice(report)}",
         svg_hops.hop_heat(found),
-        badge("exact", "intervals"),
+        badge("at most this" if open_choice(report) else "exact", "intervals"),
         f'<ul class="legend">{"".join(shades)}</ul>',
     )
     lede = "Each further layer on a path is one more place where information can be lost."
@@ -150,7 +149,12 @@ def _cone_figure(report: Report, cone: Cone) -> str:
     if found is not None:
         entries.append(ramp("flow s", svg_influence.DECADES, "under 0.0001%", "10% and more"))
         caption += " Each shade is ten times the influence of the one before."
-    proof = badge("exact", "intervals; influence by rollout" if found else "intervals")
+    away = svg_influence.outside(report.topology, cone)
+    if away:
+        caption += f" Not drawn: {counted(away, 'position')} far from the rest."
+    caption += open_choice(report)
+    sure = "at most this" if open_choice(report) else "exact"
+    proof = badge(sure, "intervals; influence by rollout" if found else "intervals")
     return figure(title, caption, drawn, proof, f'<ul class="legend">{"".join(entries)}</ul>')
 
 
@@ -228,7 +232,7 @@ def cost(report: Report) -> str:
         held = percent(sums.kv_held_share)
         entries.append((line_swatch("held"), "KV bytes that the cache holds", held))
     entries.append((line_swatch("full"), "full attention, FLOPs and KV", "100%"))
-    drawn = svg_reach.cost_curves(report.costs, report.reach, report.topology)
+    sure = "exact" if exact_cost(report) else "at most this"
     return section(
         "cost",
         "Cost against depth",
@@ -237,8 +241,8 @@ def cost(report: Report) -> str:
         figure(
             f"{reached} of the pairs for {percent(sums.flops_share)} of the FLOPs",
             "The wider the gap between reach and cost, the better the bargain.",
-            drawn,
-            badge("exact", "closed form") + badges(report.reach),
+            svg_reach.cost_curves(report),
+            badge(sure, "closed form") + badges(report.reach),
             legend(entries),
         ),
     )
@@ -258,10 +262,15 @@ def structure(report: Report) -> str:
     return section("structure", "The graph", lede, drawn, absent_ones)
 
 
+def exact_cost(report: Report) -> bool:
+    """No layer's edges hang on what it chooses."""
+    return all(c.edges == c.edges_least for c in report.costs)
+
+
 def masks(report: Report) -> str:
     """Each distinct mask once, and the map of layers and heads."""
     t = report.topology
-    found = svg_masks.distinct_masks(t)
+    found = svg_masks.distinct_masks(t, report.asked)
     side = svg_masks.cell_side(t.frame.n)
     parts = []
     if len(found) > 1:
@@ -284,7 +293,8 @@ def masks(report: Report) -> str:
     return section(
         "masks",
         "Masks",
-        "Queries run down, keys across; darker where more of a cell's pairs are edges.",
+        "Queries run down, keys across; darker where more of a cell's pairs are edges."
+        + open_choice(report),
         *parts,
         f'<ul class="legend">{scale}{note}</ul><div class="masks">{"".join(pictures)}</div>{cut}',
     )

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from patterncc.analysis import svg
-from patterncc.analysis.html_parts import badge, sentence, table
+from patterncc.analysis.html_parts import badge, depth_words, sentence, table
 from patterncc.analysis.svg import percent
 from patterncc.analysis.svg_masks import spans
 from patterncc.analysis.svg_rows import dumbbell
@@ -27,7 +27,7 @@ def stack_table(report: Report) -> str:
     t = report.topology
     groups: dict[tuple[str, str], list[int]] = {}
     for index, level in enumerate(t.levels):
-        groups.setdefault((level.text, level.kind), []).append(index)
+        groups.setdefault((str(report.asked.layers[index]), level.kind), []).append(index)
     rows = []
     for (text, kind), layers in list(groups.items())[:MOST_RUNS]:
         swatch = f'<svg class="swatch" aria-hidden="true"><rect class="band-{kind}" width="12" '
@@ -51,12 +51,16 @@ def _layers(numbers: Sequence[int]) -> str:
 
 
 def _cost_cells(costs: Sequence[LevelCost]) -> list[str]:
-    """Heads, edges, density, FLOPs and KV of some layers; the ends where they differ."""
+    """Heads, edges, density, FLOPs and KV of some layers; the ends where they differ.
+
+    Where layers choose by content the rest are upper bounds.
+    """
     if not costs:
         return [""] * 5
+    edges = [sum(each) / c.heads for c in costs for each in (c.edges_least, c.edges)]
     return [
         _between([float(c.heads) for c in costs], lambda v: f"{v:,.0f}"),
-        _between([sum(c.edges) / c.heads for c in costs], lambda v: f"{v:,.0f}"),
+        _between(edges, lambda v: f"{v:,.0f}"),
         _between([c.density for c in costs], percent),
         _between([c.flops_share for c in costs], percent),
         _between([kv_share(c) for c in costs], percent),
@@ -96,7 +100,7 @@ def robustness_table(found: Sequence[Robustness]) -> str:
             f"{one.token:,}",
             dumbbell(one),
             _change(percent(one.before.share), percent(one.after.share)),
-            _change(str(one.full_before), str(one.full_after)),
+            _change(depth_words(one.full_before), depth_words(one.full_after)),
             badge(one.after.badge, one.after.engine),
         ]
         for one in found

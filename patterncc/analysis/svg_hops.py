@@ -61,12 +61,17 @@ def hop_map(t: Topology, query: int, depth: int) -> HopMap | None:
     farthest = max(query, t.frame.n - 1 - query)
     sizes = [size(x) for x in reached]
     changes = [l for l in range(1, depth + 1) if sizes[l] > sizes[l - 1]]
-    edges = distance_edges(farthest, even=bool(changes) and changes[-1] >= STEADY)
+    edges = distance_edges(farthest, even=_even(changes, sizes[-1], farthest))
     whole = in_bins(np.array([[0, t.frame.n]], dtype=np.int64), query, edges)
     rows = [in_bins(x, query, edges) for x in reached]
     first = np.diff(np.stack(rows), axis=0, prepend=0)
     share = first / np.maximum(whole, 1)
     return HopMap(query, edges, share, (whole - rows[-1]) / np.maximum(whole, 1))
+
+
+def _even(changes: list[int], reached: int, farthest: int) -> bool:
+    """Whether bins of equal width show the steps: many of them, over a good part of the range."""
+    return bool(changes) and changes[-1] >= STEADY and 8 * reached >= farthest
 
 
 def _reached(t: Topology, query: int, depth: int) -> list[I64]:

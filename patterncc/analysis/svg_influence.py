@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BINS = 96
 MOST_ROWS = 48
 DECADES = 7  # shades: from the lightest, above nothing, to 10% and more
+WIDE = 4  # times the size of a cone: a gap in it that is left out of the picture
 LABELS = 34  # per cent of the height kept free for what is marked
 FINE = 288  # steps of position that the outline tells apart
 
@@ -72,11 +73,25 @@ def _said(cone: Cone, layer: int) -> str:
 
 
 def _window(t: Topology, cone: Cone) -> tuple[int, int]:
-    """The positions that are drawn: those of the cone and a little more."""
+    """The positions that are drawn: those of the cone and a little more, without what a wide gap
+    keeps apart from the query."""
     held = cone.layers[0]
-    low, high = int(held[0, 0]), int(held[-1, 1])
+    gaps = held[1:, 0] - held[:-1, 1]
+    wide = np.flatnonzero(gaps > WIDE * size(held))
+    here = int(np.searchsorted(held[:, 0], cone.query, side="right")) - 1
+    first = int(wide[wide < here].max(initial=-1)) + 1
+    last = int(wide[wide >= here].min(initial=len(held) - 1))
+    low, high = int(held[first, 0]), int(held[last, 1])
     room = max(1, (high - low) // 24)
     return max(0, low - room), min(t.frame.n, high + room)
+
+
+def outside(t: Topology, cone: Cone) -> int:
+    """How many positions of the cone stand too far off to be drawn."""
+    first, last = _window(t, cone)
+    return sum(
+        max(0, min(b, first) - a) + max(0, b - max(a, last)) for a, b in cone.layers[0].tolist()
+    )
 
 
 def _mass(t: Topology, found: Influence, edges: I64) -> F64:
@@ -105,8 +120,9 @@ def decades(mass: F64) -> I64:
 def _steps(positions: I64, first: int, last: int) -> I64:
     """A set in FINE steps of the drawn range, gaps that are narrower closed."""
     unit = (last - first) / FINE
-    low = np.floor((positions[:, 0] - first) / unit + 1e-9)
-    high = np.ceil((positions[:, 1] - first) / unit - 1e-9)
+    inside = positions[(positions[:, 1] > first) & (positions[:, 0] < last)]
+    low = np.floor((inside[:, 0] - first) / unit + 1e-9)
+    high = np.ceil((inside[:, 1] - first) / unit - 1e-9)
     return merge_intervals(np.stack([low, high], axis=1).astype(np.int64))
 
 

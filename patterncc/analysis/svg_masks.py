@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patterncc.analysis.topology import Topology
+    from patterncc.stack import Stack
     from patterncc.zones import ZoneSet
 
     I64 = NDArray[np.int64]
@@ -54,15 +55,15 @@ class Mask:
         return self.edges / total if total else 0.0
 
 
-def distinct_masks(t: Topology) -> list[Mask]:
-    """Every distinct set of edges in the stack, in order of first use."""
+def distinct_masks(t: Topology, asked: Stack) -> list[Mask]:
+    """Every distinct set of edges in the stack, in order of first use, named as `asked` has it."""
     known: dict[tuple[MaskKind, bytes], int] = {}
     by_level: dict[tuple[int, int], int] = {}
     zones: list[ZoneSet] = []
     patterns: list[Pattern] = []
     places: list[dict[int, list[int]]] = []
     for layer, level in enumerate(t.levels):
-        its = patterns_of(t.stack.layers[layer])
+        its = patterns_of(asked.layers[layer])
         for head, which in enumerate(level.head_index):
             at = by_level.get((id(level), which))
             if at is None:

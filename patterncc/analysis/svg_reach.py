@@ -14,16 +14,17 @@ from patterncc.zones.choice import Chooser
 from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
-    from patterncc.analysis.cost import LevelCost
     from patterncc.analysis.curve import Figure
+    from patterncc.analysis.report import Report
     from patterncc.analysis.topology import Topology
+    from patterncc.stack import Stack
 
 MOST_BANDS = 400  # runs of layers of one kind that are shaded
 MOST_MARKS = 128  # layers that are marked one by one
 MOST_DOTS = 48
 
 
-def bands(t: Topology, x: Scale, depth: int) -> str:
+def bands(t: Topology, x: Scale, depth: int, asked: Stack) -> str:
     """Layers shaded by kind from x(l) to x(l + 1); a ring where a layer reads another's keys and
     values, a full mark where it chooses by content."""
     runs = [
@@ -39,57 +40,62 @@ def bands(t: Topology, x: Scale, depth: int) -> str:
         first, last = layers[0], layers[-1] + 1
         parts.append(svg.box(x(first), 0, x(last) - x(first), 100, f"band-{kind}"))
     if depth <= MOST_MARKS:
-        chosen = choosers(t)
-        size = len(t.levels)
-        marked = [l for l in range(depth) if l % size in chosen]
+        chosen = choosers(asked)
+        marked = [l for l in range(depth) if l % len(asked) in chosen]
         parts += [svg.dot(x(l + 0.5), 100, "chooser", 3.5) for l in marked]
         borrowers = [l for l in range(depth) if t.source(l) != l]
         parts += [svg.dot(x(l + 0.5), 100, "shared", 3) for l in borrowers]
     return "".join(parts)
 
 
-def choosers(t: Topology) -> frozenset[int]:
-    """Layers of the stack in which some head chooses its keys by content."""
+def choosers(asked: Stack) -> frozenset[int]:
+    """Layers of a stack in which some head chooses its keys by content.
+
+    >>> from patterncc import Stack, causal, topk, window
+    >>> choosers(Stack([causal() & window(3), causal() & topk(8)]))
+    frozenset({1})
+    """
     return frozenset(
         l
-        for l, layer in enumerate(t.stack.layers)
+        for l, layer in enumerate(asked.layers)
         if any(isinstance(leaf, Chooser) for p in patterns_of(layer) for leaf in leaves(p))
     )
 
 
-def reach_curve(
-    t: Topology,
-    figures: Sequence[Figure],
-    total: int,
-    full: int | None,
-    traced: Sequence[Figure] = (),
-) -> str:
+def reach_curve(report: Report) -> str:
     """Share of the allowed pairs after each layer; a band where only bounds are known.
 
-    `traced` is the curve of what layers that choose by content were seen to choose.
+    Where layers choose by content the band runs from the guaranteed to the possible reach, and
+    the line is what was traced, or the guaranteed reach where nothing was.
     """
+    t, figures, total = report.topology, report.reach, report.pairs
     depth = len(figures) - 1
-    ceiling = svg.nice(max(fraction(f.hi, total) for f in figures))
+    low, high = figures, figures
+    if report.content is not None:
+        low, high = report.content.guaranteed.figures, report.content.possible.figures
+    ceiling = svg.nice(max(fraction(f.hi, total) for f in high))
     x, (y, axis) = Scale(0, depth), svg.share_axis(ceiling)
     shown = svg.thin(len(figures))
     middle = [(x(l), y(figures[l].share)) for l in shown]
     drawn = []
-    if any(not f.exact for f in figures):
-        low = [(x(l), y(fraction(figures[l].lo, total))) for l in shown]
-        high = [(x(l), y(fraction(figures[l].hi, total))) for l in shown]
-        drawn = [svg.area(high, low, "fill reach"), svg.line(high, "reach faint")]
+    if any(high[l].hi > low[l].lo for l in shown):
+        below = [(x(l), y(fraction(low[l].lo, total))) for l in shown]
+        above = [(x(l), y(fraction(high[l].hi, total))) for l in shown]
+        drawn = [svg.area(above, below, "fill reach"), svg.line(above, "reach faint")]
+        drawn.append(svg.line(below, "reach faint"))
     drawn.append(svg.line(middle, "reach"))
-    if traced:
-        drawn.append(svg.line([(x(l), y(traced[l].share)) for l in shown], "traced"))
-    parts = [bands(t, x, depth), axis, svg.layer_axis(x, depth), svg.stretched(drawn)]
+    parts = [bands(t, x, depth, report.asked), axis, svg.layer_axis(x, depth)]
+    parts.append(svg.stretched(drawn))
     if len(shown) <= MOST_DOTS:
         parts += [svg.dot(px, py, "dot reach") for px, py in middle]
-    if full is not None and 0 < full <= depth:
-        side = ("end", -6) if x(full) > 70 else ("start", 6)
-        parts.append(svg.rule(x(full), 0, x(full), 100, "mark"))
-        words = f"full after {full}"
-        parts.append(svg.text(x(full), 60, words, side[0], dx=side[1], kind="strong"))
-    parts.append(_hover(t, x, shown, [_said(l, figures[l]) for l in shown]))
+    full = report.full
+    if full.decided and not full.never and 0 < full.lo <= depth:
+        side = ("end", -6) if x(full.lo) > 70 else ("start", 6)
+        parts.append(svg.rule(x(full.lo), 0, x(full.lo), 100, "mark"))
+        words = f"full after {full.lo}"
+        parts.append(svg.text(x(full.lo), 60, words, side[0], dx=side[1], kind="strong halo"))
+    tips = [_said(l, figures[l]) for l in shown]
+    parts.append(_hover(report, x, shown, tips))
     return svg.chart("Share of the allowed pairs reached, by layers passed", parts, height=260)
 
 
@@ -97,13 +103,13 @@ def _said(layer: int, f: Figure) -> str:
     return f"{svg.after(layer)}: {percent(f.share)} of the allowed pairs, {f.badge} ({f.engine})"
 
 
-def _hover(t: Topology, x: Scale, shown: Sequence[int], tips: Sequence[str]) -> str:
+def _hover(report: Report, x: Scale, shown: Sequence[int], tips: Sequence[str]) -> str:
     """Columns around each layer that is shown, with what to say of it and of the layer passed."""
     ends = [(a + b) / 2 for a, b in pairwise(shown)]
     edges = [shown[0], *ends, shown[-1]] if shown else []
     spans = []
     for k, (l, tip) in enumerate(zip(shown, tips, strict=True)):
-        passed = f"\nlayer {l - 1} is {t.level(l - 1).text}" if l else ""
+        passed = f"\nlayer {l - 1} is {report.asked.layer(l - 1)}" if l else ""
         spans.append((edges[k], edges[k + 1], tip + passed))
     return svg.columns(x, spans)
 
@@ -138,32 +144,34 @@ def _groups(count: int, most: int = 64) -> list[tuple[int, int]]:
     return [(a, min(count, a + size)) for a in range(0, count, size)]
 
 
-def cost_curves(costs: Sequence[LevelCost], figures: Sequence[Figure], t: Topology) -> str:
+def cost_curves(report: Report) -> str:
     """FLOPs and KV bytes of the layers passed, as shares of a full-attention stack's total, and
     reach."""
+    costs, figures = report.costs, report.reach
     depth = len(costs)
-    x, (y, axis) = Scale(0, depth), svg.share_axis(1.0)
     flops = cumulated([c.flops for c in costs], [c.full_flops for c in costs])
     full_kv = [c.full_kv_bytes for c in costs]
     kv = cumulated([c.kv_bytes for c in costs], full_kv)
     held = cumulated([c.kv_held_bytes for c in costs], full_kv)
+    most = svg.nice(max(flops[-1], kv[-1], held[-1], figures[-1].share))
+    x, (y, axis) = Scale(0, depth), svg.share_axis(most)
     shown = svg.thin(depth + 1)
     lines = [
-        ("full", [l / depth for l in range(depth + 1)]),
         *([("held", held)] if held != kv else []),
         ("kv", kv),
         ("flops", flops),
         ("reach", [f.share for f in figures]),
     ]
-    drawn = [svg.line([(x(l), y(values[l])) for l in shown], kind) for kind, values in lines]
+    drawn = [svg.line([(0, y(0)), (100 * most, y(most))], "full")]
+    drawn += [svg.line([(x(l), y(values[l])) for l in shown], kind) for kind, values in lines]
     tips = [
         f"{svg.after(l)}: reach {percent(figures[l].share)}, FLOPs {percent(flops[l])}, KV bytes "
         f"read {percent(kv[l])} and held {percent(held[l])} of what full attention costs in "
         f"{counted(depth, 'layer')}"
         for l in shown
     ]
-    parts = [bands(t, x, depth), axis, svg.layer_axis(x, depth), svg.stretched(drawn)]
-    parts.append(_hover(t, x, shown, tips))
+    parts = [bands(report.topology, x, depth, report.asked), axis, svg.layer_axis(x, depth)]
+    parts += [svg.stretched(drawn), _hover(report, x, shown, tips)]
     return svg.chart("Cost and reach, by layers passed", parts)
 
 
