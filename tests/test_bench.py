@@ -4,17 +4,51 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pytest
+
+from patterncc import lower, random_edges, window
 from patterncc.bench import compile as compile_bench
-from patterncc.bench import protocol, reach
+from patterncc.bench import protocol, reach, reach_peers
 
 
-def test_reach_is_exact_and_agrees_with_the_peer() -> None:
-    result = reach.run(repeats=1, peer_n=200)
+def test_reach_agrees_with_every_peer() -> None:
+    result = reach.run(repeats=1, peer_n=200, hops_n=128, exact_n=600, million=2000)
     assert json.loads(json.dumps(result)) == result
-    assert [case["badge"] for case in result["cases"]] == ["exact"] * 3
-    assert all(case["peak_bytes"] < 10e6 for case in result["cases"])
+    exact, rest = result["cases"][:6], result["cases"][6:]
+    assert [case["badge"] for case in exact] == ["exact"] * 6
+    assert all(case["peak_bytes"] < 10e6 for case in exact)
+    assert all("95%" in case["badge"] and 0 < case["error"] < 0.1 for case in rest[:4])
+    assert [case["case"].split(" of ")[0] for case in rest[4:]] == [
+        "sigma and omega",
+        "spectral gap",
+    ]
+    hops = result["hops"]
+    assert sum(hops["hops"]) == 128**2 and hops["best"] in hops["peers"]
+    for found in hops["peers"].values():
+        assert found["equal"] if "hops" in found else found["missing"].startswith("pip install")
     assert result["peer"]["equal"]
-    assert "1,099,511,627,776" in reach.text(result)
+    shown = reach.text(result)
+    assert "1,099,511,627,776" in shown and "whole report" in shown and "networkx, from" in shown
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(n: int, i: object, j: object) -> reach_peers.Way:
+        raise ImportError
+
+    absent = reach_peers.Peer("no-such-library", "nothing", lacking)
+    monkeypatch.setattr(reach_peers, "PEERS", (absent, reach_peers.PEERS[-1]))
+    hops = reach._hops(64, 1)
+    assert hops["peers"]["no-such-library"] == {"missing": "pip install no-such-library"}
+    assert hops["best"] == "networkx" and hops["peers"]["networkx"]["equal"]
+
+
+def test_edges_of_zones_are_listed_once() -> None:
+    zones = lower(window(2, 3) | window(1, 1) | random_edges(2), 40)
+    i, j = reach_peers.edges(zones)
+    mask = zones.dense()
+    np.fill_diagonal(mask, False)
+    assert np.array_equal(np.argwhere(mask), np.stack([i, j], axis=1))
 
 
 def test_compile_stays_within_its_memory() -> None:

@@ -1,4 +1,4 @@
-"""`patterncc bench reach`: exact reach over depth, beside Boolean matrix products of scipy."""
+"""`patterncc bench reach`: reach over depth, exact and sampled, beside the graph libraries."""
 
 from __future__ import annotations
 
@@ -6,43 +6,91 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from patterncc.analysis import analyze
-from patterncc.bench.protocol import in_turn, machine, peak_bytes, spread, table
+from patterncc.bench import reach_cases as cases
+from patterncc.bench import reach_peers
+from patterncc.bench.protocol import in_turn, machine, spread, table
 from patterncc.primitives import causal, sink, window
 from patterncc.stack import Stack
 from patterncc.zones.lower import lower
 
-LAYERS = 48
+FEW = 3  # runs of a way that takes seconds
 
 
 def run(
-    *, repeats: int = 5, peer_n: int = 2048, progress: Callable[[str], None] | None = None
+    *,
+    repeats: int = 5,
+    peer_n: int = 2048,
+    hops_n: int = 8192,
+    exact_n: int = 65_536,
+    million: int = 1 << 20,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Median seconds of `analyze` at three lengths, and of scipy at a length that it can do."""
+    """Seconds of every case, and of the peers at the lengths that they can do."""
     say = progress or (lambda _: None)
-    stack = Stack([causal() & (window(511) | sink(4))] * LAYERS)
-    cases = []
+    few = min(FEW, repeats)
+    found: list[dict[str, Any]] = []
     for n in (1 << 20, 10**9, 1 << 40):
-        say(f"48 layers, {n} tokens")
-        way = partial(analyze, stack, n)
-        report = way()
-        cases.append(
-            {
-                "case": f"{LAYERS} layers of a causal window 512 and 4 sinks",
-                "n": n,
-                "badge": report.reach[LAYERS].badge,
-                "share_at_depth": report.reach[LAYERS].share,
-                "seconds": in_turn({"patterncc": way}, repeats)["patterncc"],
-                "peak_bytes": peak_bytes(way),
-            }
-        )
-    say(f"scipy at {peer_n} tokens")
-    return {"bench": "reach", "machine": machine(), "cases": cases, "peer": _peer(peer_n, repeats)}
+        say(f"{cases.LAYERS} layers, {n:,} tokens")
+        found.append(cases.curve(n, repeats))
+    say(f"whole report, {million:,} tokens")
+    found.append(cases.whole_report(million, few))
+    say(f"exact hops, {exact_n:,} tokens")
+    found += cases.exact_hops(exact_n, few)
+    for n in (exact_n, million):
+        say(f"sampled sources, {n:,} tokens")
+        found += cases.sampled(n, repeats if n < million else few)
+    say(f"small world and spectrum, {million:,} tokens")
+    found += [cases.small_worlds(million, few), cases.gap(million, few)]
+    say(f"every peer, {hops_n:,} tokens")
+    hops = _hops(hops_n, repeats)
+    say(f"scipy, {peer_n:,} tokens")
+    return {
+        "bench": "reach",
+        "machine": machine(),
+        "cases": found,
+        "hops": hops,
+        "peer": _peer(peer_n, repeats),
+    }
+
+
+def _hops(n: int, repeats: int) -> dict[str, Any]:
+    """The exact hop distribution by every peer that is installed, ours in the same run."""
+    zones = lower(cases.HOPS, n)
+    ours = cases.exact_hops(n, max(repeats, FEW))
+    depth = analyze(cases.HOPS, n).depth_to_full or 1
+    histogram = [lo for lo, _ in analyze(cases.HOPS, n, depth).hops]
+    peers = reach_peers.measure(zones, min(FEW, repeats))
+    for found in peers.values():
+        if "hops" in found:
+            found["equal"] = _agrees(histogram, found, n)
+    done = {name: p["seconds"]["median"] for name, p in peers.items() if "seconds" in p}
+    best = min(done, key=lambda name: done[name])
+    whole = ours[0]["seconds"]["median"]
+    return {
+        "case": "exact hops of a window +-8 and 2 random edges",
+        "n": n,
+        "hops": histogram,
+        "patterncc": ours,
+        "peers": peers,
+        "best": best,
+        "ratio": done[best] / whole,
+    }
+
+
+def _agrees(histogram: list[int], found: dict[str, Any], n: int) -> bool:
+    """The same histogram; from a part of the sources, as many pairs and no hop that we lack."""
+    if found["sources"] == n:
+        return bool(found["hops"] == histogram)
+    whole = sum(found["hops"]) * n == sum(histogram) * found["sources"]
+    few = np.array(found["hops"]) * n / found["sources"]
+    return bool(whole and len(few) <= len(histogram))
 
 
 def _peer(n: int, repeats: int) -> dict[str, Any]:
-    """The same question by sparse Boolean products, where n is small enough for them."""
-    import numpy as np
+    """A structured stack by sparse Boolean products, where n is small enough for them."""
     from scipy import sparse
 
     layers, p = 8, causal() & (window(63) | sink(4))
@@ -58,9 +106,11 @@ def _peer(n: int, repeats: int) -> dict[str, Any]:
         return counts
 
     ours = [figure.lo for figure in analyze(stack, n).reach[1:]]
-    times = in_turn(
-        {"patterncc": lambda: analyze(stack, n), "scipy": products}, max(2, repeats // 2)
-    )
+    ways: dict[str, Callable[[], object]] = {
+        "patterncc": partial(analyze, stack, n),
+        "scipy": products,
+    }
+    times = in_turn(ways, max(2, repeats // 2))
     return {
         "case": f"{layers} layers of a causal window 64 and 4 sinks",
         "n": n,
@@ -72,18 +122,31 @@ def _peer(n: int, repeats: int) -> dict[str, Any]:
 
 def text(result: dict[str, Any]) -> str:
     """The result as a table for the terminal."""
-    rows = [
-        [
-            c["case"],
-            f"{c['n']:,}",
-            c["badge"],
-            spread(c["seconds"]),
-            f"{c['peak_bytes'] / 1e6:.1f} MB",
-        ]
-        for c in result["cases"]
-    ]
-    peer = result["peer"]
+    hops, peer = result["hops"], result["peer"]
+    rows = [_row(c) for c in [*result["cases"], *hops["patterncc"]]]
+    missing = []
+    for name, found in hops["peers"].items():
+        if "missing" in found:
+            missing.append(f"{name} is not installed: {found['missing']}")
+            continue
+        part = "" if found["sources"] == hops["n"] else f", from {found['sources']} sources"
+        agrees = "the same" if found["equal"] else "DIFFERS"
+        rows.append(
+            [f"{name}{part}", f"{hops['n']:,}", agrees, spread(found["seconds"]), ""],
+        )
     for name, seconds in peer["seconds"].items():
         rows.append([f"{name}: {peer['case']}", f"{peer['n']:,}", "exact", spread(seconds), ""])
-    shown = table(["case", "tokens", "badge", "time", "peak"], rows)
-    return f"{shown}\nscipy takes {peer['ratio']:.0f} times as long; counts equal: {peer['equal']}"
+    return "\n".join(
+        [
+            table(["case", "tokens", "badge", "time", "peak"], rows),
+            f"hops: the best peer, {hops['best']}, takes {hops['ratio']:.1f} times as long as the "
+            "whole analysis",
+            *missing,
+            f"scipy takes {peer['ratio']:.0f} times as long; counts equal: {peer['equal']}",
+        ]
+    )
+
+
+def _row(c: dict[str, Any]) -> list[str]:
+    peak = f"{c['peak_bytes'] / 1e6:.1f} MB"
+    return [c["case"], f"{c['n']:,}", c["badge"], spread(c["seconds"]), peak]
