@@ -21,6 +21,7 @@ from patterncc import (
     global_tokens,
     lower,
     recurrent,
+    topk,
     window,
 )
 from patterncc.config import read
@@ -418,6 +419,66 @@ def test_layers_that_choose_by_content_are_bounded() -> None:
     found = read({"model_type": "new", "layer_types": ["indexed_attention", WIDE]})
     assert found.layers == (causal(), causal())
     assert any("at most" in note for note in found.notes)
+
+
+MLA = {
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+    "v_head_dim": 8, "n_routed_experts": 2, "n_group": 1, "topk_group": 1, "num_hidden_layers": 2,
+    "num_experts_per_tok": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 2,
+    "num_key_value_heads": 2, "index_head_dim": 8, "index_n_heads": 2, "n_shared_experts": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa"])
+def test_sparse_attention_by_an_indexer(model_type: str) -> None:
+    """What the indexer of each layer chose, bound as topk, is what the layer reads."""
+    n = 24
+    model, config = model_of(model_type, index_topk=5, **MLA)
+    found = read(config)
+    assert found.layers == (causal() & topk(5),) * 2
+    assert "at most 5 of the earlier keys" in " ".join(found.notes)
+    chosen: list[Any] = []
+    for layer in model.layers:
+        layer.self_attn.indexer.register_forward_hook(lambda *x: chosen.append(x[2][0].numpy()))
+    built = reads_of(model, model.layers, n, use_cache=False)
+    for l, layer in enumerate(found.layers):
+        edges = lower(layer, n, layer=l, topk=np.stack(chosen)).dense() | np.eye(n, dtype=bool)
+        assert np.array_equal(edges, built[l]), l
+
+
+def test_sparse_attention_in_blocks() -> None:
+    """MiniMax M3: blocks of keys, the query's own always among them."""
+    n, sparse = 24, "minimax_m3_sparse"
+    model, config = model_of(
+        "minimax_m3_vl_text", layer_types=[sparse, "full_attention"], num_hidden_layers=2,
+        index_topk_blocks=2, index_block_size=4, index_n_heads=1, index_head_dim=8, head_dim=8,
+        dense_intermediate_size=16, shared_intermediate_size=16, rotary_dim=4, **FEW,
+    )  # fmt: skip
+    first, second = read(config).layers
+    assert first == causal() & (window(0, block=4) | topk(1, block=4)) and second == causal()
+    chosen: list[Any] = []
+    indexer = model.layers[0].self_attn.indexer
+    indexer.register_forward_hook(lambda *x: chosen.append(x[2]))
+    built = reads_of(model, model.layers, n, use_cache=False)
+    own = np.arange(n)[:, None] // 4
+    blocks = chosen[0][0, 0].numpy() if hasattr(chosen[0], "numpy") else chosen[0][0][0, 0].numpy()
+    rest = np.where(blocks == own, -1, blocks).max(axis=1, keepdims=True)
+    edges = lower(first, n, topk=rest).dense() | np.eye(n, dtype=bool)
+    assert np.array_equal(edges, built[0])
+
+
+def test_fields_of_layers_that_choose() -> None:
+    m3 = {"model_type": "minimax_m3_vl_text", "num_hidden_layers": 2}
+    inner = {"sparse_attention_freq": [0, 1], "sparse_block_size": 64, "sparse_topk_blocks": 8}
+    found = read({**m3, "sparse_attention_config": {**inner, "sparse_local_block": 0}})
+    assert found.layers == (causal(), causal() & topk(8, block=64))
+    assert read({"model_type": "deepseek_v32"}).layers == (causal() & topk(2048),) * 61
+    pooled = {"model_type": "new", "layer_types": ["indexed_attention"], "index_topk": 8}
+    assert read({**pooled, "index_kpool": 2}).layers == (causal(),)
+    with pytest.raises(PatternValueError, match="sparse_attention_config is 3; it is an object"):
+        read({**m3, "sparse_attention_config": 3})
+    with pytest.raises(PatternValueError, match=r"sparse_attention_config\.sparse_block_size must"):
+        read({**m3, "sparse_attention_config": {**inner, "sparse_block_size": 0}})
 
 
 JUNK = st.one_of(

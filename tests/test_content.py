@@ -301,6 +301,7 @@ def test_bounds_of_cost_say_what_they_rest_on() -> None:
     assert [c.kv_held_bytes // 256 for c in found] == [64, 64, 64, 4]
     assert found[1].edges == (64 * 12 - 66,) and found[1].edges_least == (64 * 4 - 6,)
     assert found[2].edges == (2080,) and "if balanced, about 1/4" in found[2].how
+    assert [c.kind for c in found] == ["sparse"] * 4
     assert found[3].how == "" and found[3].edges == found[3].edges_least
     assert json.loads(json.dumps(found[0].to_json()))["edges_least"] == [0]
     big = topology(possible(stack), 2**30)

@@ -223,7 +223,7 @@ def _cost(
     unit = 2 * head_dim * BYTES
     return LevelCost(
         layer=index,
-        kind=t.level(index).kind,
+        kind="sparse" if found.how and t.level(index).kind == "dense" else t.level(index).kind,
         heads=heads,
         edges=found.edges,
         edges_least=found.least,

@@ -27,6 +27,9 @@ CHOSEN = (
 )
 """Kinds of layers that choose by content, while the model runs, which keys a query reads."""
 
+INDEXED = ("indexed_attention", "deepseek_sparse_attention")
+"""Those of them that choose index_topk single keys."""
+
 Rule = Callable[[Fields, int], list[str]]
 
 
@@ -155,6 +158,22 @@ def nemotron(f: Fields, count: int) -> list[str]:
             f"write one of M * - E for each of {count} layers",
         )
     return [kinds[x] for x in letters]
+
+
+def indexed(_: Fields, count: int) -> list[str]:
+    """DeepSeek's sparse attention in every layer."""
+    return [CHOSEN[0]] * count
+
+
+def minimax_m3(f: Fields, count: int) -> list[str]:
+    """Sparse layers where sparse_attention_config says so; full attention without it."""
+    inner = f.get("sparse_attention_config")
+    if inner is None:
+        return [FULL] * count
+    if not isinstance(inner, Mapping):
+        raise f.wrong(f"sparse_attention_config is {inner!r}", "it is an object, or null")
+    at = Fields(f.where, inner).listed("sparse_attention_freq", count)
+    return [FULL] * count if at is None else ["minimax_m3_sparse" if x else FULL for x in at]
 
 
 def gpt_neo(f: Fields, count: int) -> list[str]:
@@ -301,6 +320,11 @@ FAMILIES: dict[str, Family] = {
     "mamba": Family(lambda f, count: [RECURRENT] * count, _n(32), list_wins=False),
     "mamba2": Family(lambda f, count: [RECURRENT] * count, _n(64), list_wins=False),
     "falcon_mamba": Family(lambda f, count: [RECURRENT] * count, _n(32), list_wins=False),
+    "deepseek_v32": Family(indexed, _n(61, index_topk=2048), list_wins=False),
+    "glm_moe_dsa": Family(indexed, _n(78, index_topk=2048), list_wins=False),
+    "minimax_m3_vl_text": Family(
+        minimax_m3, _n(60, index_topk_blocks=16, index_block_size=128, index_local_blocks=1)
+    ),
     "longformer": Family(dense, _n(12, attention_window=512), False, notes=(_LONGFORMER,)),
     "big_bird": Family(
         dense,
@@ -321,13 +345,14 @@ KV_HEADS = {
     "gemma3n_text": 2, "gpt_oss": 8, "llama4_text": 8, "qwen2_vl_text": 8, "qwen2_5_vl_text": 8,
     "qwen3_moe": 4, "smollm3": 4, "cwm": 8, "jamba": 8, "falcon_h1": 8, "bamba": 8,
     "nemotron_h": 8, "lfm2": 8, "lfm2_moe": 8, "qwen3_next": 2, "minimax": 8,
+    "minimax_m3_vl_text": 4,
 }  # fmt: skip
 """Key/value heads of the families that do not give every query head its own unless told to."""
 
 OUTER = {
     "gemma3": "gemma3_text", "gemma3n": "gemma3n_text", "llama4": "llama4_text",
     "qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "mistral3": "mistral",
-    "llava": "llama",
+    "llava": "llama", "minimax_m3_vl": "minimax_m3_vl_text",
 }  # fmt: skip
 """model_type of the language model inside a multimodal one, where its text_config omits it."""
 

@@ -18,6 +18,7 @@ from patterncc.primitives import (
     full,
     global_tokens,
     recurrent,
+    topk,
     window,
 )
 
@@ -206,14 +207,51 @@ def _pattern(f: Fields, known: Family, kind: str) -> Pattern:
         case family.MIXED_SLIDING:
             return _window(f, known) | recurrent()
         case _ if kind in family.CHOSEN:
-            f.note(
-                f"{kind}: which of the earlier keys a query reads is chosen by content while the "
-                "model runs; causal() is what it may read at most"
-            )
-            return causal()
+            return _chosen(f, kind)
         case _:
             f.note("layers of feed-forward alone move nothing between tokens: window(0)")
             return window(0)
+
+
+def _chosen(f: Fields, kind: str) -> Pattern:
+    """Which of the earlier keys a layer that chooses by content may read."""
+    if kind in family.INDEXED and f.get("index_topk") is not None and "index_kpool" not in f.given:
+        count = f.number("index_topk")
+        f.note(
+            f"{kind}: a query reads at most {count} of the earlier keys (index_topk), chosen by "
+            "content while the model runs"
+        )
+        return causal() & topk(count)
+    if kind == "minimax_m3_sparse" and f.get("index_topk_blocks") is not None:
+        count, block, least = (_of_minimax(f, *names) for names in _MINIMAX)
+        local = min(count, least)
+        f.note(
+            f"{kind}: a query reads at most {count} blocks of {block} earlier keys, chosen by "
+            f"content while the model runs, by each group of heads for itself; its last {local} "
+            "are always among them"
+        )
+        rest = topk(count - local, block)
+        return causal() & (window(local - 1, block=block) | rest if local else rest)
+    f.note(
+        f"{kind}: which of the earlier keys a query reads is chosen by content while the "
+        "model runs; causal() is what it may read at most"
+    )
+    return causal()
+
+
+_MINIMAX = (
+    ("index_topk_blocks", "sparse_topk_blocks", 1),
+    ("index_block_size", "sparse_block_size", 1),
+    ("index_local_blocks", "sparse_local_block", 0),
+)
+
+
+def _of_minimax(f: Fields, name: str, older: str, least: int) -> int:
+    """A field as newer configs name it; sparse_attention_config wins, as in transformers."""
+    inner = f.given.get("sparse_attention_config")
+    if isinstance(inner, Mapping) and inner.get(older) is not None:
+        return check_int(f.where, f"sparse_attention_config.{older}", inner[older], least)
+    return f.number(name, least)
 
 
 def _window(f: Fields, known: Family) -> Pattern:
