@@ -96,7 +96,8 @@ def _version(package: str) -> str | None:
 def _steps(reached: list[int]) -> I64:
     """Pairs first reached by each step, from how many are reached after it."""
     counts = np.array(reached, dtype=np.int64)
-    return counts - np.append(0, counts[:-1])
+    counts[1:] -= counts[:-1].copy()
+    return counts
 
 
 def _igraph(n: int, i: I64, j: I64) -> Way:
