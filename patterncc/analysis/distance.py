@@ -315,16 +315,16 @@ def _range(centre: F64, distances: NDArray[np.int32], size: int) -> tuple[F64, F
 def _search(
     hops: columns.Operator, sources: I64, marked: int
 ) -> tuple[F64, NDArray[np.int32]] | Apart:
-    """Sums of the distances from each source, and the distances [marked, n] from the first few."""
+    """Sums of the distances from each source; the distances [marked, n] from the first few."""
     many, size, work = len(sources), hops.size, 0.0
     state = _start(size, sources)
     sums = np.zeros(many)
-    distances = np.zeros((marked, size), dtype=np.int32)
+    distances = np.zeros((size, 8), dtype=np.int32)
     reached = column_counts(state)[:many]
     while (reached < size).any():
         sums += size - reached
-        for k in range(marked):
-            distances[k] += ((state[:, 0] >> np.uint64(k)) & np.uint64(1)) == 0
+        first = state[:, :1].astype("<u8", copy=False).view(np.uint8)[:, :1]
+        distances += np.unpackbits(~first, axis=1, bitorder="little")
         state = _hop(hops, state)
         new = column_counts(state)[:many]
         if (new == reached).all():
@@ -332,4 +332,4 @@ def _search(
         reached, work = new, work + state.size * hops.passes
         if work > WORK:
             return TOO_LONG
-    return sums, distances
+    return sums, distances[:, :marked].T

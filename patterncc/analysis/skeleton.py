@@ -187,14 +187,16 @@ def _loops(s: Skeleton) -> bool:
 
 def _pairs(table: I64, small: NDArray[np.bool_], zones: I64, size: int) -> tuple[I64, I64]:
     """Single edges (u, v), u <= v, each once, without those that a zone holds."""
-    i0, i1, j0, j1 = (table[small, k] for k in range(4))
-    i, j = i0, j0
-    if bool((i1 - i0 != 1).any()) or bool((j1 - j0 != 1).any()):
-        zone, i = expand(i0, i1)
-        low = np.maximum(j0[zone], i + table[small, 4][zone])
-        high = np.minimum(j1[zone], i + table[small, 5][zone])
-        edge, j = expand(low, high)
-        i = i[edge]
+    i, j = table[:, 0].copy(), table[:, 2].copy()
+    single = (table[:, 1] - table[:, 0]) * (table[:, 3] - table[:, 2]) == 1
+    i[~single] = j[~single] = 0  # a loop, which is dropped or there: cheaper than to leave out few
+    some = take(table, small & ~single)
+    if len(some):
+        zone, row = expand(some[:, 0], some[:, 1])
+        low = np.maximum(some[zone, 2], row + some[zone, 4])
+        high = np.minimum(some[zone, 3], row + some[zone, 5])
+        edge, key = expand(low, high)
+        i, j = np.append(i, row[edge]), np.append(j, key)
     place = np.minimum(i, j)
     place *= size
     place += np.maximum(i, j)
