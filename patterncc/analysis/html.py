@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from patterncc._version import __version__
 from patterncc.analysis import html_sections as sections
 from patterncc.analysis.cost import total
-from patterncc.analysis.html_parts import badge, depth_words, section, sentence
+from patterncc.analysis.html_parts import badge, depth_words, section, sentence, share_words
 from patterncc.analysis.html_style import CSS
 from patterncc.analysis.html_tables import stack_table
 from patterncc.analysis.svg import percent
@@ -59,7 +59,7 @@ def headline(report: Report) -> str:
     '4 layers connect 41.9% of the pairs; full takes 17'
     """
     full, layers = report.full, counted(report.depth, "layer")
-    share = percent(report.reach[-1].share)
+    share = share_words(report.reach[-1])
     if not report.n:
         return "No tokens, nothing to reach"
     if full.never:
@@ -99,7 +99,7 @@ def _tiles(report: Report) -> str:
     if full.decided:
         depth, proof = depth_words(full), badge("exact", engine)
     else:
-        depth, proof = "open", badge(f"bounds: {depth_words(full)}", engine)
+        depth, proof = depth_words(full), badge("bounds", engine)
     of = ""
     if full.decided and not full.never:
         has = "of" if full.lo <= report.layers else "stack has"

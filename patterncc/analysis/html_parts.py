@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from patterncc.analysis.svg_reach import choosers
+from patterncc.analysis.svg import after, percent
+from patterncc.analysis.svg_reach import choosers, kind_of
 
 if TYPE_CHECKING:
     from patterncc.analysis.curve import Depth, Figure
@@ -25,7 +27,8 @@ KINDS = {
 
 def badge(words: str, engine: str = "") -> str:
     """How sure a figure is, and the engine that found it."""
-    kind = words.split()[0] if words.split()[0] in ("exact", "bounds", "estimate") else "none"
+    first = words.split()[0].rstrip(",:")
+    kind = "bounds" if first == "at" else first
     said = f"{words} ({engine})" if engine else words
     wrap = " wrap" if len(said) > 40 else ""
     return f'<span class="badge {kind}{wrap}">{escape(said)}</span>'
@@ -45,7 +48,7 @@ def badges(figures: Sequence[Figure]) -> str:
         kinds = {kind: engine for kind, engine, _, _ in runs}
         return " ".join(badge(f"{kind} in part", engine) for kind, engine in kinds.items())
     return " ".join(
-        badge(f"{kind} {a}" if a == b else f"{kind} {a} to {b}", engine)
+        badge(f"{kind}, {after(a)}" if a == b else f"{kind}, layers {a} to {b}", engine)
         for kind, engine, a, b in runs
     )
 
@@ -58,8 +61,21 @@ def figure(title: str, caption: str, body: str, proof: str = "", legend: str = "
     )
 
 
+def share_words(f: Figure) -> str:
+    """A share that says when it is a bound or an estimate.
+
+    >>> from patterncc.analysis.curve import Figure
+    >>> share_words(Figure.of(1, 3, 4, "tiles")), share_words(Figure.of(3, 3, 4, "zones"))
+    ('at least 25%', '75%')
+    """
+    if f.exact:
+        return percent(f.share)
+    return f"{'at least' if f.certain else 'about'} {percent(f.share)}"
+
+
 def absent(title: str, why: str) -> str:
-    """What stands in place of a drawing that cannot be had."""
+    """What stands in place of a drawing that cannot be had: the reason, without its name."""
+    why = re.sub(r"^[a-z_]+: ", "", why)
     return (
         f'<figure><div class="head"><h3>{escape(title)}</h3></div>'
         f'<p class="absent">{escape(sentence(why))}</p></figure>'
@@ -113,7 +129,8 @@ def kinds_legend(report: Report, before: Iterable[tuple[str, str, str]] = ()) ->
     """The kinds of layers that a chart shades, and the marks of borrowed keys and values and of
     choice by content."""
     t = report.topology
-    held = dict.fromkeys(t.level(l).kind for l in range(min(report.depth, len(t.levels))))
+    layers = range(min(report.depth, len(t.levels)))
+    held = dict.fromkeys(kind_of(t, report.asked, l) for l in layers)
     entries = [
         (box_swatch(f"band-{kind}"), f"{name} layer", "")
         for kind, name in KINDS.items()

@@ -26,6 +26,8 @@ from patterncc.analysis.html_parts import (
     pair,
     ramp,
     section,
+    sentence,
+    share_words,
     table,
 )
 from patterncc.analysis.spread import Cone, cone_of, size
@@ -58,7 +60,7 @@ def reach(report: Report) -> str:
         "Reach says what is possible: the share of allowed pairs (query, key) such that the query "
         "can depend on the key after so many layers.",
         figure(
-            f"{percent(report.reach[-1].share)} of the pairs {after(report.depth)}",
+            sentence(f"{share_words(report.reach[-1])} of the pairs {after(report.depth)}")[:-1],
             caption,
             svg_reach.reach_curve(report) + html_tables.numbers(report),
             badges(report.reach),
@@ -222,7 +224,7 @@ def cost(report: Report) -> str:
     """Cumulative cost against depth, and reach against it."""
     if not report.costs:
         return ""
-    sums, reached = total(report.costs), percent(report.reach[-1].share)
+    sums, reached = total(report.costs), share_words(report.reach[-1])
     entries = [
         (line_swatch("reach"), "reach", reached),
         (line_swatch("flops"), "FLOPs", percent(sums.flops_share)),
@@ -231,7 +233,7 @@ def cost(report: Report) -> str:
     if sums.kv_held_share != sums.kv_share:
         held = percent(sums.kv_held_share)
         entries.append((line_swatch("held"), "KV bytes that the cache holds", held))
-    entries.append((line_swatch("full"), "full attention, FLOPs and KV", "100%"))
+    entries.append((line_swatch("full"), "full attention, FLOPs and KV", "100% at the end"))
     sure = "exact" if exact_cost(report) else "at most this"
     return section(
         "cost",
@@ -239,7 +241,7 @@ def cost(report: Report) -> str:
         "What the layers passed have cost, as a share of what full attention costs in "
         f"{counted(report.depth, 'layer')}, with the reach that it bought.",
         figure(
-            f"{reached} of the pairs for {percent(sums.flops_share)} of the FLOPs",
+            sentence(f"{reached} of the pairs for {percent(sums.flops_share)} of the FLOPs")[:-1],
             "The wider the gap between reach and cost, the better the bargain.",
             svg_reach.cost_curves(report),
             badge(sure, "closed form") + badges(report.reach),

@@ -10,12 +10,14 @@ from patterncc.analysis import svg
 from patterncc.analysis.html_parts import badge, depth_words, sentence, table
 from patterncc.analysis.svg import percent
 from patterncc.analysis.svg_masks import spans
+from patterncc.analysis.svg_reach import kind_of
 from patterncc.analysis.svg_rows import dumbbell
 
 if TYPE_CHECKING:
     from patterncc.analysis.cost import LevelCost
     from patterncc.analysis.report import Report
     from patterncc.analysis.robustness import Robustness
+    from patterncc.analysis.topology import Kind
     from patterncc.analysis.value import Value
 
 MOST_ROWS = 512  # of the curve in numbers
@@ -25,9 +27,10 @@ MOST_RUNS = 48  # of the stack
 def stack_table(report: Report) -> str:
     """Layers of equal text and kind on one row, with what one head of them costs."""
     t = report.topology
-    groups: dict[tuple[str, str], list[int]] = {}
-    for index, level in enumerate(t.levels):
-        groups.setdefault((str(report.asked.layers[index]), level.kind), []).append(index)
+    groups: dict[tuple[str, Kind], list[int]] = {}
+    for index in range(len(t.levels)):
+        what = str(report.asked.layers[index]), kind_of(t, report.asked, index)
+        groups.setdefault(what, []).append(index)
     rows = []
     for (text, kind), layers in list(groups.items())[:MOST_RUNS]:
         swatch = f'<svg class="swatch" aria-hidden="true"><rect class="band-{kind}" width="12" '

@@ -58,8 +58,8 @@ def cone_chart(t: Topology, cone: Cone, found: Influence | None) -> str:
         if k % every == 0:
             parts.append(svg.text(0, y(k + 0.5), f"{l:,}", "end", dx=-8, dy=4))
         parts.append(svg.box(0, y(k + 1), 100, y(0) - y(1), "hit", _said(cone, l)))
-    ticks = [(float(p), short(p)) for p in _round_positions(first, last)]
-    parts.append(svg.foot_axis(x, ticks, "position", few=4))
+    ticks, name = _positions(first, last, cone.query)
+    parts.append(svg.foot_axis(x, ticks, name, few=4))
     return svg.chart(f"What query {cone.query} can depend on, and how much", parts, 280)
 
 
@@ -147,6 +147,17 @@ def _outline(sets: list[I64]) -> str:
     for k, held in enumerate(sets):
         pieces += [f"M{x} {count - 1 - k}v1" for x in held.ravel().tolist()]
     return f'<path class="outline" d="{"".join(pieces)}"/>'
+
+
+def _positions(first: int, last: int, query: int) -> tuple[list[tuple[float, str]], str]:
+    """Ticks of positions and the axis's name; counted from the query where the numbers would
+    differ in their last digits alone."""
+    if last - first > last // 20:
+        return [(float(p), short(p)) for p in _round_positions(first, last)], "position"
+    away = _round_positions(first - query, last - query)
+    return [
+        (float(query + p), short(p) if p else "query") for p in away
+    ], "position, from the query"
 
 
 def _round_positions(first: int, last: int) -> list[int]:

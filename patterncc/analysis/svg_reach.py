@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,13 @@ from patterncc.zones.lower import leaves
 if TYPE_CHECKING:
     from patterncc.analysis.curve import Figure
     from patterncc.analysis.report import Report
-    from patterncc.analysis.topology import Topology
+    from patterncc.analysis.topology import Kind, Topology
     from patterncc.stack import Stack
 
 MOST_BANDS = 400  # runs of layers of one kind that are shaded
 MOST_MARKS = 128  # layers that are marked one by one
 MOST_DOTS = 48
+STEEP = 0.03  # top of a scale below which full attention's line would stand upright
 
 
 def bands(t: Topology, x: Scale, depth: int, asked: Stack) -> str:
@@ -30,7 +32,7 @@ def bands(t: Topology, x: Scale, depth: int, asked: Stack) -> str:
     runs = [
         (kind, [l for l, _ in group])
         for kind, group in groupby(
-            ((l, t.level(l).kind) for l in range(depth)), key=lambda pair: pair[1]
+            ((l, kind_of(t, asked, l)) for l in range(depth)), key=lambda pair: pair[1]
         )
     ]
     if len(runs) > MOST_BANDS:
@@ -48,6 +50,13 @@ def bands(t: Topology, x: Scale, depth: int, asked: Stack) -> str:
     return "".join(parts)
 
 
+def kind_of(t: Topology, asked: Stack, layer: int) -> Kind:
+    """A layer's kind; one that chooses by content is sparse, though it may choose from all."""
+    kind = t.level(layer).kind
+    return "sparse" if kind == "dense" and layer % len(asked) in choosers(asked) else kind
+
+
+@lru_cache(maxsize=8)
 def choosers(asked: Stack) -> frozenset[int]:
     """Layers of a stack in which some head chooses its keys by content.
 
@@ -162,7 +171,7 @@ def cost_curves(report: Report) -> str:
         ("flops", flops),
         ("reach", [f.share for f in figures]),
     ]
-    drawn = [svg.line([(0, y(0)), (100 * most, y(most))], "full")]
+    drawn = [svg.line([(0, y(0)), (100 * most, y(most))], "full")] if most > STEEP else []
     drawn += [svg.line([(x(l), y(values[l])) for l in shown], kind) for kind, values in lines]
     tips = [
         f"{svg.after(l)}: reach {percent(figures[l].share)}, FLOPs {percent(flops[l])}, KV bytes "

@@ -49,7 +49,7 @@ def n_eff_curve(hubs: HubLoad) -> str:
     axis = svg.left_axis(y, range(0, top + 1, every), lambda k: short(10**k))
     even = y(math.log10(hubs.positions))
     parts = [axis, svg.rule(0, even, 100, even, "thumb")]
-    parts.append(svg.text(0, even, f"all {short(hubs.positions)} evenly", dx=4, dy=14, kind="halo"))
+    parts.append(svg.text(0, even, f"all {short(hubs.positions)} evenly", dx=4, dy=-5, kind="halo"))
     parts.append(svg.stretched([svg.line(points, "flow")]))
     if len(shown) <= 48:
         parts += [svg.dot(px, py, "dot flow") for px, py in points]
