@@ -76,6 +76,16 @@ def test_text_fits_and_says_what_it_does_not_know() -> None:
     assert kinds == ["sparse", "recurrent", "dense"]
 
 
+def test_text_of_layers_that_choose() -> None:
+    lines = str(analyze(pc.causal() & (pc.window(7) | pc.topk(8)), 64)).splitlines()
+    said = {line[:14].strip(): line[15:] for line in lines}
+    assert said["guaranteed"] == "23.27% exact (offsets) after 1 layer, full at 9"
+    assert said["possible"] == "100% exact (offsets) after 1 layer, full at 1"
+    assert any(line.startswith("      1  ########......") for line in lines)
+    assert any("<= 904" in line for line in lines)
+    assert "layer 0: at most: topk(8) chooses at most 8 keys for a query" in lines
+
+
 def test_long_curves_are_thinned() -> None:
     lines = str(analyze(pc.window(1), 4096, depth=300)).splitlines()
     assert sum(line.endswith("exact (offsets)") for line in lines) <= 25

@@ -118,6 +118,16 @@ def test_no_influence_is_said_and_takes_no_part() -> None:
     assert c.to_json()["beaten_by"]["influence"] is None
 
 
+def test_layers_that_choose_cost_between_two_ends() -> None:
+    chooses = pc.causal() & (pc.window(15) | pc.topk(8))
+    found = compare({"chooses": chooses, "near": NEAR, "all": pc.causal()}, 256)
+    c, near, _ = found.candidates
+    assert c.flops_share_least == pytest.approx(near.flops_share)
+    assert c.flops_share > near.flops_share
+    assert found.front("depth") == ("near", "chooses", "all")  # nothing is proved of it
+    assert "<= " in str(found)
+
+
 def test_text() -> None:
     text = str(compare({"near": NEAR, "far": FAR, "chunks": pc.chunked(16) & NEAR}, 256, depth=4))
     assert text == (

@@ -17,6 +17,7 @@ from patterncc.cli import main
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCHEMA = json.loads((DOCS / "report.schema.json").read_text(encoding="utf-8"))
+REPORT = SCHEMA["$defs"]["report"]
 TYPES = {
     "object": dict,
     "array": list,
@@ -108,6 +109,8 @@ REPORTS = {
     "shared keys": lambda: pc.analyze(pc.Stack([NEAR] * 3, kv_from=[0, 1, 1]), 64),
     "memory": lambda: pc.analyze(pc.Stack([NEAR], memory=8), 64),
     "bounds": lambda: pc.analyze(pc.window(66), 4096, 3, engine="tiles"),
+    "by content": lambda: pc.analyze(pc.Stack([pc.causal() & pc.topk(4) | NEAR]), 64),
+    "traced": lambda: pc.analyze(pc.causal() & pc.routing(4), 4, routing=[0, 0, 1, 1]),
     "trillion": lambda: pc.analyze(NEAR, 2**40, 4),
 }
 
@@ -115,6 +118,7 @@ REPORTS = {
 @pytest.mark.parametrize("name", list(REPORTS))
 def test_reports_keep_to_the_schema(name: str) -> None:
     told = json.loads(json.dumps(REPORTS[name]().to_json(), allow_nan=False))
+    assert list(wrong(told, REPORT)) == []
     assert list(wrong(told, SCHEMA)) == []
 
 
@@ -127,7 +131,7 @@ def test_the_command_adds_the_file_and_the_name() -> None:
     told = json.loads(
         CliRunner().invoke(main, ["analyze", "gpt-oss", "--n", "64", "--json"]).stdout
     )
-    assert list(wrong(told, SCHEMA)) == []
+    assert list(wrong(told, REPORT)) == []
     assert told["file"] == told["name"] == "gpt-oss"
 
 
@@ -144,7 +148,7 @@ def test_the_command_adds_the_file_and_the_name() -> None:
 )
 def test_the_checker_finds_what_is_wrong(change: dict[str, Any], told: str) -> None:
     value = {**REPORTS["windows"]().to_json(), **change}
-    assert any(told in line for line in wrong(value, SCHEMA["$defs"]["report"]))
+    assert any(told in line for line in wrong(value, REPORT))
 
 
 def test_the_page_describes_every_field() -> None:

@@ -20,6 +20,7 @@ from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Stack
 
 if TYPE_CHECKING:
+    from patterncc.analysis.cost import LevelCost
     from patterncc.analysis.curve import Depth, Figure
 
 SCHEMA = "patterncc.comparison/1"
@@ -35,9 +36,10 @@ class Candidate:
 
     flops_share and kv_share are those of the whole stack at `depth`: against full attention in
     every layer, over the widest allowed pairs of all candidates so that equal edges cost the same,
-    and against a cache of every position.  q50, q90 and q99 are the distances within which that
-    part of the last token's rollout lies, participation 1 / sum p^2 of it.  The four are None where
-    there is no influence, and `why_not` then says why.
+    and against a cache of every position.  Layers that choose by content cost at most that and at
+    least flops_share_least, which differs for them alone.  q50, q90 and q99 are the distances
+    within which that part of the last token's rollout lies, participation 1 / sum p^2 of it.  The
+    four are None where there is no influence, and `why_not` then says why.
 
     The influence by which candidates are compared is q50, the distance within which half of it
     lies: a few sinks draw q90 to the first token, and participation makes dense causal layers look
@@ -50,6 +52,7 @@ class Candidate:
     name: str
     report: Report
     flops_share: float
+    flops_share_least: float
     kv_share: float
     q50: int | None
     q90: int | None
@@ -85,6 +88,7 @@ class Candidate:
             "depth": whole.depth,
             "pairs": {"name": whole.pairs_name, "how": whole.pairs_how, "count": whole.pairs},
             "flops_share": self.flops_share,
+            "flops_share_least": self.flops_share_least,
             "kv_share": self.kv_share,
             "depth_to_full": {
                 "value": full.lo if full.decided and not full.never else None,
@@ -238,6 +242,7 @@ def _candidate(name: str, report: Report, widest: int) -> Candidate:
         name=name,
         report=report,
         flops_share=costs.flops / full_flops if full_flops else 0.0,
+        flops_share_least=_least(report.costs) / full_flops if full_flops else 0.0,
         kv_share=costs.kv_share,
         q50=found.q50 if found else None,
         q90=found.q90 if found else None,
@@ -246,6 +251,11 @@ def _candidate(name: str, report: Report, widest: int) -> Candidate:
         why_not=None if found else report.why_not.get("influence"),
         beaten={},
     )
+
+
+def _least(costs: Iterable[LevelCost]) -> float:
+    """The FLOPs of the edges that layers have whatever they choose by content."""
+    return sum(c.flops * sum(c.edges_least) / max(1, sum(c.edges)) for c in costs)
 
 
 def _placed(candidates: list[Candidate]) -> tuple[Candidate, ...]:
@@ -261,10 +271,10 @@ def _placed(candidates: list[Candidate]) -> tuple[Candidate, ...]:
 
 def _point(c: Candidate, plane: str) -> tuple[Bracket, Bracket] | None:
     """Cost and the plane's other figure as brackets of which less is better."""
-    cost = _known(c.flops_share)
+    cost = Bracket(_rounded(c.flops_share_least), _rounded(c.flops_share))
     if plane == "depth":
         return cost, depth_bracket(c.depth_to_full)
-    return None if c.q50 is None else (cost, _known(-c.q50))
+    return None if c.q50 is None else (cost, Bracket(-c.q50, -c.q50))
 
 
 def depth_bracket(full: Depth) -> Bracket:
@@ -274,9 +284,8 @@ def depth_bracket(full: Depth) -> Bracket:
     return Bracket(full.lo, math.inf if full.hi is None else full.hi)
 
 
-def _known(value: float) -> Bracket:
-    value = float(f"{value:.{DIGITS}g}")
-    return Bracket(value, value)
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def _notes(candidates: tuple[Candidate, ...]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def row(c: Candidate) -> tuple[str, ...]:
     marks = [plane for plane in ("depth", "influence") if c.on_front(plane)]
     return (
         c.name,
-        percent_text(c.flops_share, 3),
+        "<= " * (c.flops_share_least < c.flops_share) + percent_text(c.flops_share, 3),
         percent_text(c.kv_share, 3),
         depth_text(c),
         reach_text(c),

@@ -29,7 +29,7 @@ def sections(report: Report, width: int = WIDTH) -> list[list[str]]:
         _headline(report, width),
         _curve(report, width),
         figures(report, width),
-        _cost(report),
+        _cost(report, width),
         [line for f in report.findings for line in _finding(str(f), width)],
         [line for note in report.notes for line in wrapped(f"note: {note}", width)],
     ]
@@ -133,11 +133,19 @@ def _curve(report: Report, width: int) -> list[str]:
     room = max(10, width - 11 - max(map(len, texts.values())))
     lines = ["  after  share of allowed pairs"]
     for first, last in _stretches(report):
-        bar = "#" * round(room * report.reach[last].share)
+        bar = _bar(report, last, room)
         lines.append(f"{place(first, last):>7}  {bar:<{room}} {texts[last]}")
     if report.mean_hops is not None:
         lines.append(f"mean hops {report.mean_hops:.4g} over the pairs reached")
     return lines
+
+
+def _bar(report: Report, layer: int, room: int) -> str:
+    """The share as a bar; dots for what may be reached as well."""
+    figure = report.reach[layer]
+    sure = round(room * figure.share)
+    open_ = figure.certain and figure.hi > figure.lo and report.pairs
+    return "#" * sure + "." * (round(room * figure.hi / report.pairs) - sure if open_ else 0)
 
 
 def _stretches(report: Report) -> list[tuple[int, int]]:
@@ -151,21 +159,28 @@ def _stretches(report: Report) -> list[tuple[int, int]]:
     return [(run[0], run[-1]) for run in runs]
 
 
-def _cost(report: Report) -> list[str]:
+def _cost(report: Report, width: int) -> list[str]:
     def key(c: LevelCost) -> tuple[object, ...]:
-        return c.kind, c.edges, c.kv_bytes
+        return c.kind, c.edges, c.edges_least, c.kv_bytes, c.kv_shared, c.how
 
     lines = ["  layer  kind         heads  edges a head  density  FLOPs of full  KV of full"]
-    for (kind, *_), group in groupby(report.costs, key=key):
+    remarks: dict[str, list[str]] = {}
+    for _, group in groupby(report.costs, key=key):
         run = list(group)
-        c = run[0]
+        c, where = run[0], place(run[0].layer, run[-1].layer)
         kv = c.kv_bytes / c.full_kv_bytes if c.full_kv_bytes else 0.0
+        edges = f"{round(sum(c.edges) / c.heads):,}"
         lines.append(
-            f"{place(c.layer, run[-1].layer):>7}  {kind:<11}  {c.heads:>5}  "
-            f"{round(sum(c.edges) / c.heads):>12,}  {c.density:>7.3g}  "
+            f"{where:>7}  {c.kind:<11}  {c.heads:>5}  "
+            f"{'<= ' * (c.edges != c.edges_least) + edges:>12}  {c.density:>7.3g}  "
             f"{percent_text(c.flops_share):>13}  {percent_text(kv):>10}"
         )
-    return lines if report.costs else []
+        if c.how:
+            remarks.setdefault(c.how, []).append(where)
+        if c.kv_shared:
+            remarks.setdefault("keys and values of another layer, none held", []).append(where)
+    said = [f"layer {', '.join(where)}: {how}" for how, where in remarks.items()]
+    return lines + [line for text in said for line in wrapped(text, width)] if report.costs else []
 
 
 def _finding(text: str, width: int) -> list[str]:

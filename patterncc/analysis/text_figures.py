@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from patterncc.analysis.text import amount, labelled, percent_text
+from patterncc.analysis.text import amount, counted, labelled, percent_text, share_text
 
 if TYPE_CHECKING:
+    from patterncc.analysis.content import Content
     from patterncc.analysis.hubs import HubLoad
     from patterncc.analysis.influence import Influence
     from patterncc.analysis.report import Report
@@ -21,7 +22,6 @@ NAMES = {  # of the figures, as text calls them
     "robustness": "lost relays",
     "small_world": "small world",
     "spectrum": "spectral gap",
-    "content": "by content",
 }
 BUSIEST = 4  # tokens that are named
 
@@ -41,6 +41,8 @@ def figures(report: Report, width: int) -> list[str]:
         said.append(("small world", small_world_text(report.small_world)))
     if report.spectrum is not None:
         said.append(("spectral gap", f"{report.spectrum.gap}, {report.spectrum.how}"))
+    if report.content is not None:
+        said += content_texts(report.content, report.depth)
     said += _missing(report.why_not)
     return [line for label, text in said for line in labelled(label, text, width)]
 
@@ -83,6 +85,16 @@ def relay_text(found: Robustness) -> str:
         f"{before} -> {after} of the other tokens' pairs, "
         f"full at {found.full_before} -> {found.full_after}"
     )
+
+
+def content_texts(found: Content, depth: int) -> list[tuple[str, str]]:
+    """Reach of layers that choose by content: whatever they choose, at best, and as traced."""
+    curves = {"guaranteed": found.guaranteed, "possible": found.possible, "traced": found.traced}
+    return [
+        (name, f"{share_text(c.figures[-1])} after {counted(depth, 'layer')}, full at {c.full}")
+        for name, c in curves.items()
+        if c is not None
+    ]
 
 
 def relay_texts(found: Sequence[Robustness]) -> list[str]:

@@ -14,7 +14,7 @@ MOST_WIDTH = 120  # columns that a report uses of a wide terminal
 LEAST_WIDTH = 60
 LABELS = (
     r"allowed pairs|depth to full|at [\d,]+ layers?|influence|rule of thumb|hub load|"
-    r"lost relay|small world|spectral gap|by content|not computed"
+    r"lost relay|small world|spectral gap|guaranteed|possible|traced|not computed"
 )
 RULES = (  # what is marked and how; where two meet the later one wins
     (r"^(Reach of a stack .*| +(after|layer)  .*)$", "bold"),
@@ -24,9 +24,9 @@ RULES = (  # what is marked and how; where two meet the later one wins
     (r"\bbounds \[[^\]]*\]", "yellow"),
     (r"\bestimate \+- \S+ \(95%\)", "magenta"),
     (r"^ +[\d-]+  #+(?= .* exact )", "green"),
-    (r"^ +[\d-]+  #+(?= .* bounds )", "yellow"),
+    (r"^ +[\d-]+  #*\.*(?= .* bounds )", "yellow"),
     (r"^ +[\d-]+  #+(?= .* estimate )", "magenta"),
-    (r"^ +[\d-]+(?=  #)", "default"),
+    (r"^ +[\d-]+(?=  [#.])", "default"),
     (r"\ba heuristic, not a result\b", "yellow"),
     (r"^error PCC\d+", "bold red"),
     (r"^warning PCC\d+", "bold yellow"),
