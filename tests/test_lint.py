@@ -160,6 +160,14 @@ def test_what_is_too_large_to_subtract_is_said(monkeypatch: pytest.MonkeyPatch) 
     assert "whether window(3, 3) changes any edge" in f.message and f.severity == "note"
 
 
+def test_two_rows_say_that_a_part_adds_edges_where_all_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lint_parts, "MOST_LOWERED", 100)
+    assert not codes(causal & (window(8) | pc.random_edges(2)), 512) & {"PCC107", "PCC114"}
+    assert "PCC114" in codes(causal & (window(8) | pc.random_edges(2) | window(9)), 512)
+
+
 @given(patterns, st.integers(1, 20))
 def test_a_part_is_useless_when_what_it_holds_is_elsewhere(pattern: Pattern, n: int) -> None:
     def dense(p: Pattern) -> Mask:

@@ -29,14 +29,14 @@ def apart(t: Topology, families: tuple[Family, ...]) -> Iterator[Finding]:
     if step == 0:
         yield Finding.of(
             "PCC109",
-            "no token reads another in any layer: nothing ever mixes",
+            f"no token reads another in any layer at n={t.n}: nothing ever mixes",
             "add edges to other tokens: a window, or full()",
         )
     elif step > 1:
         yield Finding.of(
             "PCC109",
-            f"all distances that any layer crosses are multiples of {step}: tokens of different "
-            f"residues modulo {step} never mix",
+            f"all distances that any layer crosses at n={t.n} are multiples of {step}: tokens of "
+            f"different residues modulo {step} never mix",
             f"add window(1) to a layer or a head, or a step that shares no factor with {step}",
         )
     elif not _meant(t, families) and (found := groups(tables)) is not None:

@@ -143,11 +143,12 @@ class _Draw:
     def table(self, pattern: Pattern, n: int) -> algebra.I64:
         """The zones of a pattern at n queries; SizeError above MOST_LOWERED."""
         if (pattern, n) not in self.tables:
-            size = self.t.memory + n
-            at = {"layer": self.spot.layer, "head": self.spot.head, "max_zones": MOST_LOWERED}
-            zones = lower(pattern, n, size, self.t.memory, **at, **self.t.bindings)
-            self.tables[pattern, n] = zones.table
+            self.tables[pattern, n] = self._lowered(pattern, n, self.t.memory, self.t.memory + n)
         return self.tables[pattern, n]
+
+    def _lowered(self, pattern: Pattern, rows: int, first: int, size: int) -> algebra.I64:
+        at = {"layer": self.spot.layer, "head": self.spot.head, "max_zones": MOST_LOWERED}
+        return lower(pattern, rows, size, first, **at, **self.t.bindings).table
 
     def covered(self, inner: Pattern, outer: tuple[Pattern, ...], n: int = 0) -> bool | None:
         """Whether the outer patterns hold all edges of the inner one; None: too many zones to say.
@@ -158,11 +159,26 @@ class _Draw:
         try:
             tables = [self.table(p, n) for p in outer]
         except SizeError:
-            return None
+            return self._covered_in_rows(inner, outer, n)
         try:
             return covered(self.table(inner, n), np.concatenate([_NO_ZONES, *tables]))
         except SizeError:
             return False
+
+    def _covered_in_rows(
+        self, inner: Pattern, outer: tuple[Pattern, ...], n: int
+    ) -> Literal[False] | None:
+        """False where a query in the middle or the last one reads a key by the inner pattern alone;
+        None, for all that two queries can say, where they do not."""
+        first = self.t.memory
+        for query in (first + n // 2, first + n - 1):
+            try:
+                tables = [self._lowered(p, 1, query, first + n) for p in (inner, *outer)]
+            except SizeError:
+                continue
+            if not covered(tables[0], np.concatenate([_NO_ZONES, *tables[1:]])):
+                return False
+        return None
 
 
 def _useless(draws: list[_Draw], part: Part, data: bool) -> bool | None:
