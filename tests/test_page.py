@@ -165,7 +165,8 @@ def test_figures_of_tokens_are_the_reports(name: str) -> None:
     relays = words(part(root, "robustness"))
     for one in report.robustness:
         before, after = svg.percent(one.before.share), svg.percent(one.after.share)
-        assert f"{one.token:,}{before} before, {after} after" in relays
+        assert f"{before} before, {after} after" in relays
+        assert f"{one.token:,}{before} " in relays
 
 
 def test_a_heuristic_is_called_one() -> None:

@@ -101,15 +101,15 @@ def robustness_table(found: Sequence[Robustness]) -> str:
     rows = [
         [
             f"{one.token:,}",
-            dumbbell(one),
             _change(percent(one.before.share), percent(one.after.share)),
             _change(depth_words(one.full_before), depth_words(one.full_after)),
+            dumbbell(one),
             badge(one.after.badge, one.after.engine),
         ]
         for one in found
     ]
-    heads = ("lost token", "reach among the others, 0 to 100%", "reach", "depth to full", "found")
-    return table(heads, rows, words=(0, 1, 4))
+    heads = ("lost token", "others' reach", "depth to full", "reach, 0 to 100%", "found")
+    return table(heads, rows, words=(0, 3, 4))
 
 
 def _change(before: str, after: str) -> str:
@@ -125,7 +125,7 @@ def structure_rows(report: Report) -> list[list[str]]:
     found, mixing = report.small_world, report.spectrum
     if found is not None:
         rows += [
-            _graph_row("mean degree", f"{found.degree:.4g}", "exact", f"in the {found.graph}"),
+            _graph_row("mean degree", f"{found.degree:,.4g}", "exact", f"in the {found.graph}"),
             _value_row("clustering C", found.clustering, "share of neighbours that are joined"),
         ]
         for name, title, said in _SMALL_WORLD:

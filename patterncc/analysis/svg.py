@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HEIGHT = 240
 MOST_POINTS = 240  # of one line, and places to hover over
 SHADES = 6  # of a mask; a heat map has one more
+UNITS = ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T"), (1e15, "P"))
 
 Points = Sequence[tuple[float, float]]
 
@@ -77,10 +78,23 @@ def short(value: float) -> str:
     """
     if abs(value) < 1e5:
         return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-    for unit, name in ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
+    for unit, name in UNITS:
         if abs(value) < 999.5 * unit:
             return f"{value / unit:.3g}{name}"
     return f"{value:.3g}"
+
+
+def alike(values: Sequence[int]) -> list[str]:
+    """Counts along an axis, all in the unit of the largest.
+
+    >>> alike([0, 50000, 100000]), alike([0, 500]), alike([-1500000, 0])
+    (['0', '50k', '100k'], ['0', '500'], ['-1.5M', '0'])
+    """
+    most = max(map(abs, values), default=0)
+    if most < 1e5:
+        return [f"{v:,}" for v in values]
+    unit, name = next((u, x) for u, x in UNITS if most < 1000 * u)
+    return [f"{v / unit:.4g}{name}" if v else "0" for v in values]
 
 
 def after(layers: int) -> str:

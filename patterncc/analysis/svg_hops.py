@@ -175,6 +175,8 @@ def distance_ticks(edges: I64) -> list[tuple[float, str]]:
     widths = np.diff(edges)
     if len(edges) > 2 and widths.max() - widths.min() <= 1 and widths.max() > 1:
         last = int(edges[-1]) - 1
-        return [(len(bounds) * v / (last + 1), svg.short(v)) for v in svg.steps(last, 6)]
+        at = svg.steps(last, 6)
+        places = [len(bounds) * v / (last + 1) for v in at]
+        return list(zip(places, svg.alike(at), strict=True))
     every = max(1, -(-len(held) // 7))
     return held[::every]

@@ -153,11 +153,12 @@ def _positions(first: int, last: int, query: int) -> tuple[list[tuple[float, str
     """Ticks of positions and the axis's name; counted from the query where the numbers would
     differ in their last digits alone."""
     if last - first > last // 20:
-        return [(float(p), short(p)) for p in _round_positions(first, last)], "position"
+        at = _round_positions(first, last)
+        return list(zip(map(float, at), svg.alike(at), strict=True)), "position"
     away = _round_positions(first - query, last - query)
-    return [
-        (float(query + p), short(p) if p else "query") for p in away
-    ], "position, from the query"
+    words = ["query" if not p else word for p, word in zip(away, svg.alike(away), strict=True)]
+    places = [float(query + p) for p in away]
+    return list(zip(places, words, strict=True)), "position, from the query"
 
 
 def _round_positions(first: int, last: int) -> list[int]:

@@ -35,7 +35,8 @@ def hub_bars(hubs: HubLoad) -> str:
     parts.append(svg.rule(x(1), 0, x(1), 100, "thumb"))
     if x(1) > 12:
         parts.append(svg.text(x(1), 100, "even share", "middle", dy=17))
-    parts.append(svg.text(50, 100, "load, times an even share", "middle", dy=36, kind="name"))
+    under = 36 if x(1) > 12 else 17
+    parts.append(svg.text(50, 100, "load, times an even share", "middle", dy=under, kind="name"))
     return svg.chart("The busiest positions", parts, BAR * len(shown), "named")
 
 
