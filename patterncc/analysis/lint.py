@@ -43,11 +43,10 @@ def lint(t: Topology, asked: Stack | None = None) -> tuple[Finding, ...]:
     `asked` is the stack as written, where `t` has choices by content as all that they may come to:
     such layers are not judged by their tiles, parts and relays.
 
-        >>> from patterncc import causal, window
-        >>> from patterncc.analysis.lint_tiles import empty_tiles, padding
-    from patterncc.analysis.topology import topology
-        >>> [f.code for f in lint(topology(causal() & window(3) - window(0), 64))]
-        ['PCC102', 'PCC103']
+    >>> from patterncc import causal, window
+    >>> from patterncc.analysis.topology import topology
+    >>> [f.code for f in lint(topology(causal() & window(3) - window(0), 64))]
+    ['PCC102', 'PCC103']
     """
     if not t.n:
         return ()
