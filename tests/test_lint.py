@@ -8,7 +8,7 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from patterncc import analyze
@@ -388,7 +388,6 @@ def dense_tiles(mask: Mask, memory: int, side: int) -> dict[tuple[int, int], tup
     return touched
 
 
-@settings(max_examples=200)
 @given(stacks(), st.integers(1, 40), st.integers(1, 9))
 def test_tiles_agree_with_dense(stack: Stack, n: int, side: int) -> None:
     t = topology(stack, n)
