@@ -135,6 +135,9 @@ _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+Heads = tuple[int, ...]  # one number a head
+
+
 @dataclass
 class _Bench:
     """The stack under test; equal measures are computed once."""
@@ -166,27 +169,31 @@ class _Bench:
         figure = report.reach[depth]
         return Bracket(Fraction(figure.lo, report.pairs), Fraction(figure.hi, report.pairs))
 
-    def heads(self, n: int) -> tuple[int, list[list[int]]]:
+    def heads(self, n: int) -> tuple[int, list[tuple[Heads, Heads]]]:
         """How many (query, key) pairs there are, and the edges of attention of every head of every
-        layer."""
+        layer, at least and at most: layers that choose by content leave them open."""
+        from patterncc.analysis.content import possible
         from patterncc.analysis.cost import head_edges
         from patterncc.analysis.topology import topology
 
-        found = topology(self.file.stack, n, **self.bindings)
-        counts: dict[int, list[int]] = {}
-        for index, level in enumerate(found.levels):
-            if id(level) not in counts:
-                counts[id(level)] = list(head_edges(found, index))
-        return n * found.frame.n, [counts[id(level)] for level in found.levels]
+        stack = self.file.stack
+        found = topology(possible(stack, self.bindings), n, **self.bindings)
+        keys = [(id(level), id(layer)) for level, layer in zip(found.levels, stack, strict=True)]
+        places = {key: index for index, key in reversed(list(enumerate(keys)))}
+        counts = {key: head_edges(found, index, stack) for key, index in places.items()}
+        return n * found.frame.n, [counts[key] for key in keys]
 
     def edges(self, n: int) -> Bracket:
-        total = sum(sum(layer) for layer in self.heads(n)[1])
-        return Bracket(total, total)
+        layers = self.heads(n)[1]
+        return Bracket(*(sum(sum(layer[k]) for layer in layers) for k in (0, 1)))
 
     def density(self, n: int) -> Bracket:
         pairs, layers = self.heads(n)
-        means = [Fraction(sum(layer), len(layer) * pairs) for layer in layers]
-        return Bracket(*(sum(means, Fraction(0)) / len(means),) * 2)
+        ends = []
+        for k in (0, 1):
+            means = [Fraction(sum(layer[k]), len(layer[k]) * pairs) for layer in layers]
+            ends.append(sum(means, Fraction(0)) / len(means))
+        return Bracket(*ends)
 
     def tile_density(self, n: int, block: int | tuple[int, int]) -> Bracket:
         from patterncc.layout import compile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ from patterncc.analysis.curve import Curve, Depth, Figure
 from patterncc.analysis.engine import Question, follow
 from patterncc.analysis.parts import rewritten
 from patterncc.analysis.topology import allowed_pairs, topology
+from patterncc.cli.options import numbers
 from patterncc.errors import PatternValueError
+from patterncc.expect import prove
+from patterncc.language import loads
 from patterncc.primitives import Topk
 from patterncc.stack import Heads
 from patterncc.zones.lower import keyed, lower
@@ -325,3 +329,33 @@ def test_a_report_of_layers_that_choose() -> None:
     assert traced.costs[0].edges == (32 + 23,) and traced.costs[0].how == ""
     assert cone(stack, 32, 31, topk=keys).layers[0].tolist() != []
     assert explain(stack, 32, 31, 22, topk=keys).direct[0].rules == ("topk(2)",)
+
+
+def test_expectations_of_what_is_chosen_are_brackets() -> None:
+    text = "edges:\n  a: causal() & (window(1) | topk(3))\nexpect:\n  - "
+    for expect, holds in [
+        ("edges(n=16) <= 71", True),
+        ("edges(n=16) >= 31", True),
+        ("edges(n=16) < 31", False),
+        ("edges(n=16) == 31", None),
+        ("density(n=16) <= 71 / 256", True),
+    ]:
+        (outcome,) = prove(loads(f"{text}{expect}\n"))
+        assert outcome.holds is holds, str(outcome)
+    bound_ = "bindings:\n  topk: '[0, 1, -1] * 16'\n"
+    (outcome,) = prove(loads(f"{text}edges(n=16) == 31 + 2 * 13 + 1\n{bound_}"))
+    assert outcome.holds
+
+
+def test_arrays_are_bound_from_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "keys.npy", np.array([[0], [0], [1]]))
+    np.save(tmp_path / "real.npy", np.array([0.5]))
+    (tmp_path / "text.npy").write_text("no array")
+    assert numbers((f"topk={tmp_path}/keys.npy",))["topk"].tolist() == [[0], [0], [1]]
+    for name, message in [
+        ("real.npy", "holds float64; integers are needed"),
+        ("text.npy", "holds no array"),
+        ("none.npy", "cannot read .* No such file"),
+    ]:
+        with pytest.raises(PatternValueError, match=f"--bind topk: .*{message}"):
+            numbers((f"topk={tmp_path / name}",))

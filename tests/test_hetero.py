@@ -15,8 +15,9 @@ from patterncc.analysis import analyze, cone, explain
 from patterncc.analysis.cost import total
 from patterncc.analysis.hubs import hub_load_of
 from patterncc.analysis.influence import heuristic_range, influence, influence_of
+from patterncc.analysis.robustness import robustness
 from patterncc.analysis.rollout import rollout
-from patterncc.analysis.topology import topology
+from patterncc.analysis.topology import allowed_pairs, topology
 from patterncc.config import read
 from patterncc.errors import PatternSyntaxError, PatternValueError, SizeError
 from patterncc.expect import prove
@@ -44,9 +45,9 @@ def source_of(stack: Stack, layer: int) -> int:
     return layer - layer % len(stack) + stack.kv_from[layer % len(stack)]
 
 
-def slow_states(stack: Stack, n: int, depth: int) -> list[Mask]:
+def slow_states(stack: Stack, n: int, depth: int, masks: list[Mask] | None = None) -> list[Mask]:
     """R_0 .. R_depth: R_(l+1) = R_l | A_l R_k, where layer l reads what went into layer k."""
-    masks = layer_masks(stack, n)
+    masks = masks or layer_masks(stack, n)
     states = [np.eye(stack.memory + n, dtype=bool)]
     for l in range(depth):
         read = masks[l % len(masks)].astype(int) @ states[source_of(stack, l)].astype(int)
@@ -319,3 +320,19 @@ def test_expectations_count_attention_alone() -> None:
     text = "layers:\n  - recurrent()\n  - causal()\nexpect:\n"
     text += "  - edges(n=64) == 2080\n  - density(n=64) == 65 / 256\n"
     assert all(outcome.holds for outcome in prove(loads(text)))
+
+
+@settings(max_examples=60)
+@given(sharing(), st.integers(1, 12), st.integers(0, 7), st.integers(0, 40))
+def test_a_lost_relay_of_shared_keys_and_values(stack: Stack, n: int, depth: int, at: int) -> None:
+    token = at % (stack.memory + n)
+    found = robustness(stack, n, token, depth)
+    allowed = allowed_pairs(topology(stack, n), None, {}).zones.dense().copy()
+    allowed[token], allowed[:, token] = False, False
+    for figure, masks in ((found.before, layer_masks(stack, n)), (found.after, None)):
+        if masks is None:
+            masks = layer_masks(stack, n)
+            for m in masks:
+                m[token], m[:, token] = False, False
+        truth = int((slow_states(stack, n, depth, masks)[depth] & allowed).sum())
+        assert (figure.lo, figure.hi) == (truth, truth)

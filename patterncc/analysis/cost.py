@@ -136,9 +136,10 @@ def costs(
     return tuple(result)
 
 
-def head_edges(t: Topology, index: int) -> tuple[int, ...]:
-    """Exact edges of attention in a layer, of each of its heads."""
-    return _measured(t, index, t.stack).edges
+def head_edges(t: Topology, index: int, asked: Stack) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Edges of attention in each head of a layer, at least and at most; `asked` as in `costs`."""
+    found = _measured(t, index, asked)
+    return found.least, found.edges
 
 
 @dataclass(frozen=True, eq=False)

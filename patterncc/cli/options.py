@@ -72,7 +72,7 @@ def pattern_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--bind",
             multiple=True,
             metavar="NAME=LIST",
-            help="Data for a name in the file, as --bind docs=[100,200].",
+            help="Data for a name in the file, as --bind docs=[100,200] or --bind topk=FILE.npy.",
         ),
         click.option(
             "-p",
@@ -162,22 +162,45 @@ def pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
     return found
 
 
-def numbers(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """NAME=LIST texts as integers.
+def numbers(given: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=LIST texts as integers, NAME=FILE.npy as the array that it holds.
 
     >>> numbers(("docs=[3, 5]", "labels=0,1,1"))
     {'docs': (3, 5), 'labels': (0, 1, 1)}
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in pairs(given, "--bind").items():
         check_binding("--bind", name)
+        if value.endswith(".npy"):
+            found[name] = _array(name, value)
+            continue
         parts = value.strip("[]").replace(" ", "").split(",")
         if not all(re.fullmatch(r"-?\d{1,18}", part) for part in parts):
             raise PatternValueError(
-                f"--bind {name}: {value!r} is not a list of integers; write {name}=[3,5]"
+                f"--bind {name}: {value!r} is not a list of integers; write {name}=[3,5], or "
+                f"{name}=FILE.npy for an array"
             )
         found[name] = tuple(map(int, parts))
     return found
+
+
+def _array(name: str, path: str) -> Any:
+    """The integers in a .npy file: labels, or the keys that a run of a model chose."""
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        reason = error.strerror or "not a .npy file"
+        raise PatternValueError(f"--bind {name}: cannot read {path!r}: {reason}") from None
+    except (ValueError, EOFError) as error:
+        raise PatternValueError(f"--bind {name}: {path!r} holds no array: {error}") from None
+    if array.dtype.kind not in "iu":
+        raise PatternValueError(
+            f"--bind {name}: {path!r} holds {array.dtype}; integers are needed, as "
+            "numpy.save writes them from array.astype(int)"
+        )
+    return array
 
 
 def check_output(path: Path | None, endings: tuple[str, ...]) -> None:
