@@ -20,7 +20,7 @@ from patterncc.analysis.skeleton import Skeleton
 from patterncc.analysis.value import Value, mean_of
 from patterncc.errors import SizeError
 from patterncc.zones import Frame, ZoneSet
-from patterncc.zones.algebra import areas, count_pairs, pack, refuse_above, take
+from patterncc.zones.algebra import areas, count_pairs, expand, pack, refuse_above, take
 from patterncc.zones.sweep import disjoint
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ LARGEST = 16  # zones that are composed to see whether a hub joins all
 EVALUATIONS = 256  # hops at which u is evaluated
 NARROW = 0.005  # of the value: bounds that are narrow enough
 ALL_SOURCES = 2**20  # words of bits up to which every position is a source
+SPARSE = 8  # of so many positions, one that holds anything: hops go from there alone
 WORK = 2.0**33  # words that a search may touch: several seconds
 WORDS = 2**20  # of a search's state that are worth it unasked
 LANDMARKS = 8
@@ -234,8 +235,16 @@ def _gathers(s: Skeleton) -> Iterator[columns.Ranked]:
             yield columns.Ranked(None, whole)
 
 
-def _hop(hops: columns.Operator, state: Bits) -> Bits:
-    """What is reached with one more hop."""
+def _hop(s: Skeleton, hops: columns.Operator, state: Bits) -> Bits:
+    """What is reached with one more hop; few positions that hold anything tell their neighbours."""
+    some = np.flatnonzero(state.any(axis=1))
+    if SPARSE * len(some) <= s.size:
+        at, low, high = s.rows(some)
+        if SPARSE * int((high - low).sum()) <= s.size:
+            part, other = expand(low, high)
+            out = state.copy()
+            np.bitwise_or.at(out, other, state[some[at[part]]])
+            return out
     size, words = state.shape
     out, made = np.empty_like(state), columns.ready(hops, state)
     step = min(columns.block_rows(hops, words), size)
@@ -261,7 +270,7 @@ def _from_all(s: Skeleton, hops: columns.Operator) -> Value | Apart:
     reached, whole, total, work = s.size, s.size * s.size, 0, 0.0
     while reached < whole:
         total += whole - reached
-        state = _hop(hops, state)
+        state = _hop(s, hops, state)
         new = int(np.bitwise_count(state).sum(dtype=np.int64))
         if new == reached:
             return _disconnected()
@@ -282,7 +291,7 @@ def _from_some(
         sources = 64 * int(np.clip(WORDS // s.size, 1, 8)) - LANDMARKS
     drawn = np.random.default_rng(seed).integers(0, s.size, sources)
     marks = _landmarks(s)
-    found = _search(hops, np.concatenate([marks, drawn]), len(marks))
+    found = _search(s, hops, np.concatenate([marks, drawn]), len(marks))
     if isinstance(found, Apart):
         return _between_windows(s, found) if found is TOO_LONG else found
     means, distances = found[0] / (s.size - 1), found[1]
@@ -313,7 +322,7 @@ def _range(centre: F64, distances: NDArray[np.int32], size: int) -> tuple[F64, F
 
 
 def _search(
-    hops: columns.Operator, sources: I64, marked: int
+    s: Skeleton, hops: columns.Operator, sources: I64, marked: int
 ) -> tuple[F64, NDArray[np.int32]] | Apart:
     """Sums of the distances from each source; the distances [marked, n] from the first few."""
     many, size, work = len(sources), hops.size, 0.0
@@ -325,7 +334,7 @@ def _search(
         sums += size - reached
         first = state[:, :1].astype("<u8", copy=False).view(np.uint8)[:, :1]
         distances += np.unpackbits(~first, axis=1, bitorder="little")
-        state = _hop(hops, state)
+        state = _hop(s, hops, state)
         new = column_counts(state)[:many]
         if (new == reached).all():
             return _disconnected()

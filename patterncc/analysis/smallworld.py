@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GRAPH = "undirected skeleton of all layers and heads, without self-loops"
 EULER = 0.5772156649015329
-WEDGES = 2**14  # positions whose clustering is sampled
+WEDGES = 2**13  # positions whose clustering is sampled
 MOST_SAMPLES = 2**14
 RISK = 0.025  # of each of the two samples being off: 5% for figures made from both
 MOST = 2**30  # positions: products of two lengths stay within int64
@@ -91,7 +91,7 @@ def small_world(
     """Clustering, path length, sigma and omega of a stack's undirected skeleton at n tokens.
 
     Exact where a closed form, the zones or a full search give it.  Else positions are drawn with
-    `seed`: 16,384 for C, `samples` for L (unless given, 56 at a million positions and up to 504
+    `seed`: 8,192 for C, `samples` for L (unless given, 56 at a million positions and up to 504
     below).  Each is within its error with 97.5% confidence, so that sigma and omega, made from
     both, are with 95%.
 

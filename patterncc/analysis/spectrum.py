@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patterncc.analysis.lanczos import largest, missed, norm
 from patterncc.analysis.skeleton import Skeleton, skeleton
 from patterncc.analysis.sweep_vectors import Carrier, carrier, dot, prefix_sums
 from patterncc.analysis.topology import Topology, is_causal, topology
@@ -20,6 +20,7 @@ from patterncc.zones.algebra import transpose
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from patterncc.analysis.lanczos import Map
     from patterncc.pattern import Pattern
     from patterncc.stack import Heads, Stack
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 DENSE = 512  # positions up to which all eigenvalues are computed
 STEPS = 200  # of Lanczos's iteration
 SURE = 0.01  # of the gap: how far its bounds may lie apart when the iteration stops early
-CLOSED = 1e-12  # length of a new direction below which there is none
+WIDE = 64  # edges no longer than this, and
+BANDS = 1024  # so few zones, and
+FACTORS = 2**25  # so many numbers in the factors, are worth inverting
 TRIED = 16  # edges whose counterpart is looked for first
 RISK = 0.05
 MOST = 2**27  # positions: a few vectors of float64 are held
@@ -83,11 +86,11 @@ def spectrum(
     """The spectral gap of the union of a stack's layers, for bidirectional topologies.
 
     Up to 512 positions all eigenvalues are computed.  Above, Lanczos's iteration runs from a
-    random vector, the known top vector taken out.  Its Rayleigh quotients are sure upper bounds on
-    the gap, as are those of smooth waves along the sequence; the lower bound is Kuczynski and
-    Wozniakowski's for a random start, 95% sure whatever the graph.  It stops when the two are
-    within 1% of the gap, or after `steps` products with what it has by then, which is no more than
-    bounds where mixing is very slow (a window).
+    random vector, the known top vector taken out; where edges are short, on the inverse.  Its
+    Rayleigh quotients are sure upper bounds on the gap, as are those of smooth waves along the
+    sequence; the lower bound is Kuczynski and Wozniakowski's for a random start, 95% sure whatever
+    the graph.  It stops when the two are within 1% of the gap, or after `steps` products with what
+    it has by then, which is no more than bounds where mixing is slow and edges are long.
 
     >>> from patterncc import window
     >>> print(spectrum(window(3, 3), 256))
@@ -95,8 +98,7 @@ def spectrum(
 
     Raises PatternValueError where an edge has no counterpart, unless `symmetrize` is set: then the
     edges are read both ways, and the result says so.  SizeError above 2**27 positions.
-    Source: Kuczynski and Wozniakowski, "Estimating the largest eigenvalue by the power and Lanczos
-    algorithms with a random start", 1992 (Theorem 4.2).
+    Source: see `lanczos.missed` for the lower bound.
     """
     t = topology(stack, n, **bindings)
     return spectrum_of(t, symmetrize=symmetrize, steps=steps, seed=seed)
@@ -121,7 +123,8 @@ def spectrum_of(
     graph = SKELETON if symmetrize else GRAPH
     if size <= DENSE:
         return Spectrum(size, _dense(s), graph, "all eigenvalues", 0)
-    return _iterate(s, graph, steps, seed)
+    gap, how, made = _iterate(s, steps, seed)
+    return Spectrum(size, gap, graph, how, made)
 
 
 def _check_symmetric(t: Topology) -> None:
@@ -188,7 +191,7 @@ class _Walk:
             singles = csr_array((ones, s.others, s.first), shape=(s.blocks, s.blocks))
             degrees += np.asarray(singles @ weights)
         top = np.sqrt(weights * degrees)
-        return _Walk(s.blocks, np.sqrt(weights / degrees), top / _norm(top), carried, singles)
+        return _Walk(s.blocks, np.sqrt(weights / degrees), top / norm(top), carried, singles)
 
     def apply(self, v: F64) -> F64:
         """(N - q q^T) v."""
@@ -216,56 +219,81 @@ def _dense(s: Skeleton) -> Value:
     return Value.exactly(max(0.0, 1 - second))
 
 
-def _iterate(s: Skeleton, graph: str, steps: int, seed: int) -> Spectrum:
-    """Lanczos's iteration: the top eigenvalue of its small matrix is a Rayleigh quotient."""
+def _iterate(s: Skeleton, steps: int, seed: int) -> tuple[Value, str, int]:
+    """The gap, how it was found, and the products made, by Lanczos's iteration."""
     walk = _Walk.of(s)
-    v = walk.without_top(np.random.default_rng(seed).standard_normal(walk.size))
-    v /= _norm(v)
-    before = np.zeros(walk.size)
-    diagonal: list[float] = []
-    beside: list[float] = []
-    ritz, low, closed = -1.0, 0.0, False
-    for count in range(1, min(steps, walk.size - 1) + 1):
-        w = walk.apply(v)
-        diagonal.append(dot(w, v))
-        w -= diagonal[-1] * v
-        w -= (beside[-1] if beside else 0.0) * before
-        length = _norm(walk.without_top(w))
-        ritz = _largest(diagonal, beside)
-        low = _lower(ritz, count, walk.size)
-        closed = length < CLOSED
-        if closed or (1 - ritz) - low <= SURE * (1 - ritz):
-            break
-        beside.append(length)
-        before, v = v, w / length
+    if walk.size == 1:  # one block: the complete graph
+        return Value.exactly(1.0), "one block", 0
+    start = walk.without_top(np.random.default_rng(seed).standard_normal(walk.size))
+    inverse = _inverse(s, walk)
+    if inverse is not None:
+        return _from_inverse(walk, inverse, start, steps)
+
+    def lower(second: float, count: int) -> float:
+        share = missed(walk.size, count, RISK)  # N + 1 is positive
+        return max(0.0, 2 - (1 + second) / (1 - share)) if share < 1 else 0.0
+
+    def enough(second: float, count: int) -> bool:
+        return (1 - second) - lower(second, count) <= SURE * (1 - second)
+
+    top = largest(walk.apply, start, min(steps, walk.size - 1), enough)
     most = 1.0 if s.block > 1 else 2.0  # members of a block differ by vectors of eigenvalue 0
-    high = min(max(0.0, 1 - max(ritz, _trial(walk))), most)
-    if closed:
-        gap = Value.exactly(high)
-    elif low > 0:
-        gap = Value(high, min(high, low), high, "estimate")
-    else:
-        gap = Value.between(0.0, high, high)
-    return Spectrum(
-        s.size, gap, graph, f"{len(diagonal)} steps of Lanczos's iteration", len(diagonal)
-    )
+    high = min(max(0.0, 1 - max(top.value, _trial(walk))), most)
+    low = min(high, lower(top.value, top.steps))
+    how = f"{top.steps} steps of Lanczos's iteration"
+    if top.closed:
+        return Value.exactly(high), how, top.steps
+    sure = Value(high, low, high, "estimate") if low > 0 else Value.between(0.0, high, high)
+    return sure, how, top.steps
 
 
-def _largest(diagonal: list[float], beside: list[float]) -> float:
-    """The largest eigenvalue of a tridiagonal matrix."""
-    from scipy.linalg import eigh_tridiagonal
+def _from_inverse(walk: _Walk, inverse: Map, start: F64, steps: int) -> tuple[Value, str, int]:
+    """1 / gap is the largest eigenvalue of the inverse of 1 - N."""
 
-    last = len(diagonal) - 1
-    found = eigh_tridiagonal(
-        diagonal, beside, eigvals_only=True, select="i", select_range=(last, last)
-    )
-    return float(found[0])
+    def enough(value: float, count: int) -> bool:
+        return missed(walk.size, count, RISK) <= SURE
+
+    top = largest(inverse, start, min(steps, walk.size - 1), enough)
+    high = min(1 / top.value, 1 - _trial(walk)) if top.value > 0 else 0.0
+    how = f"{top.steps} steps of Lanczos's iteration on the inverse"
+    if top.closed:
+        return Value.exactly(high), how, top.steps
+    low = min(high, (1 - missed(walk.size, top.steps, RISK)) / top.value)
+    return Value(high, low, high, "estimate"), how, top.steps
 
 
-def _lower(ritz: float, count: int, size: int) -> float:
-    """What the gap is at least, with probability 1 - RISK over the random start."""
-    root = math.log(1.648 * math.sqrt(size) / RISK) / (2 * count - 1)
-    return max(0.0, 2 - (1 + ritz) / (1 - root * root)) if root < 1 else 0.0
+def _inverse(s: Skeleton, walk: _Walk) -> Map | None:
+    """v -> (1 - N)^-1 v for v orthogonal to q, by Cholesky's factors of D - A without position 0;
+    None where edges reach far, so that the factors would be large.
+
+    D^-1/2 (D - A) D^-1/2 x = v is solved with x = 0 at position 0, and made orthogonal to q.
+    """
+    from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
+
+    if s.block > 1 or len(s.others) or len(s.apart) > BANDS:
+        return None
+    width = int((-s.apart[:, 4]).max())
+    if width > WIDE or s.size * (width + 1) > FACTORS:
+        return None
+    band = np.zeros((width + 1, s.size))
+    for i0, i1, j0, j1, d0, d1 in s.apart.tolist():
+        for k in range(max(1, 1 - d1), -d0 + 1):
+            band[k, max(j0, i0 - k) : min(j1, i1 - k)] = -1
+    band[0] = 1 / walk.scale**2 - 1
+    try:
+        factors = cholesky_banded(band[:, 1:], lower=True, overwrite_ab=True, check_finite=False)
+    except LinAlgError:  # not connected
+        return None
+
+    def apply(v: F64) -> F64:
+        out = np.zeros(s.size)
+        out[1:] = cho_solve_banded(
+            (factors, True), v[1:] / walk.scale[1:], overwrite_b=True, check_finite=False
+        )
+        out /= walk.scale
+        return walk.without_top(out)
+
+    return apply
 
 
 def _trial(walk: _Walk) -> float:
@@ -274,11 +302,7 @@ def _trial(walk: _Walk) -> float:
     best = -1.0
     for waves in (0.5, 1.0):
         x = np.cos(2 * np.pi * waves * (np.arange(walk.size) + 0.5) / walk.size)
-        v = walk.without_top(x / walk.scale)
-        v /= _norm(v)
+        v = walk.without_top(x * walk.top)
+        v /= norm(v)
         best = max(best, dot(walk.apply(v), v))
     return best
-
-
-def _norm(a: F64) -> float:
-    return math.sqrt(dot(a, a))
