@@ -172,7 +172,9 @@ def numbers(given: tuple[str, ...]) -> dict[str, Any]:
     for name, value in pairs(given, "--bind").items():
         check_binding("--bind", name)
         if value.endswith(".npy"):
-            found[name] = _array(name, value)
+            from patterncc.zones.choice import read_array
+
+            found[name] = read_array(f"--bind {name}", value)
             continue
         parts = value.strip("[]").replace(" ", "").split(",")
         if not all(re.fullmatch(r"-?\d{1,18}", part) for part in parts):
@@ -182,25 +184,6 @@ def numbers(given: tuple[str, ...]) -> dict[str, Any]:
             )
         found[name] = tuple(map(int, parts))
     return found
-
-
-def _array(name: str, path: str) -> Any:
-    """The integers in a .npy file: labels, or the keys that a run of a model chose."""
-    import numpy as np
-
-    try:
-        array = np.load(path, allow_pickle=False)
-    except OSError as error:
-        reason = error.strerror or "not a .npy file"
-        raise PatternValueError(f"--bind {name}: cannot read {path!r}: {reason}") from None
-    except (ValueError, EOFError) as error:
-        raise PatternValueError(f"--bind {name}: {path!r} holds no array: {error}") from None
-    if array.dtype.kind not in "iu":
-        raise PatternValueError(
-            f"--bind {name}: {path!r} holds {array.dtype}; integers are needed, as "
-            "numpy.save writes them from array.astype(int)"
-        )
-    return array
 
 
 def check_output(path: Path | None, endings: tuple[str, ...]) -> None:

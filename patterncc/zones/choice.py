@@ -152,3 +152,22 @@ def _boxes(row: I64, block: I64, width: int, site: Site) -> I64:
     starts = np.flatnonzero(np.append(True, ~same)[: len(row)])
     ends = np.append(starts[1:], len(row))[: len(starts)] - 1
     return site.rows(row[starts], row[ends] + 1, first[starts] * width, last[starts] * width)
+
+
+def read_array(owner: str, path: str) -> NDArray[np.integer[Any]]:
+    """The integers in a .npy file: labels, or the keys that a run of a model chose."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise PatternValueError(
+            f"{owner}: cannot read {path!r}: {error.strerror or 'not a .npy file'}"
+        ) from None
+    except (ValueError, EOFError) as error:
+        raise PatternValueError(f"{owner}: {path!r} holds no array: {error}") from None
+    if array.dtype.kind not in "iu":
+        raise PatternValueError(
+            f"{owner}: {path!r} holds {array.dtype}; integers are needed, as numpy.save writes "
+            "them from array.astype(int)"
+        )
+    found: NDArray[np.integer[Any]] = array
+    return found
