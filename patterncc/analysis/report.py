@@ -149,12 +149,12 @@ class Report:
     @cached_property
     def _influence(self) -> Influence | str:
         r = self._rollout
-        return r if isinstance(r, str) else figures.influence_figure(r)
+        return r if isinstance(r, str) else figures.or_why(lambda: figures.influence_figure(r))
 
     @cached_property
     def _hubs(self) -> HubLoad | str:
         r = self._rollout
-        return r if isinstance(r, str) else figures.hubs_figure(r)
+        return r if isinstance(r, str) else figures.or_why(lambda: figures.hubs_figure(r))
 
     @cached_property
     def _robustness(self) -> tuple[Robustness, ...] | str:
