@@ -90,7 +90,7 @@ def test_cones_are_rows_of_reach(stack: Stack, n: int, depth: int, back: int) ->
     assert (marked == slow_states(stack, n, depth)[depth][query]).all()
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(sharing(), st.integers(1, 24), st.data())
 def test_paths_are_shortest_and_name_the_layer_that_is_read(
     stack: Stack, n: int, data: st.DataObject
@@ -110,7 +110,7 @@ def test_paths_are_shortest_and_name_the_layer_that_is_read(
     assert all(d.source == stack.kv_from[d.layer] for d in found.direct)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(
     sharing(),
     st.integers(1, 20),
@@ -322,7 +322,7 @@ def test_expectations_count_attention_alone() -> None:
     assert all(outcome.holds for outcome in prove(loads(text)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(sharing(), st.integers(1, 12), st.integers(0, 7), st.integers(0, 40))
 def test_a_lost_relay_of_shared_keys_and_values(stack: Stack, n: int, depth: int, at: int) -> None:
     token = at % (stack.memory + n)
