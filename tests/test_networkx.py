@@ -131,6 +131,19 @@ def test_bound_names_and_long_rules() -> None:
     assert len(rules) == 1 and len(rules.pop()) == 240
 
 
+def test_keys_chosen_by_content_are_edges_where_they_are_bound() -> None:
+    p = pc.causal() & (pc.topk(2) | pc.window(1))
+    chosen = np.array([[max(0, i - 5), i] for i in range(12)])
+    graph = pc.to_networkx(pc.Stack([p, pc.window(1)]), 12, topk=chosen)
+    assert graph.edges[9, 4] == {"rule": "topk(2)"}
+    assert graph.edges[9, 9] == {"rule": "topk(2); window(1)"}
+    rules = Rules(topology(p, 12, topk=chosen), None, {"topk": chosen})
+    for i, j, rule in graph.edges(data="rule"):
+        assert rule == "; ".join(rules.of(0, i, j))
+    with pytest.raises(pc.PatternValueError, match=r"topk\(2\): 'topk' is not bound"):
+        pc.to_networkx(p, 12)
+
+
 def test_a_graph_goes_through_a_file(tmp_path: object) -> None:
     p = pc.causal() & (pc.window(3) | pc.sink(1))
     path = f"{tmp_path}/graph.graphml"

@@ -75,7 +75,7 @@ def to_networkx(
     frame = Frame(n, memory + n, memory)
     _allow(frame.n_k, "nodes", max_edges)
     taken = _taken(stack, layer)
-    parts = list(_parts(taken, head))
+    parts = list(_parts(taken, head, bindings))
     edges = ZoneSet(frame, np.concatenate([p.zones(frame, bindings).table for p in parts]))
     _allow(edges.count(), "edges", max_edges)
     marks = [
@@ -137,16 +137,18 @@ def _taken(stack: Stack | Layer, layer: int | None) -> list[tuple[int, Layer]]:
     return [(index % len(stack), stack.layer(index))]
 
 
-def _parts(taken: Sequence[tuple[int, Layer]], head: int | None) -> Iterator[_Part]:
+def _parts(
+    taken: Sequence[tuple[int, Layer]], head: int | None, bindings: Mapping[str, Any]
+) -> Iterator[_Part]:
     """Patterns with the layers and heads that share their edges; drawn edges are not shared."""
     same: dict[object, tuple[Layer, list[int]]] = {}
     for index, layer in taken:
-        drawn = any(keyed(p)[0] for p in patterns_of(layer))
+        drawn = any(keyed(p, bindings)[0] for p in patterns_of(layer))
         same.setdefault((layer, index if drawn else None), (layer, []))[1].append(index)
     for layer, layers in same.values():
         heads: dict[object, tuple[Pattern, list[int]]] = {}
         for h, p in _heads(layer, layers[0], head):
-            heads.setdefault((p, h if keyed(p)[1] else None), (p, []))[1].append(h)
+            heads.setdefault((p, h if keyed(p, bindings)[1] else None), (p, []))[1].append(h)
         for p, alike in heads.values():
             yield _Part(tuple(layers), tuple(alike), p)
 
