@@ -149,6 +149,8 @@ ARGUMENTS = frozenset(
             "key",
             "token",
             "alpha",
+            "sources",
+            "seed",
             "max_zones",
             "max_tiles",
             "max_edges",
