@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patterncc.zones.algebra import expand, refuse_above, take
+from patterncc.zones.algebra import expand, refuse_above, single_rows, take
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,7 +101,7 @@ def operator(table: I64, size: int) -> Operator:
 
     Raises SizeError when the indices would hold more than MAX_ENTRIES numbers.
     """
-    single = (table[:, 1] - table[:, 0] == 1) & (table[:, 3] - table[:, 2] <= SHORT)
+    single = single_rows(table, SHORT)
     rest = take(table, ~single)
     i0, i1, j0, j1, d0, d1 = rest.T
     low_moves, high_moves = d0 > j0 - i1 + 1, d1 < j1 - i0

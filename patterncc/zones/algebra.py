@@ -23,6 +23,7 @@ MAX_ZONES = 2**23
 
 _ALL_PAIRS = 48  # tables up to this long are merged by looking at every pair
 _MANY_SINGLES = 4096  # single edges above which no two of them are looked at together
+_PIECE = 2**15  # zones that are looked at together where the table is longer than a cache
 _SAFE = 2**62
 
 
@@ -198,7 +199,7 @@ def simplify(table: I64) -> I64:
     them make a zone.  What is left may still overlap.
     """
     if len(table) > _MANY_SINGLES:
-        single = (table[:, 1] - table[:, 0] == 1) & (table[:, 3] - table[:, 2] == 1)
+        single = single_rows(table, 1)
         if np.count_nonzero(single) > _MANY_SINGLES:
             return _beside_singles(table, single)
     while len(table) > 1:
@@ -214,18 +215,30 @@ def simplify(table: I64) -> I64:
     return table
 
 
+def single_rows(table: I64, keys: int) -> NDArray[np.bool_]:
+    """Which zones are of one row and at most `keys` keys; in pieces that stay in cache."""
+    found = np.empty(len(table), dtype=bool)
+    for a in range(0, len(table), _PIECE):
+        i0, i1, j0, j1 = table[a : a + _PIECE, :4].T
+        found[a : a + _PIECE] = (i1 - i0 == 1) & (j1 - j0 <= keys)
+    return found
+
+
 def _beside_singles(table: I64, single: NDArray[np.bool_]) -> I64:
     """The other zones simplified, then the single edges outside the largest of them.
 
     Singles are dropped only where that frees enough to be worth a copy of the table.
     """
     others = simplify(take(table, ~single))
-    row, key, offset = table[:, 0], table[:, 2], table[:, 4]
+    largest = _largest(others).tolist()
     inside = np.zeros(len(table), dtype=bool)
-    for i0, i1, j0, j1, d0, d1 in _largest(others).tolist():
-        near = np.flatnonzero(single & (offset >= d0) & (offset < d1))
-        at, to = row[near], key[near]
-        inside[near[(at >= i0) & (at < i1) & (to >= j0) & (to < j1)]] = True
+    for a in range(0, len(table), _PIECE):
+        row, _, key, _, offset, _ = table[a : a + _PIECE].T
+        for i0, i1, j0, j1, d0, d1 in largest:
+            near = np.flatnonzero((offset >= d0) & (offset < d1))
+            at, to = row[near], key[near]
+            inside[a + near[(at >= i0) & (at < i1) & (to >= j0) & (to < j1)]] = True
+    inside &= single
     few = 16 * np.count_nonzero(inside) < len(table)
     if few and len(others) + np.count_nonzero(single) == len(table):
         return table

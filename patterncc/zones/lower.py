@@ -179,9 +179,7 @@ def _zones(p: Pattern, at: Site) -> I64:
         return at.none()
     match p:
         case Union(parts):
-            tables = [_zones(part, at) for part in parts]
-            at.allow(sum(map(len, tables)), "a union")
-            return np.concatenate(tables)
+            return _union(parts, at)
         case Intersection(parts):
             return _intersection(parts, at)
         case Difference(left, right):
@@ -191,11 +189,24 @@ def _zones(p: Pattern, at: Site) -> I64:
         case Transpose(of):
             return algebra.transpose(_zones(of, at.T))
         case leaf.RandomEdges():
-            return random.random_edges(p, at)  # as many zones as edges: it clips them itself
+            return random.random_edges(p, at)
         case Primitive():
             return at.clip(_rule(p)(p, at))
         case _:
             raise PatternValueError(f"lower: {type(p).__name__} is not a node that can be lowered")
+
+
+def _union(parts: tuple[Pattern, ...], at: Site) -> I64:
+    """The parts' zones in order.  Random edges, as many zones as edges, are written behind what
+    comes before them instead of being copied there."""
+    tables: list[I64] = []
+    for part in parts:
+        if isinstance(part, leaf.RandomEdges):
+            tables = [random.random_edges(part, at, tables)]
+        else:
+            tables.append(_zones(part, at))
+    at.allow(sum(map(len, tables)), "a union")
+    return tables[0] if len(tables) == 1 else np.concatenate(tables)
 
 
 def _intersection(parts: tuple[Pattern, ...], at: Site) -> I64:

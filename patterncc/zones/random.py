@@ -11,7 +11,7 @@ Bentley and Floyd, "A sample of brilliance", 1987 (draws without replacement).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,23 +88,32 @@ def random_blocks(p: RandomBlocks, at: Site) -> I64:
     return _drawn(p, p.per_row, p.block, p.past, p.seed, at)
 
 
-def random_edges(p: RandomEdges, at: Site) -> I64:
-    """One run of keys for each run of neighbours that a row draws; clipped and tight."""
+def random_edges(p: RandomEdges, at: Site, before: Sequence[I64] = ()) -> I64:
+    """Some tables, then one run of keys for each run of neighbours that a row draws, clipped and
+    tight: one allocation, since there are as many zones as edges."""
     r = at.region
     found = _draws(p, p.per_row, 1, p.past, p.seed, at)
     if found is None:
-        return at.clip(at.rows())
+        return np.concatenate([*before, at.clip(at.rows())])
     rows, drawn = found
-    inside = None
+    row, flat = np.repeat(rows, drawn.shape[1]), drawn.reshape(-1)
     if (r.j0, r.j1) != (0, at.frame.box[3]) or r.d0 > r.j0 - r.i1 + 1 or r.d1 < r.j1 - r.i0:
-        offset = drawn - rows[:, None]
-        inside = (drawn >= r.j0) & (drawn < r.j1) & (offset >= r.d0) & (offset < r.d1)
-    row, start, end = row_runs(rows, drawn, inside)
-    table = np.empty((6, len(row)), dtype=np.int64)
-    table[0], table[2], table[3] = row, start, end
-    np.add(row, 1, out=table[1])
-    np.subtract(start, row, out=table[4])
-    np.subtract(end, row, out=table[5])
+        offset = flat - row
+        inside = (flat >= r.j0) & (flat < r.j1) & (offset >= r.d0) & (offset < r.d1)
+        row, flat = row[inside], flat[inside]
+    row, flat, opens, closes = _runs(row, flat)
+    head = sum(map(len, before))
+    table = np.empty((6, head + np.count_nonzero(opens)), dtype=np.int64)
+    if head:
+        np.concatenate([part.T for part in before], axis=1, out=table[:, :head])
+    i0, i1, j0, j1, d0, d1 = table[:, head:]
+    np.compress(opens, row, out=i0)
+    np.compress(opens, flat, out=j0)
+    np.compress(closes, flat, out=j1)
+    j1 += 1
+    np.add(i0, 1, out=i1)
+    np.subtract(j0, i0, out=d0)
+    np.subtract(j1, i0, out=d1)
     return table.T
 
 
@@ -135,24 +144,25 @@ def _draws(
     return rows, distinct(mix(key(seed, at.layer, at.head), rows), candidates, per_row)
 
 
-def row_runs(
-    rows: I64, drawn: I64, inside: NDArray[np.bool_] | None = None
-) -> tuple[I64, I64, I64]:
-    """Ascending numbers of each row as runs: row, first, past the last; -1 is left out, and so is
-    what is not `inside`."""
-    if not drawn.size:
-        empty = np.zeros(0, dtype=np.int64)
-        return empty, empty, empty
-    count = drawn.shape[1]
-    row, flat = np.repeat(rows, count), drawn.reshape(-1)
-    wanted = flat >= 0 if inside is None else (inside & (drawn >= 0)).reshape(-1)
-    if not wanted.all():
-        row, flat = row[wanted], flat[wanted]
-    opens = np.ones(len(flat), dtype=bool)
-    opens[1:] = (flat[1:] != flat[:-1] + 1) | (row[1:] != row[:-1])
-    if opens.all():
-        return row, flat, flat + 1
-    return row[opens], flat[opens], flat[np.append(opens[1:], True)[: len(flat)]] + 1
+def row_runs(rows: I64, drawn: I64) -> tuple[I64, I64, I64]:
+    """Ascending numbers of each row as runs: row, first, past the last; -1 is left out."""
+    row, flat, opens, closes = _runs(np.repeat(rows, drawn.shape[1]), drawn.reshape(-1))
+    return row[opens], flat[opens], flat[closes] + 1
+
+
+def _runs(row: I64, drawn: I64) -> tuple[I64, I64, NDArray[np.bool_], NDArray[np.bool_]]:
+    """What is drawn, without -1, and where runs of neighbours in a row open and close."""
+    if bool((drawn < 0).any()):
+        wanted = drawn >= 0
+        row, drawn = row[wanted], drawn[wanted]
+    opens = np.ones(len(drawn), dtype=bool)
+    for a in range(0, len(drawn) - 1, _PART):  # in pieces that stay in cache
+        b = min(a + _PART, len(drawn) - 1)
+        follows = drawn[a + 1 : b + 1] == drawn[a:b] + 1
+        opens[a + 1 : b + 1] = ~(follows & (row[a + 1 : b + 1] == row[a:b]))
+    closes = np.ones(len(drawn), dtype=bool)
+    closes[:-1] = opens[1:]
+    return row, drawn, opens, closes
 
 
 def _floyd(state: U64, candidates: I64, count: int, seen: Seen) -> I64:
