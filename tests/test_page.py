@@ -23,8 +23,9 @@ from patterncc.analysis.spread import merge_intervals
 from patterncc.analysis.svg_influence import _outline, decades
 from patterncc.analysis.svg_reach import cumulated
 from patterncc.analysis.topology import topology
+from patterncc.pattern import Pattern
 from patterncc.stack import Stack, heads
-from tests.reach_oracles import layer_masks, sharing_stacks, slow_reach
+from tests.reach_oracles import layer_masks, patterns, sharing_stacks, slow_reach
 
 LOCAL = pc.causal() & pc.window(15)
 SECTIONS = ["reach", "hops", "influence", "load", "robustness", "cost", "masks", "structure"]
@@ -230,7 +231,7 @@ def test_pages_stay_small() -> None:
     body = html_sections.masks(report)
     assert len(body) < 300_000
     assert body.count("<figure>") == html_sections.MOST_MASKS + 1
-    assert "The first 48 of 256." in body
+    assert "Drawn: 48 of 256; more would make a large page." in body
     deep = render(analyze(pc.causal() & pc.window(1), 512, depth=400))
     assert len(deep) < 700_000
 
@@ -295,6 +296,24 @@ def test_the_outline_runs_around_the_cone() -> None:
 def test_shades_of_influence_are_decades() -> None:
     mass = np.array([1, 0.5, 0.1, 0.099, 1e-2, 1e-6, 1e-7, 1e-20, 0])
     assert decades(mass).tolist() == [7, 7, 7, 6, 6, 2, 1, 1, 0]
+
+
+@given(patterns, st.integers(1, 120))
+def test_thumbnails_hold_the_share_of_each_cell(pattern: Pattern, n: int) -> None:
+    zones = topology(Stack(pattern), n).levels[0].zones
+    dense, side = zones.dense(), svg_masks.cell_side(n)
+    share = svg_masks.cell_shares(zones)
+    assert len(share) == -(-n // side)
+    for row in range(len(share)):
+        for col in range(len(share)):
+            held = dense[row * side : (row + 1) * side, col * side : (col + 1) * side]
+            assert share[row, col] == pytest.approx(held.mean())
+
+
+def test_masks_of_too_many_zones_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html_sections, "MOST_ZONES", 0)
+    body = html_sections.masks(page("heads")[0])
+    assert "Drawn: 0 of 2; the others hold too many zones" in body
 
 
 def test_masks_are_told_apart_by_their_edges() -> None:

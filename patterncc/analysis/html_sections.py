@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from patterncc.analysis import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from patterncc.analysis.report import Report
 
 MOST_MASKS = 48
+MOST_ZONES = 2**22  # of all masks that are drawn
 MOST_CONE = 2**24  # zones that one cone may pass
 
 
@@ -264,6 +266,15 @@ def structure(report: Report) -> str:
     return section("structure", "The graph", lede, drawn, absent_ones)
 
 
+_TOO_MANY = "; the others hold too many zones to draw here (patterncc show draws one)"
+
+
+def _drawable(found: list[svg_masks.Mask]) -> list[svg_masks.Mask]:
+    """The first masks, as many as are drawn in a few seconds."""
+    zones = accumulate(len(mask.zones) for mask in found[:MOST_MASKS])
+    return [mask for mask, sum_ in zip(found, zones, strict=False) if sum_ <= MOST_ZONES]
+
+
 def exact_cost(report: Report) -> bool:
     """No layer's edges hang on what it chooses."""
     return all(c.edges == c.edges_least for c in report.costs)
@@ -272,14 +283,15 @@ def exact_cost(report: Report) -> bool:
 def masks(report: Report) -> str:
     """Each distinct mask once, and the map of layers and heads."""
     t = report.topology
-    found = svg_masks.distinct_masks(t, report.asked)
+    found = svg_masks.distinct_masks(t, report.asked, report.costs)
     side = svg_masks.cell_side(t.frame.n)
     parts = []
     if len(found) > 1:
         caption = "Letters name the masks below; darker where a mask has more edges."
         parts.append(figure("By layer and head", caption, svg_masks.head_map(t, found)))
     pictures = []
-    for mask in found[:MOST_MASKS]:
+    shown = _drawable(found)
+    for mask in shown:
         place = svg_masks.where(mask, t)
         pictures.append(
             f"<figure>{svg_masks.thumbnail(mask)}"
@@ -290,8 +302,10 @@ def masks(report: Report) -> str:
     scale = ramp("attention s", SHADES, f"above 0, to {percent(limits[0])}", "to 100% of its pairs")
     tokens = "one pair (query, key)" if side == 1 else f"{side:,} x {side:,} pairs"
     note = f"<li>a cell is {tokens}</li>"
-    more = len(found) - MOST_MASKS
-    cut = f'<p class="soft">The first {MOST_MASKS} of {len(found)}.</p>' if more > 0 else ""
+    cut = ""
+    if len(shown) < len(found):
+        why = "; more would make a large page" if len(shown) == MOST_MASKS else _TOO_MANY
+        cut = f'<p class="soft">Drawn: {len(shown)} of {len(found)}{why}.</p>'
     return section(
         "masks",
         "Masks",

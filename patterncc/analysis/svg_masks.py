@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from html import escape
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,17 +17,19 @@ from patterncc.analysis.topology import patterns_of
 from patterncc.errors import SizeError
 from patterncc.pattern import Pattern
 from patterncc.primitives import Convolution, Recurrent
+from patterncc.zones import ZoneSet
 from patterncc.zones.algebra import expand
 from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from patterncc.analysis.cost import LevelCost
     from patterncc.analysis.topology import Topology
     from patterncc.stack import Stack
-    from patterncc.zones import ZoneSet
 
     I64 = NDArray[np.int64]
+    F64 = NDArray[np.float64]
 
 CELLS = 48  # rows and columns of a thumbnail
 MOST_LAYERS, MOST_HEADS = 128, 64  # of the map; past them every few are shown
@@ -55,8 +58,11 @@ class Mask:
         return self.edges / total if total else 0.0
 
 
-def distinct_masks(t: Topology, asked: Stack) -> list[Mask]:
-    """Every distinct set of edges in the stack, in order of first use, named as `asked` has it."""
+def distinct_masks(t: Topology, asked: Stack, costs: Sequence[LevelCost] = ()) -> list[Mask]:
+    """Every distinct set of edges in the stack, in order of first use, named as `asked` has it.
+
+    Edges are those of `costs`, and counted where it does not reach.
+    """
     known: dict[tuple[MaskKind, bytes], int] = {}
     by_level: dict[tuple[int, int], int] = {}
     zones: list[ZoneSet] = []
@@ -68,7 +74,7 @@ def distinct_masks(t: Topology, asked: Stack) -> list[Mask]:
             at = by_level.get((id(level), which))
             if at is None:
                 held = level.head_zones[which]
-                key = (kind_of(its[head]), held.table.tobytes())
+                key = (kind_of(its[head]), _digest(held))
                 at = known.setdefault(key, len(zones))
                 by_level[id(level), which] = at
                 if at == len(zones):
@@ -82,11 +88,21 @@ def distinct_masks(t: Topology, asked: Stack) -> list[Mask]:
             str(patterns[k]),
             kind_of(patterns[k]),
             zones[k],
-            offsets.count(zones[k]),
+            _edges(zones[k], places[k], costs),
             tuple((layer, tuple(heads)) for layer, heads in places[k].items()),
         )
         for k in range(len(zones))
     ]
+
+
+def _edges(zones: ZoneSet, places: dict[int, list[int]], costs: Sequence[LevelCost]) -> int:
+    layer, heads = next(iter(places.items()))
+    return costs[layer].edges[heads[0]] if layer < len(costs) else offsets.count(zones)
+
+
+def _digest(zones: ZoneSet) -> bytes:
+    """What tells sets of zones apart, short where they are millions."""
+    return blake2b(np.ascontiguousarray(zones.table).data, digest_size=16).digest()
 
 
 def kind_of(pattern: Pattern) -> MaskKind:
@@ -168,19 +184,47 @@ def shade_limits() -> list[float]:
 
 def _shades(zones: ZoneSet) -> I64:
     """0 for an empty cell, 1 .. SHADES by the share of its pairs that are edges."""
-    n = zones.frame.n
-    side = cell_side(n)
-    size = max(1, -(-n // side))
-    share = np.zeros((size, size))
-    try:
-        counts = tile_counts(zones.disjoint(), side)
-    except SizeError:
-        counts = tile_counts(zones.simplify(), side)  # overlaps counted twice: a picture, no figure
-    run, col = expand(counts.whole.first, counts.whole.last)
-    share[counts.whole.row[run], col] = 1.0
-    share[counts.row, counts.col] = counts.count.astype(np.float64) / float(side) ** 2
-    shade = np.ceil(np.minimum(share, 1.0) ** GAMMA * SHADES - 1e-9)
+    shade = np.ceil(np.minimum(cell_shares(zones), 1.0) ** GAMMA * SHADES - 1e-9)
     return np.asarray(shade, dtype=np.int64)
+
+
+def cell_shares(zones: ZoneSet) -> F64:
+    """The share of each cell's pairs that are edges, float64 [cells, cells].
+
+    Single edges go through a histogram.  Where zones overlap too much to be taken apart their
+    overlaps count twice, so a share can pass 1: this is for a picture.
+    """
+    n, side = zones.frame.n, cell_side(zones.frame.n)
+    size = max(1, -(-n // side))
+    try:
+        table = zones.disjoint().table
+    except SizeError:
+        table = zones.simplify().table
+    i0, i1, j0, j1, _, _ = table.T
+    alone = (i1 - i0 == 1) & (j1 - j0 == 1)
+    cell = i0[alone] // side * size + j0[alone] // side
+    edges = np.bincount(cell, minlength=size * size).reshape(size, size).astype(np.float64)
+    _add(edges, ZoneSet(zones.frame, table[~alone]), side)
+    lengths = np.minimum(side, n - side * np.arange(size)).astype(np.float64)
+    return np.asarray(edges / np.maximum(1, lengths[:, None] * lengths), dtype=np.float64)
+
+
+def _add(edges: F64, zones: ZoneSet, side: int) -> None:
+    """Add zones that do not meet to the cells' edges, in parts that can be counted at once."""
+    if not len(zones):
+        return
+    try:
+        counts = tile_counts(zones, side)
+    except SizeError:
+        half = len(zones) // 2
+        if not half:
+            raise
+        for part in (zones.table[:half], zones.table[half:]):
+            _add(edges, ZoneSet(zones.frame, part), side)
+        return
+    run, col = expand(counts.whole.first, counts.whole.last)
+    edges[counts.whole.row[run], col] += float(side) ** 2
+    edges[counts.row, counts.col] += counts.count.astype(np.float64)
 
 
 def head_map(t: Topology, masks: Sequence[Mask]) -> str:
