@@ -106,8 +106,8 @@ def plane(
             _text((LEFT + WIDTH) / 2, HEIGHT / 2, "no candidate has a place here", "middle")
         )
     parts.append(_front([m for m in marks if m.front], x, height, more_is_better))
-    parts += [_mark(m, x(m.x), height(m.low), height(m.high)) for m in marks]
     parts += _labels(marks, [(x(m.x), height(m.low)) for m in marks])
+    parts += [_mark(m, x(m.x), height(m.low), height(m.high)) for m in marks]
     return "\n".join(parts)
 
 
@@ -192,8 +192,8 @@ def _free(
     """Where a label's baseline starts: the nearest place to its mark that is free and inside."""
     tries = [
         (px + side, py + 4 + shift)
-        for shift in (0, -13, 13, -26, 26, -39, 39, -52, 52)
-        for side in (9, -9 - wide, -wide / 2)
+        for shift in (-12, 0, 13, -25, 26, -38, 39, -51, 52)  # above first: fronts run level
+        for side in (7, -7 - wide, -wide / 2)
         if shift or side != -wide / 2
     ]
     inside = [

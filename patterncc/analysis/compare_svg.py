@@ -9,6 +9,7 @@ from patterncc._version import __version__
 from patterncc.analysis.compare import depth_bracket
 from patterncc.analysis.compare_plane import HEIGHT, WIDTH, Mark, plane
 from patterncc.analysis.compare_text import HEADS, depth_text, legend, reach_text, row
+from patterncc.analysis.svg import short
 from patterncc.analysis.text import counted, percent_text
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _planes(found: Comparison) -> tuple[str, str]:
         cost,
         "layers to full reach (fewer are better)",
         percent_text,
-        lambda v: f"{v:,.6g}",
+        short,
         more_is_better=False,
     )
     influence = plane(
@@ -104,7 +105,7 @@ def _planes(found: Comparison) -> tuple[str, str]:
         cost,
         "half of the influence within (more is farther)",
         percent_text,
-        lambda v: f"{v:,.6g}",
+        short,
         more_is_better=True,
     )
     return depth, influence
