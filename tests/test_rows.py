@@ -13,7 +13,7 @@ from reach_oracles import layer_masks, patterns, sharing_stacks, slow_depth, slo
 
 from patterncc import SizeError, Stack, causal, documents, random_edges, window
 from patterncc import primitives as pc
-from patterncc.analysis import columns, rows, sample, strips, tiles, zones
+from patterncc.analysis import columns, operator, rows, sample, strips, tiles, zones
 from patterncc.analysis.topology import Pairs, Topology, allowed_pairs, topology
 from patterncc.zones import Frame, ZoneSet
 from patterncc.zones.lower import lower
@@ -38,9 +38,10 @@ def test_a_layer_ors_the_rows_that_it_reads(p: object, n: int, sources: int) -> 
     expected = state | (lower(p, n).dense().astype(int) @ state.astype(int) > 0)
     for tall, few in ((256, 64), (4, 0), (1, 2)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(columns, "TALL", tall)
+            patch.setattr(operator, "TALL", tall)
+            patch.setattr(operator, "FEW", few)
             patch.setattr(columns, "FEW", few)
-            op = columns.operator(table, n)
+            op = operator.operator(table, n)
             out, made = np.empty_like(packed), columns.ready(op, packed)
             room = columns.scratch(op, 7, packed.shape[1])
             for a in range(0, n, 7):
@@ -181,6 +182,6 @@ def test_refusals() -> None:
     with pytest.raises(SizeError, match="words"):
         rows.follow(t, allowed, 1000)
     with pytest.raises(SizeError, match="edges"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns, "MAX_ENTRIES", 10)
-        columns.operator(lower(random_edges(2), 64).table, 64)
+        patch.setattr(operator, "MAX_ENTRIES", 10)
+        operator.operator(lower(random_edges(2), 64).table, 64)
     assert isinstance(t.identity, ZoneSet)

@@ -20,8 +20,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from patterncc.analysis import columns, sample, strips
+from patterncc.analysis import sample, strips
 from patterncc.analysis.curve import Curve, Depth, Figure
+from patterncc.analysis.operator import Operator, operator
 from patterncc.analysis.symbolic import State
 from patterncc.analysis.topology import Level, Pairs, Topology
 from patterncc.errors import SizeError
@@ -37,7 +38,7 @@ MOST_STATE = 2**24  # words that one state may hold: 128 MiB
 MOST_WORK = 2**42  # words that the asked layers may touch
 SEARCH_WORDS = 2**34  # the same for the search past the asked depth
 THREADS = min(8, os.cpu_count() or 1)
-_MADE: WeakKeyDictionary[Level, columns.Operator] = WeakKeyDictionary()  # layers made ready
+_MADE: WeakKeyDictionary[Level, Operator] = WeakKeyDictionary()  # layers made ready
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +92,17 @@ def follow(
     return _sampled(job, sample.draw(weights, sources, seed), states)
 
 
-def _operators(t: Topology) -> tuple[columns.Operator, ...]:
+def _operators(t: Topology) -> tuple[Operator, ...]:
     """Each layer made ready, once for as long as it lives."""
     fresh = [level for level in dict.fromkeys(t.levels) if level not in _MADE]
     if fresh:
         with ThreadPoolExecutor(THREADS) as pool:
-            made = pool.map(lambda v: columns.operator(v.zones.table, t.frame.n), fresh)
+            made = pool.map(lambda v: operator(v.zones.table, t.frame.n), fresh)
             _MADE.update(zip(fresh, made, strict=True))
     return tuple(_MADE[level] for level in t.levels)
 
 
-def _layer_words(n: int, layers: Sequence[columns.Operator], sources: int | None) -> float:
+def _layer_words(n: int, layers: Sequence[Operator], sources: int | None) -> float:
     words = -(-(n if sources is None else min(n, sources)) // 64)
     return n * words * (2 + sum(op.passes for op in layers) / len(layers))
 

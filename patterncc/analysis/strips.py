@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patterncc.analysis import columns
+from patterncc.analysis.operator import Operator
 from patterncc.analysis.sample import column_counts
 from patterncc.analysis.topology import Pairs, Topology
 from patterncc.zones.algebra import expand, take
@@ -39,7 +40,7 @@ class Run:
 
     t: Topology
     pairs: Pairs
-    layers: tuple[columns.Operator, ...]
+    layers: tuple[Operator, ...]
     weights: I64
     apart: bool
     each: bool
@@ -122,7 +123,7 @@ def _start(t: Topology, sources: I64, words: int) -> Bits:
 
 
 def _advance(
-    run: Run, op: columns.Operator, source: Bits, state: Bits, out: Bits, mask: Bits | None
+    run: Run, op: Operator, source: Bits, state: Bits, out: Bits, mask: Bits | None
 ) -> Callable[[Span], I64]:
     """One layer, as a function of a span of rows that gives its counts."""
     made = columns.ready(op, source)
