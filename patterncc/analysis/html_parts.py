@@ -35,10 +35,12 @@ def badge(words: str, engine: str = "") -> str:
 
 
 def badges(figures: Sequence[Figure]) -> str:
-    """One badge for each stretch of a curve that one engine found with one sureness."""
+    """One badge for each stretch of a curve that one engine found with one sureness; layer 0,
+    which is known by itself, is left out."""
     runs = []
     for (kind, engine), group in groupby(
-        enumerate(figures), key=lambda pair: (pair[1].badge.split()[0], pair[1].engine)
+        list(enumerate(figures))[min(1, len(figures) - 1) :],
+        key=lambda pair: (pair[1].badge.split()[0], pair[1].engine),
     ):
         layers = [l for l, _ in group]
         runs.append((kind, engine, layers[0], layers[-1]))
