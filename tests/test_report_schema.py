@@ -122,6 +122,12 @@ def test_reports_keep_to_the_schema(name: str) -> None:
     assert list(wrong(told, SCHEMA)) == []
 
 
+def test_reasons_go_by_the_names_of_fields() -> None:
+    told = REPORTS["state"]().to_json()
+    assert "hub_load" in told["why_not"]
+    assert all(not told[name] for name in told["why_not"])
+
+
 def test_comparisons_keep_to_the_schema() -> None:
     found = compare({"near": NEAR, "state": pc.recurrent(), "all": pc.full()}, 64)
     assert list(wrong(json.loads(json.dumps(found.to_json())), SCHEMA)) == []

@@ -209,7 +209,7 @@ class Report:
             "small_world": self.small_world and self.small_world.to_json(),
             "spectrum": self.spectrum and self.spectrum.to_json(),
             "content": self.content and self.content.to_json(),
-            "why_not": self.why_not,
+            "why_not": {{"hubs": "hub_load"}.get(k, k): why for k, why in self.why_not.items()},
             "findings": [f.to_json() for f in self.findings],
             "notes": list(self.notes),
         }
