@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patterncc.errors import PatternError, SizeError
-from patterncc.zones import Frame, ZoneSet, algebra
+from patterncc.zones import Frame, ZoneSet, algebra, sweep
 from tests.oracles import is_tight, zone_mask
 from tests.strategies import frames, zone_rows
 
@@ -30,7 +30,12 @@ def test_many_single_edges_stay_edges(frame: Frame, rows: list[tuple[int, ...]],
     z = ZoneSet.make(frame, [*rows, *singles])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(algebra, "_MANY_SINGLES", 4)
+        patch.setattr(sweep, "_MANY", 4)
+        patch.setattr(sweep, "_PIECE", 7)
         simple = z.simplify()
+        assert z.count() == int(z.dense().sum())
+        order = np.lexsort((z.table[:, 2], z.table[:, 0]))
+        assert ZoneSet(frame, algebra.take(z.table, order)).count() == z.count()
     assert (simple.dense() == z.dense()).all() and len(simple) <= len(z)
     assert is_tight(simple)
 

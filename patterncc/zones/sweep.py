@@ -39,6 +39,40 @@ def disjoint(table: I64) -> I64:
     return _sweep(table, table[:0], np.logical_or)
 
 
+def count(table: I64) -> int:
+    """How many edges the zones have together."""
+    if len(table) > _MANY:
+        single = algebra.single_rows(table, 1)
+        if 0 < len(table) - np.count_nonzero(single) <= FEW:
+            alone = _alone(table, single)
+            if alone is not None:
+                return alone + count(algebra.take(table, ~single))
+    return sum(algebra.areas(disjoint(table)).tolist())
+
+
+def _alone(table: I64, single: NDArray[np.bool_]) -> int | None:
+    """How many single edges lie in no other zone; None where they do not ascend, and so may repeat.
+
+    Random edges do: neither a sort nor a copy of them is made.
+    """
+    zones = algebra.take(table, ~single).tolist()
+    total, last = 0, (-1, -1)
+    for a in range(0, len(table), _PIECE):
+        part = table[a : a + _PIECE][single[a : a + _PIECE]]
+        i, j = part[:, 0], part[:, 2]
+        if not len(i):
+            continue
+        ascends = (i[1:] > i[:-1]) | ((i[1:] == i[:-1]) & (j[1:] > j[:-1]))
+        if not ascends.all() or (int(i[0]), int(j[0])) <= last:
+            return None
+        last = int(i[-1]), int(j[-1])
+        free = np.ones(len(i), dtype=bool)
+        for i0, i1, j0, j1, d0, d1 in zones:
+            free &= (i < i0) | (i >= i1) | (j < j0) | (j >= j1) | (j - i < d0) | (j - i >= d1)
+        total += int(np.count_nonzero(free))
+    return total
+
+
 def in_turn(table: I64) -> bool:
     """Whether no two zones share a query, or no two a key, or no two a distance.
 
@@ -83,6 +117,7 @@ def symmetric_difference(a: I64, b: I64) -> I64:
 
 FEW = 64  # zones up to which each is worth a pass over all single edges
 _MANY = 1024  # zones from which it is worth asking which way round is cheaper
+_PIECE = 2**15  # zones that are looked at together where the table is longer than a cache
 
 
 @dataclass(frozen=True)
