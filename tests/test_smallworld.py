@@ -145,6 +145,24 @@ def test_blocks_of_equal_positions_are_counted_once(n: int) -> None:
     assert found.path_length.value == pytest.approx(nx.average_shortest_path_length(g))
 
 
+@settings(max_examples=60, deadline=None)
+@given(stacks(), st.integers(2, 40))
+def test_many_zones_make_the_same_skeleton(stack: Stack, n: int) -> None:
+    """The ways of long tables, with their bounds set to nothing."""
+    t, wanted = topology(stack, n), joined(stack, n)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MERGED", "LARGEST", "FEW"):
+            patch.setattr(f"patterncc.analysis.skeleton.{name}", 1)
+        s = skeleton(t)
+        at, low, high = s.rows(np.arange(s.size))
+        found = np.zeros_like(wanted)
+        for i, a, b in zip(at.tolist(), low.tolist(), high.tolist(), strict=True):
+            assert not found[i, a:b].any()
+            found[i, a:b] = True
+    assert s.edges == wanted.sum() // 2
+    assert (found == wanted | np.eye(s.size, dtype=bool)).all()
+
+
 @pytest.mark.parametrize("w", [1, 2, 7, 300])
 def test_a_window_has_closed_forms(w: int) -> None:
     g = graph(Stack([window(w, 0)]), 157)

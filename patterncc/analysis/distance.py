@@ -20,7 +20,15 @@ from patterncc.analysis.skeleton import Skeleton
 from patterncc.analysis.value import Value, mean_of
 from patterncc.errors import SizeError
 from patterncc.zones import Frame, ZoneSet
-from patterncc.zones.algebra import areas, count_pairs, expand, pack, refuse_above, take
+from patterncc.zones.algebra import (
+    areas,
+    count_pairs,
+    expand,
+    merge_intervals,
+    pack,
+    refuse_above,
+    take,
+)
 from patterncc.zones.sweep import disjoint
 
 if TYPE_CHECKING:
@@ -34,13 +42,16 @@ if TYPE_CHECKING:
 
 FEW_ZONES = 128  # zones of a skeleton that composition is tried on
 MOST_PAIRS = 2**14  # pairs of zones that one composition may meet
+MOST_ZONES = 512  # zones that it may make: counting cuts them at every crossing
 LAYERS = 24  # hops that are composed one by one before they are doubled
 LARGEST = 16  # zones that are composed to see whether a hub joins all
 EVALUATIONS = 256  # hops at which u is evaluated
 NARROW = 0.005  # of the value: bounds that are narrow enough
 ALL_SOURCES = 2**20  # words of bits up to which every position is a source
+MOST_LOOKUPS = 2**21  # of a zone in a row, for such a hop
 SPARSE = 8  # of so many positions, one that holds anything: hops go from there alone
-WORK = 2.0**33  # words that a search may touch: several seconds
+MOST_SEARCHED = 2**24  # positions up to which a search is tried
+WORK = 2.0**31  # words that a search may touch: several seconds
 WORDS = 2**20  # of a search's state that are worth it unasked
 LANDMARKS = 8
 """Positions whose distances to all others bound those of every position: they make the range of a
@@ -55,8 +66,8 @@ class Apart:
 
 
 TOO_LONG = Apart(
-    "the path length would cost too much: paths are long and the zones have no closed form; ask "
-    "for fewer tokens"
+    "the path length would cost too much: there are too many positions or hops to search, and the "
+    "zones have no closed form; ask for fewer tokens"
 )
 
 
@@ -64,19 +75,36 @@ def path_length(s: Skeleton, sources: int | None, seed: int, risk: float) -> Val
     """L, the mean distance over all pairs of different positions."""
     if s.size < 2:
         return Apart(f"{s.size} positions have no pairs, so no path length")
-    if s.edges < s.size - 1:
+    if s.edges < s.size - 1 or _uncrossed(s):
         return _disconnected()
     if not len(s.others) or s.block > 1:
         found = _window(s) or _by_zones(s)
         if found is not None:
             return found
+    if s.size > MOST_SEARCHED:
+        return _between_windows(s, TOO_LONG)
     try:
         hops = operator(s)
     except SizeError as refused:
         return Apart(f"the path length would cost too much: {refused}")
+    least = (s.size - 1) // _farthest(s)  # hops from one end to the other
+    if least * s.size * hops.passes > WORK:
+        return _between_windows(s, TOO_LONG)
     if s.size * -(-s.size // 64) <= ALL_SOURCES:
         return _from_all(s, hops)
     return _from_some(s, hops, sources, seed, risk)
+
+
+def _uncrossed(s: Skeleton) -> bool:
+    """Whether nothing reaches over some place between two neighbours: surely not connected."""
+    if len(s.others) > MOST_LOOKUPS:
+        return False
+    joining = s.zones[(s.zones[:, 4] != 0) | (s.zones[:, 5] != 1)]  # self-loops reach nowhere
+    row = s.owners
+    first = np.append(np.minimum(joining[:, 0], joining[:, 2]), np.minimum(row, s.others)) + 1
+    last = np.append(np.maximum(joining[:, 1], joining[:, 3]), np.maximum(row, s.others) + 1)
+    crossed = merge_intervals(np.stack([first, last], axis=1)[first < last])
+    return s.blocks > 1 and crossed.tolist() != [[1, s.blocks]]
 
 
 def _disconnected() -> Apart:
@@ -111,16 +139,21 @@ def _between_windows(s: Skeleton, otherwise: Apart) -> Value | Apart:
     if s.block > 1 or not len(s.zones):
         return otherwise
     d0, d1 = s.zones[:, 4], s.zones[:, 5]
+    around = _farthest(s)
     whole = (s.zones[:, :4] == [0, s.size, 0, s.size]).all(axis=1) & (d0 == 1 - d1)
     inside = int((d1[whole] - 1).max(initial=0))
-    around = int((d1 - 1).max())
-    if len(s.others):
-        row = np.repeat(np.arange(s.size), np.diff(s.first))
-        around = max(around, int(np.abs(row - s.others).max()))
     if not inside:
         return otherwise
     high = _of_window(s.size, inside)
     return Value.between(_of_window(s.size, around), high)
+
+
+def _farthest(s: Skeleton) -> int:
+    """How far the longest edge reaches."""
+    around = int((s.zones[:, 5] - 1).max(initial=0))
+    if len(s.others):
+        around = max(around, int(np.abs(s.owners - s.others).max()))
+    return (around + 1) * s.block - 1
 
 
 def _by_zones(s: Skeleton) -> Value | Apart | None:
@@ -160,7 +193,9 @@ def _compose(a: ZoneSet, b: ZoneSet) -> ZoneSet:
     if len(x) * len(y) > MOST_PAIRS:
         meeting = count_pairs(x[:, 2], x[:, 3], y[:, 0], y[:, 1])
         refuse_above(meeting, "pairs of zones in one composition", MOST_PAIRS)
-    return (a @ b).simplify()
+    both = (a @ b).simplify()
+    refuse_above(len(both), "zones to count", MOST_ZONES)
+    return both
 
 
 def _count(z: ZoneSet) -> int:
@@ -212,7 +247,7 @@ def operator(s: Skeleton) -> columns.Operator:
     if s.block == 1:
         op = columns.operator(s.zones, s.size)
         return replace(op, gathers=op.gathers + tuple(_gathers(s)))
-    row = np.repeat(np.arange(s.blocks), np.diff(s.first))
+    row = s.owners
     single = pack((row, row + 1, s.others, s.others + 1, 0, 0)) if len(row) else s.zones[:0]
     i0, i1, j0, j1 = (
         np.minimum(x * s.block, s.size) for x in np.concatenate([s.zones, single])[:, :4].T
@@ -238,7 +273,7 @@ def _gathers(s: Skeleton) -> Iterator[columns.Ranked]:
 def _hop(s: Skeleton, hops: columns.Operator, state: Bits) -> Bits:
     """What is reached with one more hop; few positions that hold anything tell their neighbours."""
     some = np.flatnonzero(state.any(axis=1))
-    if SPARSE * len(some) <= s.size:
+    if SPARSE * len(some) <= s.size and len(some) * len(s.zones) <= MOST_LOOKUPS:
         at, low, high = s.rows(some)
         if SPARSE * int((high - low).sum()) <= s.size:
             part, other = expand(low, high)
@@ -270,13 +305,14 @@ def _from_all(s: Skeleton, hops: columns.Operator) -> Value | Apart:
     reached, whole, total, work = s.size, s.size * s.size, 0, 0.0
     while reached < whole:
         total += whole - reached
+        work += state.size * hops.passes
+        if work > WORK:
+            return _between_windows(s, TOO_LONG)
         state = _hop(s, hops, state)
         new = int(np.bitwise_count(state).sum(dtype=np.int64))
         if new == reached:
             return _disconnected()
-        reached, work = new, work + state.size * hops.passes
-        if work > WORK:
-            return _between_windows(s, TOO_LONG)
+        reached = new
     return Value.exactly(_mean(total, s.size))
 
 
@@ -332,13 +368,14 @@ def _search(
     reached = column_counts(state)[:many]
     while (reached < size).any():
         sums += size - reached
+        work += state.size * hops.passes
+        if work > WORK:
+            return TOO_LONG
         first = state[:, :1].astype("<u8", copy=False).view(np.uint8)[:, :1]
         distances += np.unpackbits(~first, axis=1, bitorder="little")
         state = _hop(s, hops, state)
         new = column_counts(state)[:many]
         if (new == reached).all():
             return _disconnected()
-        reached, work = new, work + state.size * hops.passes
-        if work > WORK:
-            return TOO_LONG
+        reached = new
     return sums, distances[:, :marked].T

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 FEW = 64  # zones that are looked through one by one
 SMALL = 8  # edges up to which a zone among many is taken apart into single ones
-MERGED = 4096  # zones up to which it is worth looking for ones to merge
+LARGEST = 32  # zones that are merged, and in which others are looked for, where there are more
+MERGED = 4096  # zones up to which all are merged
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,11 @@ class Skeleton:
     def apart(self) -> I64:
         """The zones cut so that none overlap."""
         return disjoint(self.zones)
+
+    @property
+    def owners(self) -> I64:
+        """The block that each of `others` is joined to."""
+        return np.repeat(np.arange(max(0, len(self.first) - 1)), np.diff(self.first))
 
     @cached_property
     def edges(self) -> int:
@@ -121,7 +127,7 @@ def skeleton(t: Topology) -> Skeleton:
     """
     size = t.frame.n
     distinct = list({id(level): level.zones.table for level in t.levels}.values())
-    table = np.concatenate(distinct) if distinct else np.zeros((0, 6), dtype=np.int64)
+    table = distinct[0] if len(distinct) == 1 else np.concatenate(distinct)
     if size and len(table) > FEW and (block := _grain(table, size)) > 1:
         found = _of(_coarse(table, block), -(-size // block), size, block)
         if _loops(found):
@@ -144,11 +150,23 @@ def _of(table: I64, blocks: int, size: int, block: int) -> Skeleton:
     if block == 1:
         parts.append(tighten(np.array([[0, size, 0, size, 0, 1]], dtype=np.int64)))
     zones = np.concatenate(parts)
-    if len(zones) <= MERGED:
-        zones = simplify(zones)
+    zones = simplify(zones) if len(zones) <= MERGED else _uncovered(zones)
     if not small.any():
         return Skeleton(size, block, zones, nothing, nothing)
-    return Skeleton(size, block, zones, *_adjacency(_pairs(table, small, zones, blocks), blocks))
+    first, others = _adjacency(_pairs(table, small, zones, blocks), blocks)
+    return Skeleton(size, block, zones, first if len(others) else nothing, others)
+
+
+def _uncovered(zones: I64) -> I64:
+    """The same edges: the largest few zones merged, and those dropped that lie inside one of
+    them."""
+    extent = (zones[:, 1] - zones[:, 0]) * (zones[:, 5] - zones[:, 4]).astype(np.float64)
+    order = np.argsort(-extent, kind="stable")
+    largest, rest = simplify(take(zones, order[:LARGEST])), take(zones, order[LARGEST:])
+    kept = np.ones(len(rest), dtype=bool)
+    for zone in largest:
+        kept &= ~((rest[:, 0::2] >= zone[0::2]) & (rest[:, 1::2] <= zone[1::2])).all(axis=1)
+    return np.concatenate([largest, take(rest, kept)])
 
 
 def _grain(table: I64, size: int) -> int:
@@ -180,8 +198,7 @@ def _loops(s: Skeleton) -> bool:
     np.add.at(change, np.maximum(low, high), -1)
     covered = np.cumsum(change[:-1]) > 0
     if len(s.others):
-        owner = np.repeat(np.arange(s.blocks), np.diff(s.first))
-        covered[owner[owner == s.others]] = True
+        covered[s.others[s.owners == s.others]] = True
     return bool(covered.all())
 
 
@@ -189,7 +206,11 @@ def _pairs(table: I64, small: NDArray[np.bool_], zones: I64, size: int) -> tuple
     """Single edges (u, v), u <= v, each once, without those that a zone holds."""
     i, j = table[:, 0].copy(), table[:, 2].copy()
     single = (table[:, 1] - table[:, 0]) * (table[:, 3] - table[:, 2]) == 1
-    i[~single] = j[~single] = 0  # a loop, which is dropped or there: cheaper than to leave out few
+    one = int(np.argmax(single))  # repeats of it are cheaper than to leave out the few others
+    if single[one]:
+        i[~single], j[~single] = i[one], j[one]
+    else:
+        i, j = i[:0], j[:0]
     some = take(table, small & ~single)
     if len(some):
         zone, row = expand(some[:, 0], some[:, 1])

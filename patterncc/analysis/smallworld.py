@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GRAPH = "undirected skeleton of all layers and heads, without self-loops"
 EULER = 0.5772156649015329
 WEDGES = 2**13  # positions whose clustering is sampled
+VAGUE = 2  # bounds on L whose ends differ by more than this factor make no sigma or omega
 MOST_SAMPLES = 2**14
 RISK = 0.025  # of each of the two samples being off: 5% for figures made from both
 MOST = 2**30  # positions: products of two lengths stay within int64
@@ -146,8 +147,8 @@ def _sigma(
     c: Value, length: Value | None, cr: float | None, lr: float | None, why: dict[str, str]
 ) -> Value | None:
     """(C / Cr) / (L / Lr)."""
-    if length is None or not cr or lr is None:
-        why["sigma"] = _missing("sigma", length, lr)
+    if length is None or length.hi > VAGUE * length.lo or not cr or lr is None:
+        why["sigma"] = _missing("sigma", length)
         return None
     lo, value, hi = (
         x / cr * lr / d for x, d in ((c.lo, length.hi), (c.value, length.value), (c.hi, length.lo))
@@ -159,8 +160,8 @@ def _omega(
     c: Value, length: Value | None, latt: float | None, lr: float | None, why: dict[str, str]
 ) -> Value | None:
     """Lr / L - C / Clatt."""
-    if length is None or lr is None:
-        why["omega"] = _missing("omega", length, lr)
+    if length is None or length.hi > VAGUE * length.lo or lr is None:
+        why["omega"] = _missing("omega", length)
         return None
     if latt is None:
         why["omega"] = (
@@ -175,9 +176,11 @@ def _omega(
     return Value(value, lo, hi, combine((c.kind, length.kind)))
 
 
-def _missing(name: str, length: Value | None, lr: float | None) -> str:
+def _missing(name: str, length: Value | None) -> str:
     if length is None:
         return f"{name} needs the path length, which is not there"
+    if length.hi > VAGUE * length.lo:
+        return f"{name} needs the path length, of which only {length.badge} are known"
     return f"{name} needs a mean degree above 1: the random graph has no path length otherwise"
 
 

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 DENSE = 512  # positions up to which all eigenvalues are computed
 STEPS = 200  # of Lanczos's iteration
 SURE = 0.01  # of the gap: how far its bounds may lie apart when the iteration stops early
+ROUNDING = 1e-13  # a gap that is 0 may come out as this much
 WIDE = 64  # edges no longer than this, and
 BANDS = 1024  # so few zones, and
 FACTORS = 2**25  # so many numbers in the factors, are worth inverting
 TRIED = 16  # edges whose counterpart is looked for first
 RISK = 0.05
-MOST = 2**27  # positions: a few vectors of float64 are held
+MOST = 2**25  # positions: several vectors of float64 are held
 GRAPH = "union of all layers and heads, every token joined to itself"
 SKELETON = "symmetrised skeleton: union of all layers and heads, edges read both ways, with loops"
 
@@ -97,7 +98,7 @@ def spectrum(
     spectral gap 0.0003052 (exact), all eigenvalues
 
     Raises PatternValueError where an edge has no counterpart, unless `symmetrize` is set: then the
-    edges are read both ways, and the result says so.  SizeError above 2**27 positions.
+    edges are read both ways, and the result says so.  SizeError above 2**25 positions.
     Source: see `lanczos.missed` for the lower bound.
     """
     t = topology(stack, n, **bindings)
@@ -242,7 +243,7 @@ def _iterate(s: Skeleton, steps: int, seed: int) -> tuple[Value, str, int]:
     low = min(high, lower(top.value, top.steps))
     how = f"{top.steps} steps of Lanczos's iteration"
     if top.closed:
-        return Value.exactly(high), how, top.steps
+        return Value.exactly(high if high > ROUNDING else 0.0), how, top.steps
     sure = Value(high, low, high, "estimate") if low > 0 else Value.between(0.0, high, high)
     return sure, how, top.steps
 
