@@ -49,10 +49,10 @@ from patterncc.primitives import (
     random_edges,
     recurrent,
     routing,
-    topk,
     sink,
     strided,
     summary,
+    topk,
     tree,
     window,
 )

@@ -18,6 +18,7 @@ from patterncc import (
     causal,
     chunked,
     dilated,
+    documents,
     edges,
     expander,
     full,
@@ -294,6 +295,24 @@ def test_a_slow_walk_gets_no_wrong_figure(w: int) -> None:
     assert gap.kind == ("estimate" if w <= 64 else "bounds")
     assert gap.lo <= fact * 1.02 and fact * 0.99 <= gap.hi <= fact * 1.02
     assert gap.lo == 0 or gap.lo > 0.98 * gap.hi
+
+
+@pytest.mark.parametrize("n", [300, 1100, 30_000])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_gap_of_what_is_not_connected_is_0(n: int, seed: int) -> None:
+    """No rounding is left over that would look like a slow walk."""
+    near = window(3, 3)
+    for p in (
+        near & documents([n // 2, n - n // 2]),
+        near & documents([1, n - 1]),
+        near & documents([n - 1, 1]),
+        near & documents([100] * (n // 100)),
+        dilated(21, 21, 7),
+        window(0),
+    ):
+        found = spectrum(p, n, seed=seed).gap
+        assert found.lo == 0
+        assert found.kind == "bounds" or found.value == found.hi == 0
 
 
 def test_asymmetric_topologies_are_refused_with_the_remedy() -> None:

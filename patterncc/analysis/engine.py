@@ -9,6 +9,7 @@ rows     every source by itself, token by token: exact; or of a sample of them, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
@@ -25,20 +26,28 @@ MAX_DEPTH = 100_000
 SOURCES = 512
 EXACT_WORK = 2.0**34  # words that an exact run may touch unasked: several seconds
 QUICK_WORK = 2.0**28  # the same where nothing quicker need be tried: less than a tenth of a second
-MANY_ZONES = 1024  # zones of a layer whose compositions take longer than that
+FEW_PAIRS = 2**7  # pairs of zones in one composition that take no longer than quick rows
+SCATTERED = 2**18  # zones of a layer of which tiles could tell nothing: they touch every tile
 ROWS_A_WORD = 0.5  # of the time that tiles take for a word: rows stay in cache
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
     """A stack, the pairs T, the depth of the curve; and how many sources are sampled, by which
-    seed, where every exact way is too long (0: none, only certain bounds)."""
+    seed, where every exact way is too long (0: none, only certain bounds; None: SOURCES).  The rows
+    engine asked for by name samples a number that is given, whatever exact rows would take.
+    """
 
     t: Topology
     pairs: Pairs
     depth: int
-    sources: int = SOURCES
+    sources: int | None = None
     seed: int = 0
+
+    @property
+    def sample(self) -> int:
+        """How many sources a sample has."""
+        return SOURCES if self.sources is None else self.sources
 
 
 def follow(q: Question, engine: Name = "auto") -> Curve:
@@ -60,10 +69,10 @@ def follow(q: Question, engine: Name = "auto") -> Curve:
             case "tiles":
                 return tiles.follow(tiles.prepare(q.t, q.pairs, _start(q)), q.depth, _start(q))
             case "rows":
-                exact = not q.sources or _all_rows(q, max(1, q.depth)) <= EXACT_WORK
-                return rows.follow(
-                    q.t, q.pairs, q.depth, sources=None if exact else q.sources, seed=q.seed
-                )
+                quick = q.sources is None and _all_rows(q, max(1, q.depth)) <= EXACT_WORK
+                if quick or not q.sample:
+                    return rows.follow(q.t, q.pairs, q.depth)
+                return _sampled(q, ())
     except (SizeError, PatternValueError) as refused:
         if engine == "auto":
             raise
@@ -83,14 +92,28 @@ def _cheapest(q: Question) -> Curve:
             return offsets.follow(q.t, q.pairs, q.depth, sums)
         except SizeError:
             return _beyond(q, [offsets.as_zones(q.t, s) for s in sums])
-    many = max(len(level.zones) for level in q.t.levels) > MANY_ZONES
-    if many and _all_rows(q, max(1, q.depth)) <= QUICK_WORK:
-        return rows.follow(q.t, q.pairs, q.depth)
+    if _all_rows(q, max(1, q.depth)) <= QUICK_WORK:
+        return _quick(q)
     states = _start(q)
     try:
         return zones.follow(q.t, q.pairs, q.depth, states, _limit(q.t))
     except SizeError:
         return _beyond(q, states)
+
+
+def _quick(q: Question) -> Curve:
+    """Zones while they are very few, else all rows; and zones once more for as long as they are
+    affordable, where only their doubling gets to a depth to full that is far away."""
+    if max(len(level.zones) for level in q.t.levels) <= FEW_PAIRS:
+        with suppress(SizeError):
+            return zones.follow(q.t, q.pairs, q.depth, _start(q), FEW_PAIRS)
+    curve = rows.follow(q.t, q.pairs, q.depth)
+    if curve.full.decided:
+        return curve
+    try:
+        return zones.follow(q.t, q.pairs, q.depth, _start(q), _limit(q.t))
+    except SizeError:
+        return curve
 
 
 def _limit(t: Topology) -> int:
@@ -105,18 +128,31 @@ def _beyond(q: Question, states: Sequence[State[ZoneSet]]) -> Curve:
     is, certain bounds by tiles, and a sample of rows where they are wide."""
     layers = max(1, q.depth - len(states) + 1)
     by_rows = ROWS_A_WORD * _all_rows(q, layers)
+    if q.sample and max(len(level.zones) for level in q.t.levels) > SCATTERED:
+        return _sampled(q, states)
     run = tiles.prepare(q.t, q.pairs, states)
     by_tiles = layers * run.words if run.exact else float("inf")
     if by_rows < by_tiles and by_rows <= ROWS_A_WORD * EXACT_WORK:
         return rows.follow(q.t, q.pairs, q.depth, states=states)
     curve = tiles.follow(run, q.depth, states)
-    if run.exact or not q.sources or all(f.exact for f in curve.figures):
+    if run.exact or not q.sample or all(f.exact for f in curve.figures):
         return curve
     try:
-        sampled = rows.follow(q.t, q.pairs, q.depth, sources=q.sources, seed=q.seed, states=states)
+        sampled = _sampled(q, states)
     except SizeError:
         return curve  # certain bounds are what is left
     return _both(q, curve, sampled)
+
+
+def _sampled(q: Question, states: Sequence[State[ZoneSet]]) -> Curve:
+    curve = rows.follow(q.t, q.pairs, q.depth, sources=q.sample, seed=q.seed, states=states)
+    if all(f.certain for f in curve.figures):
+        return curve  # as many sources as there are
+    note = (
+        f"figures called estimates are of {q.sample} sampled sources (seed {q.seed}); "
+        "sources=0 gives certain bounds instead"
+    )
+    return replace(curve, notes=(*curve.notes, note))
 
 
 def _all_rows(q: Question, layers: int) -> float:
@@ -136,11 +172,8 @@ def _both(q: Question, bounds: Curve, sampled: Curve) -> Curve:
     a, b = bounds.full, sampled.full
     never = a.never or b.never
     full = Depth(max(a.lo, b.lo), None if never else a.hi, never, max(a.searched, b.searched))
-    note = (
-        f"figures called estimates are of {q.sources} sampled sources (seed {q.seed}), inside the "
-        "bounds of the tiles; sources=0 gives the bounds alone"
-    )
-    return Curve(figures, full, bounds.witness or sampled.witness, (*bounds.notes, note))
+    notes = (*bounds.notes, *sampled.notes)
+    return Curve(figures, full, bounds.witness or sampled.witness, notes)
 
 
 def _narrower(bound: Figure, estimate: Figure, total: int) -> Figure:

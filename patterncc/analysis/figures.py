@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RELAYS = 3  # tokens whose loss is tried
 SPECTRUM_MOST = 2**16  # positions up to which the gap is found without being asked for
-RERUN_MOST = 2**13  # positions, and zones of a layer, up to which reach is run again unasked
+RERUN_POSITIONS = 2**11  # up to which reach is run again unasked, whatever the zones
+RERUN_ZONES = 2**11  # of all layers of the depth, up to which it is at any length
 
 
 def or_why(figure: Callable[[], T]) -> T | str:
@@ -62,13 +63,19 @@ def robustness_figure(report: Report, hubs: HubLoad | None) -> tuple[Robustness,
     """What is lost with each of the tokens on which most rests."""
     t = report.topology
     refuse_unbound("robustness", report.asked, t.bindings)
-    zones = max(len(level.zones) for level in t.levels)
-    if min(zones, t.frame.n) > RERUN_MOST:
+    zones = sum(len(t.level(index).zones) for index in range(report.depth))
+    if t.frame.n > RERUN_POSITIONS and zones > RERUN_ZONES:
         raise SizeError(
             "robustness: it runs the reach of every relay again, which takes long where zones are "
             "many; ask patterncc.analysis.robustness(stack, n, token) for one token"
         )
-    return tuple(robustness_of(t, token, report.depth) for token in relays(t, hubs))
+    tokens = relays(t, hubs)
+    if not tokens:
+        raise PatternValueError(
+            "robustness: no token stands out, as there is no hub load and the patterns name no "
+            "global tokens; ask patterncc.analysis.robustness(stack, n, token) for one token"
+        )
+    return tuple(robustness_of(t, token, report.depth) for token in tokens)
 
 
 def relays(t: Topology, hubs: HubLoad | None) -> list[int]:

@@ -9,9 +9,9 @@ import numpy as np
 
 from patterncc.analysis.rollout import ALPHA, Rollout, rollout
 from patterncc.analysis.sweep_vectors import dot
-from patterncc.analysis.topology import Topology, check_position, patterns_of
+from patterncc.analysis.topology import Topology, check_position, is_causal, patterns_of
 from patterncc.pattern import Pattern
-from patterncc.primitives import Window
+from patterncc.primitives import Causal, Sink, Window
 from patterncc.stack import Heads, Stack
 from patterncc.zones.lower import leaves
 
@@ -148,9 +148,9 @@ def influence_of(r: Rollout, query: int | None = None, bins: int = BINS) -> Infl
 def heuristic_range(t: Topology) -> float | None:
     """1.5 W for stacked causal windows of W keys, the token counted: a rule of thumb, no result.
 
-    None unless every layer has windows of one and the same W, and keys and values of its own.  It
-    is meant for alpha 0.95; show it as a heuristic beside the exact q99, never instead of it.
-    Source: Xiao 2025.
+    None unless every layer is one causal window of the same W, perhaps with sinks, and has keys and
+    values of its own.  It is meant for alpha 0.95; show it as a heuristic beside the exact q99,
+    never instead of it.  Source: Xiao 2025.
 
     >>> from patterncc import causal, sink, window
     >>> from patterncc.analysis.topology import topology
@@ -159,10 +159,13 @@ def heuristic_range(t: Topology) -> float | None:
     """
     sizes: set[int | None] = set()
     for pattern in {p for layer in t.stack.layers for p in patterns_of(layer)}:
-        found = {p.left for p in leaves(pattern) if isinstance(p, Window) and p.block == 1}
-        sizes |= found or {None}
+        parts = list(leaves(pattern))
+        found = {p.left for p in parts if isinstance(p, Window) and p.block == 1}
+        plain = all(isinstance(p, Window | Causal | Sink) for p in parts)
+        sizes |= found if found and plain else {None}
     left = next(iter(sizes))
-    if t.shared or len(sizes) > 1 or left is None or left < 0:
+    causal = all(is_causal(level.zones) for level in t.levels)
+    if t.shared or not causal or len(sizes) > 1 or left is None or left < 0:
         return None
     return XIAO * (left + 1)
 

@@ -8,7 +8,7 @@ from typing import Any
 from patterncc.analysis import cost, lint
 from patterncc.analysis.content import Content, choices, guaranteed, possible, unbound
 from patterncc.analysis.curve import Curve
-from patterncc.analysis.engine import ENGINES, MAX_DEPTH, SOURCES, Name, Question, follow
+from patterncc.analysis.engine import ENGINES, MAX_DEPTH, Name, Question, follow
 from patterncc.analysis.report import Report
 from patterncc.analysis.rollout import ALPHA, check_alpha
 from patterncc.analysis.topology import PairsName, Topology, allowed_pairs, topology
@@ -26,7 +26,7 @@ def analyze(
     engine: Name = "auto",
     head_dim: int = cost.HEAD_DIM,
     alpha: float = ALPHA,
-    sources: int = SOURCES,
+    sources: int | None = None,
     seed: int = 0,
     **bindings: Any,
 ) -> Report:
@@ -41,8 +41,9 @@ def analyze(
     `engine` is "offsets" (causal layers that are the same for every query), "zones" (exact at any
     length, refuses where zones explode), "tiles" (exact where edges fill whole tiles, certified
     bounds elsewhere), "rows" (exact token by token, or an estimate) or "auto", the cheapest exact
-    one.  Where none is affordable, `sources` tokens are sampled by `seed`, and figures are
-    estimates with their error at 95%; sources=0 gives certified bounds instead.  `head_dim` is D in
+    one.  Where none is affordable, `sources` tokens (512) are sampled by `seed`, and figures are
+    estimates with their error at 95%; sources=0 gives certified bounds instead, and a number given
+    with engine="rows" is sampled whatever all rows would take.  `head_dim` is D in
     FLOPs and KV bytes, `alpha` the weight of the residual stream in influence.  Other keyword
     arguments bind names in the patterns.
 
@@ -57,7 +58,8 @@ def analyze(
     if engine not in ENGINES:
         raise PatternValueError(f"engine: unknown name {engine!r}; {suggest(str(engine), ENGINES)}")
     check_int("analyze", "head_dim", head_dim, 1, 2**20)
-    check_int("analyze", "sources", sources, 0, 2**16)
+    if sources is not None:
+        check_int("analyze", "sources", sources, 0, 2**16)
     check_int("analyze", "seed", seed, 0, 2**63)
     check_stack("analyze", stack)
     asked = stack if isinstance(stack, Stack) else Stack(stack)

@@ -13,7 +13,7 @@ from typing import Any
 
 from patterncc.analysis import figures
 from patterncc.analysis.content import Content
-from patterncc.analysis.cost import LevelCost
+from patterncc.analysis.cost import LevelCost, total
 from patterncc.analysis.curve import Depth, Figure
 from patterncc.analysis.hubs import HubLoad
 from patterncc.analysis.influence import Influence, heuristic_range
@@ -202,6 +202,7 @@ class Report:
             "mean_hops": self.mean_hops,
             "density": self.density,
             "cost": [c.to_json() for c in self.costs],
+            "cost_total": total(self.costs).to_json(),
             "influence": self.influence and self.influence.to_json(),
             "heuristic_range": self.heuristic_range,
             "hub_load": self.hubs and self.hubs.to_json(),

@@ -19,7 +19,7 @@ import numpy as np
 
 from patterncc.analysis.content import refuse_unbound
 from patterncc.analysis.spread import cone_of, size
-from patterncc.analysis.sweep_vectors import Mixing, mixing
+from patterncc.analysis.sweep_vectors import FEW, Mixing, mixing
 from patterncc.analysis.topology import Level, Topology, patterns_of, topology
 from patterncc.errors import PatternValueError, SizeError
 from patterncc.pattern import Pattern, check_int
@@ -70,14 +70,15 @@ class Rollout:
         if self.topology.shared:
             yield from self._sharing(v)
             return
-        cone = cone_of(self.topology, query, self.depth).layers
+        few = all(len(level.zones) <= FEW for level in self.topology.levels)
+        cone = cone_of(self.topology, query, self.depth).layers if few else ()
         yield v
         for index in reversed(range(self.depth)):
-            p, now = self.mixing(index), cone[index + 1]
-            if p.few and len(now) <= FEW_INTERVALS and size(now) <= n // 2:
-                p.pull_within(v, out, sums, now)  # `out` is two layers old: its cone was smaller
-            else:
+            p, now = self.mixing(index), cone[index + 1] if few else None
+            if now is None or not p.few or len(now) > FEW_INTERVALS or size(now) > n // 2:
                 p.pull(v, out, sums)
+            else:
+                p.pull_within(v, out, sums, now)  # `out` is two layers old: its cone was smaller
             v, out = out, v
             yield v
 

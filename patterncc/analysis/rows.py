@@ -36,7 +36,7 @@ STRIP_WORDS = 2**18  # words of a state: 2 MiB, so that gathers find it in cache
 MOST_COLUMNS = 1024  # sources of a strip
 MOST_STATE = 2**24  # words that one state may hold: 128 MiB
 MOST_WORK = 2**42  # words that the asked layers may touch
-SEARCH_WORDS = 2**34  # the same for the search past the asked depth
+SEARCH_WORDS = 2**33  # the same for the search past the asked depth
 THREADS = min(8, os.cpu_count() or 1)
 _MADE: WeakKeyDictionary[Level, Operator] = WeakKeyDictionary()  # layers made ready
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -216,8 +216,8 @@ def _dense(s: Skeleton) -> Value:
     for i, a, b in zip(at.tolist(), low.tolist(), high.tolist(), strict=True):
         matrix[i, a:b] = 1
     scale = 1 / np.sqrt(matrix.sum(axis=1))
-    second = float(np.linalg.eigvalsh(matrix * scale * scale[:, None])[-2])
-    return Value.exactly(max(0.0, 1 - second))
+    gap = 1 - float(np.linalg.eigvalsh(matrix * scale * scale[:, None])[-2])
+    return Value.exactly(gap if gap > ROUNDING else 0.0)
 
 
 def _iterate(s: Skeleton, steps: int, seed: int) -> tuple[Value, str, int]:
@@ -226,9 +226,13 @@ def _iterate(s: Skeleton, steps: int, seed: int) -> tuple[Value, str, int]:
     if walk.size == 1:  # one block: the complete graph
         return Value.exactly(1.0), "one block", 0
     start = walk.without_top(np.random.default_rng(seed).standard_normal(walk.size))
-    inverse = _inverse(s, walk)
-    if inverse is not None:
-        return _from_inverse(walk, inverse, start, steps)
+    match _inverse(s, walk):
+        case "apart":
+            return Value.exactly(0.0), "not connected", 0
+        case None:
+            pass
+        case inverse:
+            return _from_inverse(walk, inverse, start, steps)
 
     def lower(second: float, count: int) -> float:
         share = missed(walk.size, count, RISK)  # N + 1 is positive
@@ -263,11 +267,14 @@ def _from_inverse(walk: _Walk, inverse: Map, start: F64, steps: int) -> tuple[Va
     return Value(high, low, high, "estimate"), how, top.steps
 
 
-def _inverse(s: Skeleton, walk: _Walk) -> Map | None:
+def _inverse(s: Skeleton, walk: _Walk) -> Map | Literal["apart"] | None:
     """v -> (1 - N)^-1 v for v orthogonal to q, by Cholesky's factors of D - A without position 0;
     None where edges reach far, so that the factors would be large.
 
     D^-1/2 (D - A) D^-1/2 x = v is solved with x = 0 at position 0, and made orthogonal to q.
+    "apart" where the graph is not connected.  A pivot is the conductance of a position to 0 and to
+    all that come later, edges being unit resistors: 0 at the last position of a part without 0, and
+    at least 1 / (size - 1) where a path leads there.
     """
     from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 
@@ -283,8 +290,10 @@ def _inverse(s: Skeleton, walk: _Walk) -> Map | None:
     band[0] = 1 / walk.scale**2 - 1
     try:
         factors = cholesky_banded(band[:, 1:], lower=True, overwrite_ab=True, check_finite=False)
-    except LinAlgError:  # not connected
-        return None
+    except LinAlgError:  # a pivot that is 0 came out below
+        return "apart"
+    if 2 * s.size * float(factors[0].min()) ** 2 < 1:
+        return "apart"
 
     def apply(v: F64) -> F64:
         out = np.zeros(s.size)

@@ -69,6 +69,20 @@ class Boxes:
 
 
 @dataclass(frozen=True, eq=False)
+class Singles:
+    """Many single edges, in any order."""
+
+    query: I64
+    key: I64
+
+    def add(self, sums: F64, out: F64) -> None:
+        """out[key] += S[query + 1] - S[query]."""
+        for a in range(0, len(self.key), 2**22):
+            query, key = self.query[a : a + 2**22], self.key[a : a + 2**22]
+            out += np.bincount(key, sums[query + 1] - sums[query], len(out))
+
+
+@dataclass(frozen=True, eq=False)
 class Entries:
     """Many small slanted zones: one entry a key of each zone."""
 
@@ -91,7 +105,7 @@ class Carrier:
     """One set of edges made ready to carry vectors of `size` positions."""
 
     size: int
-    steps: tuple[Slices | Boxes | Entries, ...]
+    steps: tuple[Slices | Singles | Boxes | Entries, ...]
 
     @property
     def entries(self) -> int:
@@ -101,6 +115,8 @@ class Carrier:
             match step:
                 case Slices(rows):
                     total += 6 * len(rows)
+                case Singles(key=key):
+                    total += 2 * len(key)
                 case Boxes(box=box, lengths=lengths):
                     total += 4 * len(box) + len(lengths)
                 case Entries(key=key):
@@ -120,10 +136,14 @@ def carrier(table: I64, size: int) -> Carrier:
     >>> carrier(lower(causal() & window(3), 64).table, 64).steps
     (Slices(rows=((0, 61, 0, True, 4, True), (61, 64, 61, True, 64, False))),)
     """
+    steps: list[Slices | Singles | Boxes | Entries] = []
+    single = (table[:, 1] - table[:, 0] == 1) & (table[:, 3] - table[:, 2] == 1)
+    if np.count_nonzero(single) > size // 16:
+        steps.append(Singles(table[single, 0], table[single, 2]))
+        table = take(table, ~single)
     i0, i1, j0, j1, d0, d1 = table.T
     slanted = (d0 > j0 - i1 + 1) | (d1 < j1 - i0)
     boxes, bands = take(table, ~slanted), take(table, slanted)
-    steps: list[Slices | Boxes | Entries] = []
     if len(boxes) > FEW:
         steps.append(_boxes(boxes))
         boxes = boxes[:0]

@@ -51,7 +51,7 @@ def headline(report: Report) -> str:
         return f"never full, however many layers{shown}"
     if full.decided:
         return f"full at {counted(full.lo, 'layer')} ({have})"
-    return f"full depth not decided: {full} layers, searched to {full.searched} ({have})"
+    return f"not decided: {full} layers, searched to {full.searched} ({have})"
 
 
 def counted(number: int, thing: str) -> str:

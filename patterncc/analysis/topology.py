@@ -284,11 +284,10 @@ def witness(pairs: Pairs, reached: ZoneSet) -> tuple[int, int] | None:
 
 def check_position(t: Topology, name: str, position: int, first: int) -> int:
     """A position inside the frame, or an error that says what the positions are."""
-    position = check_int("explain", name, position, 0, MOST_POSITIONS)
+    position = check_int("position", name, position, 0, MOST_POSITIONS)
     if not first <= position < t.frame.n:
         memory = f" ({t.memory} memory positions come first)" if t.memory else ""
         raise PatternError(
-            f"explain: {name} {position} is outside [{first}, {t.frame.n}){memory}; "
-            "positions count from 0"
+            f"{name} {position} is outside [{first}, {t.frame.n}){memory}; positions count from 0"
         )
     return position

@@ -80,6 +80,8 @@ def in_turn(table: I64) -> bool:
     True
     """
     for first, last in (table[:, k : k + 2].T for k in (4, 0, 2)):
+        if len(table) and int((last - first).sum()) > int(last.max()) - int(first.min()):
+            continue  # longer together than what they stand in
         order = np.argsort(first, kind="stable")
         if bool((first[order][1:] >= last[order][:-1]).all()):
             return True
