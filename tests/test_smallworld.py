@@ -297,9 +297,8 @@ def test_a_slow_walk_gets_no_wrong_figure(w: int) -> None:
     assert gap.lo == 0 or gap.lo > 0.98 * gap.hi
 
 
-@pytest.mark.parametrize("n", [300, 1100, 30_000])
-@pytest.mark.parametrize("seed", range(2))
-def test_the_gap_of_what_is_not_connected_is_0(n: int, seed: int) -> None:
+@pytest.mark.parametrize("n", [300, 1100])
+def test_the_gap_of_what_is_not_connected_is_0(n: int) -> None:
     """No rounding is left over that would look like a slow walk."""
     near = window(3, 3)
     for p in (
@@ -310,7 +309,7 @@ def test_the_gap_of_what_is_not_connected_is_0(n: int, seed: int) -> None:
         dilated(21, 21, 7),
         window(0),
     ):
-        found = spectrum(p, n, seed=seed).gap
+        found = spectrum(p, n).gap
         assert found.lo == 0
         assert found.kind == "bounds" or found.value == found.hi == 0
 
