@@ -24,7 +24,7 @@ T = TypeVar("T")
 RELAYS = 3  # tokens whose loss is tried
 SPECTRUM_MOST = 2**16  # positions up to which the gap is found without being asked for
 RERUN_POSITIONS = 2**11  # up to which reach is run again unasked, whatever the zones
-RERUN_ZONES = 2**11  # of all layers of the depth, up to which it is at any length
+RERUN_ZONES = 2**9  # of all layers of the depth, up to which it is at any length
 
 
 def or_why(figure: Callable[[], T]) -> T | str:
