@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patterncc import primitives as pc
+from patterncc.analysis.engines import choose as engine
 from patterncc.analysis.robustness import robustness
 from patterncc.analysis.topology import allowed_pairs, topology
 from patterncc.errors import PatternError
@@ -75,3 +76,16 @@ def test_a_token_outside_the_frame() -> None:
         robustness(pc.causal(), 64, 64)
     with pytest.raises(PatternError, match="first argument"):
         robustness("window(3)", 64, 0)  # type: ignore[arg-type]
+
+
+def test_an_estimate_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every exact way is too long, reach without the relay is an estimate too."""
+    p = pc.window(2, 2) | pc.random_edges(1)
+    found = robustness(p, 6000, token=7, depth=3, engine="rows")
+    monkeypatch.setattr(engine, "EXACT_WORK", 0.0)
+    sampled = robustness(p, 6000, token=7, depth=3, engine="rows")
+    for estimate, exact in ((sampled.before, found.before), (sampled.after, found.after)):
+        assert exact.badge == "exact" and not estimate.certain
+        assert estimate.badge.startswith("estimate +-")
+        assert estimate.lo <= exact.lo <= estimate.hi
+        assert estimate.lo / found.pairs <= estimate.share <= estimate.hi / found.pairs

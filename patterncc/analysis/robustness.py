@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from patterncc.analysis.curve import Depth, Figure
-from patterncc.analysis.engine import MAX_DEPTH, Name, Question, follow
+from patterncc.analysis.engines.choose import MAX_DEPTH, Name, Question, follow
 from patterncc.analysis.topology import Pairs, Topology, allowed_pairs, check_position, topology
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import GlobalTokens
@@ -32,8 +32,8 @@ class Robustness:
 
     @property
     def lost(self) -> float:
-        """The part of the pairs that were reached at `depth` and no longer are; with bounds, the
-        least."""
+        """The part of the pairs that were reached at `depth` and no longer are; with bounds the
+        least, with estimates the least at their 95%."""
         return max(0, self.before.lo - self.after.hi) / self.pairs if self.pairs else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -139,8 +139,12 @@ def _with_self(t: Topology, pairs: Pairs, token: int) -> Pairs:
 
 
 def _less(f: Figure, pairs: int, total: int) -> Figure:
-    """A figure without so many pairs that are known to be reached."""
-    return Figure.of(f.lo - pairs, f.hi - pairs, total, f.engine)
+    """A figure without so many pairs that are known to be reached; an estimate stays one."""
+    lo, hi = f.lo - pairs, f.hi - pairs
+    if f.certain:
+        return Figure.of(lo, hi, total, f.engine)
+    share = (f.share * (total + pairs) - pairs) / total
+    return replace(f, lo=lo, hi=hi, share=min(max(share, lo / total), hi / total))
 
 
 def _figure(f: Figure) -> dict[str, Any]:
