@@ -60,7 +60,7 @@ from patterncc.stack import Stack, heads
 
 if TYPE_CHECKING:
     from patterncc.analysis import Report, analyze, explain
-    from patterncc.analysis.compare import compare
+    from patterncc.analysis.compare.comparison import compare
     from patterncc.attend import SparseAttention, attention
     from patterncc.integrations.networkx import from_networkx, to_networkx
     from patterncc.integrations.scipy import from_scipy

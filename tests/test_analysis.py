@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from patterncc import primitives as pc
-from patterncc.analysis import Report, analyze, offsets, tiles, zones
+from patterncc.analysis import Report, analyze
+from patterncc.analysis.engines import offsets, tiles, zones
 from patterncc.analysis.topology import allowed_pairs, topology
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Pattern

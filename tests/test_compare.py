@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import patterncc as pc
 from patterncc.analysis import Comparison, compare
-from patterncc.analysis.compare_front import Bracket, dominates, dominators
-from patterncc.analysis.compare_plane import Axis
+from patterncc.analysis.compare.front import Bracket, dominates, dominators
+from patterncc.analysis.compare.plane import Axis
 from patterncc.analysis.curve import Depth
 from patterncc.cli import main
 from patterncc.errors import PatternError, PatternValueError

@@ -24,7 +24,7 @@ from patterncc.analysis.content import (
 )
 from patterncc.analysis.cost import costs
 from patterncc.analysis.curve import Curve, Depth, Figure
-from patterncc.analysis.engine import Question, follow
+from patterncc.analysis.engines.choose import Question, follow
 from patterncc.analysis.parts import rewritten
 from patterncc.analysis.topology import allowed_pairs, topology
 from patterncc.cli.options import numbers

@@ -13,8 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import patterncc as pc
-from patterncc.analysis import Report, engine, tiles, zones
-from patterncc.analysis.engine import ENGINES, Name
+from patterncc.analysis import Report
+from patterncc.analysis.engines import choose as engine
+from patterncc.analysis.engines import tiles, zones
+from patterncc.analysis.engines.choose import ENGINES, Name
 from patterncc.analysis.topology import PairsName, allowed_pairs
 from patterncc.stack import Heads, Stack
 from tests.reach_oracles import Mask, layer_masks, layers, slow_depth, slow_reach

@@ -14,7 +14,7 @@ import pytest
 
 import patterncc as pc
 from patterncc import gallery
-from patterncc.analysis.spectrum import spectrum
+from patterncc.analysis.graph.spectrum import spectrum
 from patterncc.config import read
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Stack

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from patterncc import primitives as pc
 from patterncc.analysis import analyze, cone, explain
 from patterncc.analysis.cost import total
-from patterncc.analysis.hubs import hub_load_of
-from patterncc.analysis.influence import heuristic_range, influence, influence_of
+from patterncc.analysis.flow.hubs import hub_load_of
+from patterncc.analysis.flow.influence import heuristic_range, influence, influence_of
+from patterncc.analysis.flow.rollout import rollout
 from patterncc.analysis.robustness import robustness
-from patterncc.analysis.rollout import rollout
 from patterncc.analysis.topology import allowed_pairs, topology
 from patterncc.config import read
 from patterncc.errors import PatternSyntaxError, PatternValueError, SizeError
@@ -187,7 +187,7 @@ def test_a_sweep_that_would_hold_too_much_is_refused() -> None:
     stack = Stack([pc.causal()] * 8, kv_from=[0, 1, 2, 3, 0, 1, 2, 3])
     r = rollout(stack, 64)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr("patterncc.analysis.rollout.MOST_WAITING", 64 * 6)
+        m.setattr("patterncc.analysis.flow.rollout.MOST_WAITING", 64 * 6)
         with pytest.raises(SizeError, match="448 numbers of one sweep"):
             influence_of(r)
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from patterncc import primitives as pc
-from patterncc.analysis import sweep_vectors
-from patterncc.analysis.hubs import hub_load, hub_load_of
-from patterncc.analysis.influence import heuristic_range, influence, influence_of
-from patterncc.analysis.rollout import rollout
-from patterncc.analysis.sweep_vectors import Entries, carrier, mixing, row_counts
+from patterncc.analysis.flow import sweep_vectors
+from patterncc.analysis.flow.hubs import hub_load, hub_load_of
+from patterncc.analysis.flow.influence import heuristic_range, influence, influence_of
+from patterncc.analysis.flow.rollout import rollout
+from patterncc.analysis.flow.sweep_vectors import Entries, carrier, mixing, row_counts
 from patterncc.analysis.topology import topology
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Pattern

@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 
 from patterncc import analyze
 from patterncc import primitives as pc
-from patterncc.analysis import lint_heads, lint_mixing, lint_parts, lint_relay, lint_tiles
-from patterncc.analysis.lint import RULES, SEVERITY, Finding, lint
-from patterncc.analysis.lint_places import families, place
+from patterncc.analysis.lint import heads as lint_heads
+from patterncc.analysis.lint import mixing as lint_mixing
+from patterncc.analysis.lint import parts as lint_parts
+from patterncc.analysis.lint import relay as lint_relay
+from patterncc.analysis.lint import tiles as lint_tiles
+from patterncc.analysis.lint.places import families, place
+from patterncc.analysis.lint.run import RULES, SEVERITY, Finding, lint
 from patterncc.analysis.topology import Topology, topology
 from patterncc.cli.options import sizes_of
 from patterncc.language import load

@@ -15,13 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patterncc import primitives as pc
-from patterncc.analysis import Report, analyze, html_sections, svg, svg_hops, svg_masks
+from patterncc.analysis import Report, analyze
 from patterncc.analysis.curve import Depth, Figure
-from patterncc.analysis.html import headline, render
-from patterncc.analysis.html_parts import depth_words
+from patterncc.analysis.page import sections as html_sections
+from patterncc.analysis.page import svg, svg_hops, svg_masks
+from patterncc.analysis.page.page import headline, render
+from patterncc.analysis.page.parts import depth_words
+from patterncc.analysis.page.svg_influence import _outline, decades
+from patterncc.analysis.page.svg_reach import cumulated
 from patterncc.analysis.spread import merge_intervals
-from patterncc.analysis.svg_influence import _outline, decades
-from patterncc.analysis.svg_reach import cumulated
 from patterncc.analysis.topology import topology
 from patterncc.pattern import Pattern
 from patterncc.stack import Stack, heads

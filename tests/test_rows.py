@@ -13,7 +13,7 @@ from reach_oracles import layer_masks, patterns, sharing_stacks, slow_depth, slo
 
 from patterncc import SizeError, Stack, causal, documents, random_edges, window
 from patterncc import primitives as pc
-from patterncc.analysis import columns, operator, rows, sample, strips, tiles, zones
+from patterncc.analysis.engines import columns, operator, rows, sample, strips, tiles, zones
 from patterncc.analysis.topology import Pairs, Topology, allowed_pairs, topology
 from patterncc.zones import Frame, ZoneSet
 from patterncc.zones.lower import lower

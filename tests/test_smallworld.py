@@ -29,12 +29,12 @@ from patterncc import (
     sink,
     window,
 )
-from patterncc.analysis import clustering, distance
-from patterncc.analysis.skeleton import skeleton
-from patterncc.analysis.smallworld import small_world, small_world_of
-from patterncc.analysis.spectrum import spectrum
+from patterncc.analysis.graph import clustering, distance
+from patterncc.analysis.graph.skeleton import skeleton
+from patterncc.analysis.graph.smallworld import small_world, small_world_of
+from patterncc.analysis.graph.spectrum import spectrum
+from patterncc.analysis.graph.value import Value, mean_of
 from patterncc.analysis.topology import topology
-from patterncc.analysis.value import Value, mean_of
 from patterncc.errors import PatternValueError
 from patterncc.stack import Stack
 
@@ -153,7 +153,7 @@ def test_many_zones_make_the_same_skeleton(stack: Stack, n: int) -> None:
     t, wanted = topology(stack, n), joined(stack, n)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MERGED", "LARGEST", "FEW"):
-            patch.setattr(f"patterncc.analysis.skeleton.{name}", 1)
+            patch.setattr(f"patterncc.analysis.graph.skeleton.{name}", 1)
         s = skeleton(t)
         at, low, high = s.rows(np.arange(s.size))
         found = np.zeros_like(wanted)

@@ -1,10 +1,13 @@
 """Analysis: what a stack lets through over depth, and what it costs."""
 
-from patterncc.analysis.compare import Candidate, Comparison, compare
+from patterncc.analysis.compare.comparison import Candidate, Comparison, compare
+from patterncc.analysis.content import Content
 from patterncc.analysis.curve import Depth, Figure
-from patterncc.analysis.hubs import HubLoad, hub_load
-from patterncc.analysis.influence import Influence, influence
-from patterncc.analysis.lint import Finding
+from patterncc.analysis.flow.hubs import HubLoad, hub_load
+from patterncc.analysis.flow.influence import Influence, influence
+from patterncc.analysis.graph.smallworld import SmallWorld, small_world
+from patterncc.analysis.graph.spectrum import Spectrum, spectrum
+from patterncc.analysis.lint.run import Finding
 from patterncc.analysis.path import Explanation, explain
 from patterncc.analysis.reach import analyze
 from patterncc.analysis.report import Report
@@ -27,6 +30,11 @@ __all__ = [
     "HubLoad",
     "robustness",
     "Robustness",
+    "small_world",
+    "SmallWorld",
+    "spectrum",
+    "Spectrum",
+    "Content",
     "compare",
     "Comparison",
     "Candidate",

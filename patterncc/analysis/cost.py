@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patterncc.analysis import offsets
 from patterncc.analysis.cost_choice import Chooses, Chosen, chooses
+from patterncc.analysis.engines import offsets
 from patterncc.analysis.parts import attention_part
 from patterncc.analysis.spread import size
 from patterncc.analysis.topology import Kind, Pairs, Topology, patterns_of

@@ -9,10 +9,10 @@ from operator import and_
 
 import numpy as np
 
-from patterncc.analysis import offsets
+from patterncc.analysis.engines import offsets
+from patterncc.analysis.flow.sweep_vectors import row_counts
 from patterncc.analysis.parts import rewritten
 from patterncc.analysis.spread import read_by, single, size
-from patterncc.analysis.sweep_vectors import row_counts
 from patterncc.analysis.topology import Topology
 from patterncc.pattern import Difference, Intersection, Pattern, Union
 from patterncc.primitives import Full, Routing, Topk

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from patterncc.analysis.content import refuse_unbound
-from patterncc.analysis.hubs import HubLoad, hub_load_of
-from patterncc.analysis.influence import Influence, influence_of
+from patterncc.analysis.flow.hubs import HubLoad, hub_load_of
+from patterncc.analysis.flow.influence import Influence, influence_of
+from patterncc.analysis.flow.rollout import MOST_POSITIONS, Rollout, rollout_of
+from patterncc.analysis.graph.smallworld import SmallWorld, small_world_of
+from patterncc.analysis.graph.spectrum import Spectrum, spectrum_of
 from patterncc.analysis.robustness import Robustness, robustness_of
-from patterncc.analysis.rollout import MOST_POSITIONS, Rollout, rollout_of
-from patterncc.analysis.smallworld import SmallWorld, small_world_of
-from patterncc.analysis.spectrum import Spectrum, spectrum_of
 from patterncc.analysis.topology import Topology, patterns_of
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.primitives import GlobalTokens, Sink

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from patterncc.analysis import cost, lint
+from patterncc.analysis import cost
 from patterncc.analysis.content import Content, choices, guaranteed, possible, unbound
 from patterncc.analysis.curve import Curve
-from patterncc.analysis.engine import ENGINES, MAX_DEPTH, Name, Question, follow
+from patterncc.analysis.engines.choose import ENGINES, MAX_DEPTH, Name, Question, follow
+from patterncc.analysis.flow.rollout import ALPHA, check_alpha
+from patterncc.analysis.lint import run as lint
 from patterncc.analysis.report import Report
-from patterncc.analysis.rollout import ALPHA, check_alpha
 from patterncc.analysis.topology import PairsName, Topology, allowed_pairs, topology
 from patterncc.errors import PatternValueError, suggest
 from patterncc.pattern import Pattern, check_int

@@ -15,13 +15,13 @@ from patterncc.analysis import figures
 from patterncc.analysis.content import Content
 from patterncc.analysis.cost import LevelCost, total
 from patterncc.analysis.curve import Depth, Figure
-from patterncc.analysis.hubs import HubLoad
-from patterncc.analysis.influence import Influence, heuristic_range
-from patterncc.analysis.lint import Finding
+from patterncc.analysis.flow.hubs import HubLoad
+from patterncc.analysis.flow.influence import Influence, heuristic_range
+from patterncc.analysis.flow.rollout import Rollout
+from patterncc.analysis.graph.smallworld import SmallWorld
+from patterncc.analysis.graph.spectrum import Spectrum
+from patterncc.analysis.lint.run import Finding
 from patterncc.analysis.robustness import Robustness
-from patterncc.analysis.rollout import Rollout
-from patterncc.analysis.smallworld import SmallWorld
-from patterncc.analysis.spectrum import Spectrum
 from patterncc.analysis.topology import Topology
 from patterncc.errors import PatternError, PatternValueError
 from patterncc.stack import Stack
@@ -230,7 +230,7 @@ class Report:
             case ".txt":
                 content = f"{self}\n"
             case ".html":
-                from patterncc.analysis.html import render
+                from patterncc.analysis.page.page import render
 
                 content = render(self)
             case suffix:

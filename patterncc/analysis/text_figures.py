@@ -9,11 +9,11 @@ from patterncc.analysis.text import amount, counted, labelled, percent_text, sha
 
 if TYPE_CHECKING:
     from patterncc.analysis.content import Content
-    from patterncc.analysis.hubs import HubLoad
-    from patterncc.analysis.influence import Influence
+    from patterncc.analysis.flow.hubs import HubLoad
+    from patterncc.analysis.flow.influence import Influence
+    from patterncc.analysis.graph.smallworld import SmallWorld
     from patterncc.analysis.report import Report
     from patterncc.analysis.robustness import Robustness
-    from patterncc.analysis.smallworld import SmallWorld
 
 NAMES = {  # of the figures, as text calls them
     "influence": "influence",
@@ -109,7 +109,7 @@ def small_world_text(found: SmallWorld) -> str:
     """Clustering, path length, sigma and omega with their badges, or why there are none.
 
     >>> from patterncc import causal, window
-    >>> from patterncc.analysis.smallworld import small_world
+    >>> from patterncc.analysis.graph.smallworld import small_world
     >>> small_world_text(small_world(causal() & window(4), 1024))[:46]
     'C 0.6445 (exact), L 85.79 (exact), sigma 3.431'
     """

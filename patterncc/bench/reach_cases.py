@@ -7,10 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from patterncc.analysis import analyze, rows
+from patterncc.analysis import analyze
 from patterncc.analysis.curve import Curve, Figure
-from patterncc.analysis.smallworld import small_world
-from patterncc.analysis.spectrum import spectrum
+from patterncc.analysis.engines import rows
+from patterncc.analysis.graph.smallworld import small_world
+from patterncc.analysis.graph.spectrum import spectrum
 from patterncc.analysis.topology import Topology, allowed_pairs, topology
 from patterncc.bench.protocol import in_turn, peak_bytes
 from patterncc.pattern import Pattern

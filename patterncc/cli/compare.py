@@ -63,7 +63,7 @@ def compare(
     may stand there several times with different ones.
     """
     from patterncc.analysis import analyze
-    from patterncc.analysis.compare import ENDINGS, Comparison
+    from patterncc.analysis.compare.comparison import ENDINGS, Comparison
 
     check_output(output, ENDINGS)
     if len(candidates) > MOST:

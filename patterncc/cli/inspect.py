@@ -13,7 +13,7 @@ from patterncc.cli.options import Size, n_option, pairs, pattern_options, read, 
 from patterncc.errors import PatternError
 
 if TYPE_CHECKING:
-    from patterncc.analysis.lint import Finding
+    from patterncc.analysis.lint.run import Finding
     from patterncc.expect import Outcome
     from patterncc.language import PatternFile
     from patterncc.show import Panel
@@ -96,7 +96,7 @@ def _outcome(o: Outcome) -> dict[str, Any]:
 
 def _lint(file: PatternFile, n: int | None) -> tuple[tuple[Finding, ...], int]:
     from patterncc.analysis.content import possible
-    from patterncc.analysis.lint import lint
+    from patterncc.analysis.lint.run import lint
     from patterncc.analysis.topology import topology
 
     length = n or next(iter(sizes_of(file)), LINT_N)

@@ -1,0 +1,1 @@
+"""Several stacks side by side, and which of them no other beats."""

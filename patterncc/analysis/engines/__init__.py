@@ -1,0 +1,1 @@
+"""The reach engines behind one interface, and what they are made of."""

@@ -1,0 +1,1 @@
+"""Vectors carried through the layers: influence by rollout, and hub load."""

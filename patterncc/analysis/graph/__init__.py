@@ -1,0 +1,1 @@
+"""Figures of the undirected graph of all layers: small world, spectral gap."""

@@ -1,0 +1,1 @@
+"""Findings about a stack, one file for each kind of them."""
