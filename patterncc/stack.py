@@ -170,8 +170,8 @@ def _check_sources(layers: int, kv_from: Sequence[int] | None) -> tuple[int, ...
         )
     for l, k in enumerate(sources):
         if k > l or sources[k] != k:
-            own = f"has none of its own (kv_from[{k}] is {sources[k]})"
-            reason = own if k < l else "comes later"
+            later = "comes later" if k < layers else f"is not one of the {layers}"
+            reason = later if k > l else f"has none of its own (kv_from[{k}] is {sources[k]})"
             raise PatternValueError(
                 f"Stack: kv_from[{l}] is layer {k}, which {reason}; name an earlier layer that "
                 "makes its own keys and values"

@@ -211,6 +211,19 @@ kv_heads: 2
 """
 
 
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        ([0, 2], r"kv_from\[1\] is layer 2, which is not one of the 2"),
+        ([1, 1], r"kv_from\[0\] is layer 1, which comes later"),
+        ([0, 0, 1], r"which has none of its own \(kv_from\[1\] is 0\)"),
+    ],
+)
+def test_a_stack_says_why_a_layer_cannot_be_read(sources: list[int], told: str) -> None:
+    with pytest.raises(PatternValueError, match=told):
+        Stack([pc.causal()] * len(sources), kv_from=sources)
+
+
 def test_files_say_whose_keys_and_values_a_layer_reads() -> None:
     stack = loads(SHARED).stack
     near, far = pc.causal() & pc.window(7), pc.causal()
