@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patterncc import primitives as pc
+from patterncc.analysis import analyze
 from patterncc.analysis.engines import choose as engine
 from patterncc.analysis.robustness import robustness
 from patterncc.analysis.topology import allowed_pairs, topology
@@ -89,3 +90,11 @@ def test_an_estimate_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert estimate.badge.startswith("estimate +-")
         assert estimate.lo <= exact.lo <= estimate.hi
         assert estimate.lo / found.pairs <= estimate.share <= estimate.hi / found.pairs
+
+
+def test_a_report_tries_no_relay_where_that_takes_long() -> None:
+    """Without a token, layers that were the same for every query no longer are."""
+    report = analyze(Stack([pc.logsparse()] * 12), 4096)
+    assert report.robustness == () and "ask patterncc" in report.why_not["robustness"]
+    report = analyze(Stack([pc.causal() & (pc.window(63) | pc.sink(4))] * 12), 4096)
+    assert len(report.robustness) == 3

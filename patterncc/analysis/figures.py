@@ -24,6 +24,7 @@ T = TypeVar("T")
 RELAYS = 3  # tokens whose loss is tried
 SPECTRUM_MOST = 2**16  # positions up to which the gap is found without being asked for
 RERUN_POSITIONS = 2**11  # up to which reach is run again unasked, whatever the zones
+RERUN_WIDEST = 8  # zones of one layer: the products of more grow too many without a token
 RERUN_ZONES = 2**9  # of all layers of the depth, up to which it is at any length
 
 
@@ -63,8 +64,9 @@ def robustness_figure(report: Report, hubs: HubLoad | None) -> tuple[Robustness,
     """What is lost with each of the tokens on which most rests."""
     t = report.topology
     refuse_unbound("robustness", report.asked, t.bindings)
-    zones = sum(len(t.level(index).zones) for index in range(report.depth))
-    if t.frame.n > RERUN_POSITIONS and zones > RERUN_ZONES:
+    counts = [len(t.level(index).zones) for index in range(report.depth)]
+    many = sum(counts) > RERUN_ZONES or max(counts, default=0) > RERUN_WIDEST
+    if t.frame.n > RERUN_POSITIONS and many:
         raise SizeError(
             "robustness: it runs the reach of every relay again, which takes long where zones are "
             "many; ask patterncc.analysis.robustness(stack, n, token) for one token"
