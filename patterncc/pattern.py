@@ -154,6 +154,10 @@ ARGUMENTS = frozenset(
             "max_zones",
             "max_tiles",
             "max_edges",
+            "samples",
+            "symmetrize",
+            "steps",
+            "bins",
         ),
         *("pattern", "patterns", "stack", "layout", "file", "self"),
     )

@@ -99,6 +99,12 @@ class Stack:
         object.__setattr__(self, "kv_from", _check_sources(len(listed), kv_from))
         if kv_heads is not None:
             kv_heads = check_int("Stack", "kv_heads", kv_heads, 1, 2**16)
+            for l, layer in enumerate(listed):
+                if isinstance(layer, Heads) and len(layer.patterns) % kv_heads:
+                    raise PatternValueError(
+                        f"Stack: layer {l} has {len(layer.patterns)} heads, which kv_heads="
+                        f"{kv_heads} does not divide; each key/value head serves as many of them"
+                    )
         object.__setattr__(self, "kv_heads", kv_heads)
 
     def __len__(self) -> int:
@@ -115,6 +121,13 @@ class Stack:
         """A layer's patterns: one a head, or a single one that all heads share."""
         layer = self.layer(index)
         return layer.patterns if isinstance(layer, Heads) else (layer,)
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """Every pattern of every layer and head, each once."""
+        layers = dict.fromkeys(self.layers)
+        each = (x.patterns if isinstance(x, Heads) else (x,) for x in layers)
+        return tuple(dict.fromkeys(p for patterns in each for p in patterns))
 
     @staticmethod
     def from_hf(

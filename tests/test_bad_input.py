@@ -269,3 +269,21 @@ def test_names_that_are_no_text_or_that_are_markup() -> None:
                 done = run(*command, f"{name}/config.json", "--n", "64", "-o", output)
                 assert done.exit_code == 0, done.output
                 assert "<script>alert" not in Path(output).read_text() or output != "report.html"
+
+
+def test_a_slip_in_a_keyword_binds_nothing() -> None:
+    near = pc.causal() & pc.window(3)
+    packed = near & pc.documents("docs")
+    for wrong, said in (
+        (lambda: pc.analyze(near, 64, aplha=0.9), "did you mean 'alpha'"),
+        (lambda: pc.analyze(packed, 64, dosc=[64]), "did you mean 'docs'"),
+        (lambda: influence(near, 64, alhpa=1), "did you mean 'alpha'"),
+        (lambda: pc.compile(near, 64, blokc=16), "did you mean 'block'"),
+        (lambda: pc.compare({"a": near}, 64, foo=3), "nothing in them takes data"),
+        (lambda: pc.compare({1: near, "1": near}, 64), "a name of its own"),
+        (lambda: pc.Stack([pc.heads([near] * 3)], kv_heads=2), "does not divide"),
+    ):
+        with pytest.raises(pc.PatternError, match=said):
+            wrong()
+    found = pc.compare({"a": packed, "b": near}, 64, docs=[64])
+    assert [c.name for c in found.candidates] == ["a", "b"]

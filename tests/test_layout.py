@@ -23,6 +23,7 @@ from patterncc.layout.choose import choose_block
 from patterncc.layout.decode import dense
 from patterncc.layout.layers import shortened
 from patterncc.zones import Frame, ZoneSet
+from patterncc.zones.lower import names_in
 from tests.strategies import frames, zone_rows
 
 PATTERN_FILES = Path(__file__).parents[1] / "patterns"
@@ -195,10 +196,11 @@ BINDINGS: dict[str, object] = {
 @pytest.mark.parametrize("path", sorted(PATTERN_FILES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_gallery_compiles(path: Path) -> None:
     stack = pc.load(path).stack
-    for index, layout in enumerate(pc.compile(stack, 300, block=32, **BINDINGS)[:6]):
+    data = {name: BINDINGS[name] for name in names_in(stack.patterns)}
+    for index, layout in enumerate(pc.compile(stack, 300, block=32, **data)[:6]):
         mask = layout.dense()
         for head, p in enumerate(stack.heads(index)):
-            z = pc.lower(p, 300, q_offset=stack.memory, layer=index, head=head, **BINDINGS)
+            z = pc.lower(p, 300, q_offset=stack.memory, layer=index, head=head, **data)
             assert ((mask if layout.heads is None else mask[head]) == z.dense()).all()
         check(layout)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from patterncc.analysis import spread
 from patterncc.analysis.rules import Rules
-from patterncc.analysis.topology import Topology, check_position, topology
+from patterncc.analysis.topology import Topology, check_position, checked
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Stack
 
@@ -109,7 +109,7 @@ def explain(
 
     Raises PatternError for positions outside the frame.
     """
-    t = topology(stack, n, **bindings)
+    t = checked("explain", stack, n, bindings)
     query = check_position(t, "query", query, t.memory)
     key = check_position(t, "key", key, 0)
     depth = len(t.levels) if depth is None else check_int("explain", "depth", depth, 0, 100_000)

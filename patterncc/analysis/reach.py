@@ -16,6 +16,7 @@ from patterncc.analysis.topology import PairsName, Topology, allowed_pairs, topo
 from patterncc.errors import PatternValueError, suggest
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Stack, check_stack
+from patterncc.zones.lower import check_bindings
 
 
 def analyze(
@@ -64,6 +65,7 @@ def analyze(
     check_int("analyze", "seed", seed, 0, 2**63)
     check_stack("analyze", stack)
     asked = stack if isinstance(stack, Stack) else Stack(stack)
+    check_bindings("analyze", asked.patterns, bindings)
     t = topology(possible(asked, bindings), n, **bindings)
     layers = len(t.levels)
     depth = layers if depth is None else check_int("analyze", "depth", depth, 0, MAX_DEPTH)

@@ -83,10 +83,14 @@ class Report:
     @property
     def hops(self) -> tuple[tuple[int, int], ...]:
         """hops[l] bounds the pairs that layer l is the first to reach; hops[0] is each token
-        itself."""
+        itself.  Where reach is estimated, so are they: differences of the ends of its intervals."""
         first = [(self.reach[0].lo, self.reach[0].hi)] if self.reach else []
         steps = zip(self.reach, self.reach[1:], strict=False)
         return tuple(first + [(max(0, b.lo - a.hi), b.hi - a.lo) for a, b in steps])
+
+    def _certain(self, layer: int) -> bool:
+        """No estimate stands behind hops[layer]."""
+        return all(f.certain for f in self.reach[max(0, layer - 1) : layer + 1])
 
     @property
     def mean_hops(self) -> float | None:
@@ -198,7 +202,10 @@ class Report:
                 }
                 for l, f in enumerate(self.reach)
             ],
-            "hops": [{"layer": l, "lo": lo, "hi": hi} for l, (lo, hi) in enumerate(self.hops)],
+            "hops": [
+                {"layer": l, "lo": lo, "hi": hi, "certain": self._certain(l)}
+                for l, (lo, hi) in enumerate(self.hops)
+            ],
             "mean_hops": self.mean_hops,
             "density": self.density,
             "cost": [c.to_json() for c in self.costs],
@@ -234,10 +241,8 @@ class Report:
 
                 content = render(self)
             case suffix:
-                raise PatternValueError(
-                    f"save: {str(target)!r} ends in {suffix or 'nothing'!r}; "
-                    "use .json, .txt or .html"
-                )
+                ends = f"ends in {suffix!r}" if suffix else "has no ending"
+                raise PatternValueError(f"save: {str(target)!r} {ends}; use .json, .txt or .html")
         write_whole(target, content)
         return target
 

@@ -7,7 +7,14 @@ from typing import Any
 
 from patterncc.analysis.curve import Depth, Figure
 from patterncc.analysis.engines.choose import MAX_DEPTH, Name, Question, follow
-from patterncc.analysis.topology import Pairs, Topology, allowed_pairs, check_position, topology
+from patterncc.analysis.topology import (
+    Pairs,
+    Topology,
+    allowed_pairs,
+    check_position,
+    checked,
+    topology,
+)
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import GlobalTokens
 from patterncc.stack import Heads, Layer, Stack, check_stack
@@ -76,7 +83,7 @@ def robustness(
     Raises PatternError for a token outside the frame.
     """
     check_stack("robustness", stack)
-    t = topology(stack, n, **bindings)
+    t = checked("robustness", stack, n, bindings)
     depth = len(t.levels) if depth is None else depth
     return robustness_of(t, token, check_int("robustness", "depth", depth, 0, MAX_DEPTH), engine)
 

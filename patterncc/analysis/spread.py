@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patterncc.analysis.topology import Topology, check_position, topology
+from patterncc.analysis.topology import Topology, check_position, checked
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Stack
 from patterncc.zones import ZoneSet
@@ -63,7 +63,7 @@ def cone(
     >>> cone(causal() & window(3), 64, query=10, depth=2).layers[0].tolist()
     [[4, 11]]
     """
-    t = topology(stack, n, **bindings)
+    t = checked("cone", stack, n, bindings)
     query = check_position(t, "query", query, t.memory)
     depth = len(t.levels) if depth is None else check_int("cone", "depth", depth, 0, 100_000)
     return cone_of(t, query, depth)

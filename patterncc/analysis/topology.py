@@ -24,9 +24,9 @@ from patterncc.pattern import (
     check_int,
 )
 from patterncc.primitives import Documents, Recurrent
-from patterncc.stack import Heads, Layer, Stack
+from patterncc.stack import Heads, Layer, Stack, check_stack
 from patterncc.zones import Frame, ZoneSet
-from patterncc.zones.lower import keyed, leaves, lower
+from patterncc.zones.lower import check_bindings, keyed, leaves, lower
 
 PairsName = Literal["causal", "all", "documents"]
 PAIRS: tuple[PairsName, ...] = ("causal", "all", "documents")
@@ -140,6 +140,16 @@ def topology(stack: Stack | Pattern | Heads, n: int, **bindings: Any) -> Topolog
             known[key] = _level(layer, index, n, frame, bindings)
         levels.append(known[key])
     return Topology(stack, n, frame, tuple(levels), bindings)
+
+
+def checked(
+    owner: str, stack: Stack | Pattern | Heads, n: int, bindings: Mapping[str, Any]
+) -> Topology:
+    """`topology` for a function that people call: what it was given is looked at first."""
+    check_stack(owner, stack)
+    stack = stack if isinstance(stack, Stack) else Stack(stack)
+    check_bindings(owner, stack.patterns, bindings)
+    return topology(stack, n, **bindings)
 
 
 def _level(layer: Layer, index: int, n: int, frame: Frame, bindings: dict[str, Any]) -> Level:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,18 +65,22 @@ def compare(
     """
     from patterncc.analysis import analyze
     from patterncc.analysis.compare.comparison import ENDINGS, Comparison
+    from patterncc.zones.lower import check_bindings, names_in
 
     check_output(output, ENDINGS)
     if len(candidates) > MOST:
         raise PatternValueError(f"compare: {len(candidates)} candidates; at most {MOST}")
     named = _read_all(candidates, params, bind, n)
+    patterns = chain(*(file.stack.patterns for file in named.values()))
+    check_bindings("compare", patterns, pairs(bind, "--bind"))
     length = n or max((s for file in named.values() for s in sizes_of(file)), default=DEFAULT_N)
     chosen = {k: v for k, v in options.items() if v is not None}
     reports = {}
     with working(f"Comparing at {length:,} tokens") as say:
         for k, (label, loaded) in enumerate(named.items()):
             say(f"{label}, {k + 1} of {len(named)}")
-            bound: dict[str, Any] = dict(loaded.bindings)
+            used = names_in(loaded.stack.patterns)
+            bound: dict[str, Any] = {k: v for k, v in loaded.bindings.items() if k in used}
             try:
                 report = analyze(loaded.stack, length, depth, **chosen, **bound)
             except PatternSyntaxError:

@@ -133,9 +133,10 @@ def _family(where: str, given: Mapping[str, Any]) -> tuple[Fields, Family, str]:
             "give the config.json that lies beside a model's weights",
         )
     near = suggest(model_type, FAMILIES)
-    if model_type and not any(fields.get(name) is not None for name in _SPEAKING):
+    if not any(fields.get(name) is not None for name in _SPEAKING):
+        known = f"model_type '{model_type}' is not known here" if model_type else "no model_type"
         raise f.wrong(
-            f"model_type '{model_type}' is not known here, and there is no layer_types, "
+            f"{known}, and there is no layer_types, "
             "sliding_window or attention_chunk_size to go by",
             f"{near if near.startswith('did') else 'docs/config.md lists the families'}; or write "
             "its layers as a pattern file",

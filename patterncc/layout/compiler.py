@@ -96,8 +96,11 @@ def compile(
     layer = check_int("compile", "layer", layer, 0)
     # numpy, the lowering and the rest load only now: a length that is refused costs nothing
     from patterncc.layout.layers import Job
+    from patterncc.zones.lower import check_bindings
     from patterncc.zones.zoneset import Frame
 
+    stack = p if isinstance(p, Stack) else Stack(p)
+    check_bindings("compile", stack.patterns, bindings)
     frame = Frame.of(n, n_k, start, k_offset)
     _length("n_k", frame.n_k)
     job = Job(frame, sides, check_int("compile", "max_tiles", max_tiles, 0), bindings)

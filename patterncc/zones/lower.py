@@ -6,14 +6,15 @@ narrows the region in which the other parts are lowered, so what it would cut aw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from patterncc import primitives as leaf
-from patterncc.errors import PatternValueError
+from patterncc.errors import PatternValueError, suggest
 from patterncc.pattern import (
+    ARGUMENTS,
     Complement,
     Difference,
     Intersection,
@@ -138,6 +139,38 @@ def leaves(pattern: Pattern) -> Iterator[Primitive]:
             yield from leaves(of)
         case Primitive():
             yield pattern
+
+
+def names_in(patterns: Iterable[Pattern]) -> set[str]:
+    """The names that data can be bound to.
+
+    >>> from patterncc import causal, documents, topk
+    >>> sorted(names_in([causal() & documents("docs"), topk(8)]))
+    ['docs', 'topk']
+    """
+    found = set()
+    for pattern in set(patterns):
+        for p in leaves(pattern):
+            match p:
+                case leaf.Documents(str(name)) | leaf.Clusters(str(name)):
+                    found.add(name)
+                case leaf.Routing() | leaf.Topk():
+                    found.add(name_of(type(p)))
+    return found
+
+
+def check_bindings(owner: str, patterns: Iterable[Pattern], bindings: Iterable[str]) -> None:
+    """Refuse a keyword that is neither an argument nor a name in the patterns: a slip of the pen
+    would bind a name that nothing reads."""
+    names = names_in(patterns)
+    for given in bindings:
+        if given not in names:
+            near = suggest(given, names | ARGUMENTS)
+            if not near.startswith("did"):
+                near = suggest(given, names) if names else "nothing in them takes data"
+            raise PatternValueError(
+                f"{owner}: '{given}' is no argument, and no name in the patterns; {near}"
+            )
 
 
 def attention_only(pattern: Pattern) -> Pattern:

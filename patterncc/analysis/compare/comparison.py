@@ -7,6 +7,8 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from patterncc.analysis.text import counted
 from patterncc.errors import PatternError, PatternSyntaxError, PatternValueError
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Stack
+from patterncc.zones.lower import check_bindings, names_in
 
 if TYPE_CHECKING:
     from patterncc.analysis.cost import LevelCost
@@ -190,9 +193,9 @@ class Comparison:
 
                 content = page(self)
             case suffix:
+                ends = f"ends in {suffix!r}" if suffix else "has no ending"
                 raise PatternValueError(
-                    f"save: {str(target)!r} ends in {suffix or 'nothing'!r}; "
-                    f"use {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+                    f"save: {str(target)!r} {ends}; use {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
                 )
         write_whole(target, content)
         return target
@@ -224,15 +227,31 @@ def compare(
             "compare: give a mapping from names to stacks, as {'window': stack_a, 'sinks': "
             f"stack_b}}, not a {type(candidates).__name__}"
         )
-    reports = {}
+    arguments = signature(analyze).parameters
+    patterns = {name: _patterns(stack) for name, stack in candidates.items()}
+    check_bindings("compare", chain(*patterns.values()), set(options) - set(arguments))
+    reports: dict[str, Report] = {}
     for name, stack in candidates.items():
+        if str(name) in reports:
+            raise PatternValueError(
+                f"compare: two candidates are called {str(name)!r}; give each a name of its own"
+            )
+        known = names_in(patterns[name])
+        chosen = {k: v for k, v in options.items() if k in arguments or k in known}
         try:
-            reports[str(name)] = analyze(stack, n, depth, **options)
+            reports[str(name)] = analyze(stack, n, depth, **chosen)
         except PatternSyntaxError:
             raise  # it names its own place
         except PatternError as error:
             raise type(error)(f"compare: {name}: {error}") from None
     return Comparison.of(reports)
+
+
+def _patterns(stack: Stack | Pattern | Heads) -> tuple[Pattern, ...]:
+    """A candidate's patterns; none of what `analyze` will refuse."""
+    if isinstance(stack, Pattern | Heads):
+        stack = Stack(stack)
+    return stack.patterns if isinstance(stack, Stack) else ()
 
 
 def _candidate(name: str, report: Report, widest: int) -> Candidate:

@@ -149,8 +149,8 @@ def heuristic_range(t: Topology) -> float | None:
     """1.5 W for stacked causal windows of W keys, the token counted: a rule of thumb, no result.
 
     None unless every layer is one causal window of the same W, perhaps with sinks, and has keys and
-    values of its own.  It is meant for alpha 0.95; show it as a heuristic beside the exact q99,
-    never instead of it.  Source: Xiao 2025.
+    values of its own, and None where the context is no longer.  It is meant for alpha 0.95; show it
+    as a heuristic beside the exact q99, never instead of it.  Source: Xiao 2025.
 
     >>> from patterncc import causal, sink, window
     >>> from patterncc.analysis.topology import topology
@@ -167,7 +167,8 @@ def heuristic_range(t: Topology) -> float | None:
     causal = all(is_causal(level.zones) for level in t.levels)
     if t.shared or not causal or len(sizes) > 1 or left is None or left < 0:
         return None
-    return XIAO * (left + 1)
+    reach = XIAO * (left + 1)
+    return reach if reach < t.frame.n else None
 
 
 def _by_distance(row: F64, query: int) -> F64:

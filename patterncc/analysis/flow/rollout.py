@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from patterncc.analysis.content import refuse_unbound
 from patterncc.analysis.flow.sweep_vectors import FEW, Mixing, mixing
 from patterncc.analysis.spread import cone_of, size
-from patterncc.analysis.topology import Level, Topology, patterns_of, topology
+from patterncc.analysis.topology import Level, Topology, checked, patterns_of
 from patterncc.errors import PatternValueError, SizeError
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import Convolution, Recurrent
@@ -149,7 +150,7 @@ def rollout(
             f"influence: a sweep holds several numbers for each of n={n} positions, more than "
             f"{MOST_POSITIONS}; ask at a shorter n, or use analyze(), whose cost does not grow so"
         )
-    return rollout_of(topology(stack, n, **bindings), alpha, depth)
+    return rollout_of(checked("influence", stack, n, bindings), alpha, depth)
 
 
 def rollout_of(t: Topology, alpha: float = ALPHA, depth: int | None = None) -> Rollout:
@@ -162,7 +163,7 @@ def rollout_of(t: Topology, alpha: float = ALPHA, depth: int | None = None) -> R
 
 def check_alpha(alpha: float) -> float:
     """`alpha` as a float within [0, 1], or a PatternValueError."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
         raise PatternValueError(
             f"influence: alpha is the weight of the residual stream, within [0, 1], not {alpha!r}"
         )

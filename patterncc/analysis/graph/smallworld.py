@@ -12,7 +12,7 @@ from patterncc.analysis.graph.clustering import clustering
 from patterncc.analysis.graph.distance import Apart, path_length
 from patterncc.analysis.graph.skeleton import skeleton
 from patterncc.analysis.graph.value import Value, combine
-from patterncc.analysis.topology import Topology, topology
+from patterncc.analysis.topology import Topology, checked
 from patterncc.errors import SizeError
 from patterncc.pattern import check_int
 
@@ -105,7 +105,7 @@ def small_world(
     skeleton would need too many zones.
     Source: see SmallWorld.
     """
-    return small_world_of(topology(stack, n, **bindings), samples=samples, seed=seed)
+    return small_world_of(checked("small_world", stack, n, bindings), samples=samples, seed=seed)
 
 
 def small_world_of(t: Topology, *, samples: int | None = None, seed: int = 0) -> SmallWorld:

@@ -11,7 +11,7 @@ from patterncc.analysis.flow.sweep_vectors import Carrier, carrier, dot, prefix_
 from patterncc.analysis.graph.lanczos import largest, missed, norm
 from patterncc.analysis.graph.skeleton import Skeleton, skeleton
 from patterncc.analysis.graph.value import Value
-from patterncc.analysis.topology import Topology, is_causal, topology
+from patterncc.analysis.topology import Topology, checked, is_causal
 from patterncc.errors import PatternValueError, SizeError
 from patterncc.pattern import check_int
 from patterncc.zones import ZoneSet
@@ -101,7 +101,7 @@ def spectrum(
     edges are read both ways, and the result says so.  SizeError above 2**25 positions.
     Source: see `lanczos.missed` for the lower bound.
     """
-    t = topology(stack, n, **bindings)
+    t = checked("spectrum", stack, n, bindings)
     return spectrum_of(t, symmetrize=symmetrize, steps=steps, seed=seed)
 
 
