@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RELAYS = 3  # tokens whose loss is tried
 SPECTRUM_MOST = 2**16  # positions up to which the gap is found without being asked for
+SKELETON_ZONES = 2**22  # of all distinct layers, up to which they are united without being asked
 RERUN_POSITIONS = 2**11  # up to which reach is run again unasked, whatever the zones
 RERUN_WIDEST = 8  # zones of one layer: the products of more grow too many without a token
 RERUN_ZONES = 2**9  # of all layers of the depth, up to which it is at any length
@@ -97,8 +98,15 @@ def relays(t: Topology, hubs: HubLoad | None) -> list[int]:
 
 def small_world_figure(report: Report) -> SmallWorld:
     """The graph of all layers as an undirected one."""
-    refuse_unbound("small_world", report.asked, report.topology.bindings)
-    return small_world_of(report.topology)
+    t = report.topology
+    refuse_unbound("small_world", report.asked, t.bindings)
+    zones = sum(len(level.zones) for level in {id(x): x for x in t.levels}.values())
+    if zones > SKELETON_ZONES:
+        raise SizeError(
+            f"small_world: the layers have {zones:,} zones together, which take long to unite; ask "
+            "patterncc.analysis.small_world(stack, n), or one layer"
+        )
+    return small_world_of(t)
 
 
 def spectrum_figure(report: Report) -> Spectrum:

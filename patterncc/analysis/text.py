@@ -65,7 +65,10 @@ def counted(number: int, thing: str) -> str:
 
 def share_text(figure: Figure) -> str:
     """A share in per cent with the badge that belongs to it."""
-    return f"{percent_text(figure.share)} {figure.badge} ({figure.engine})"
+    share = percent_text(figure.share)
+    if not figure.certain and figure.share == 1.0:
+        share = "about 100%"  # of a sample: it never says that reach is full
+    return f"{share} {figure.badge} ({figure.engine})"
 
 
 def percent_text(share: float, digits: int = 4) -> str:

@@ -139,8 +139,8 @@ def _beyond(q: Question, states: Sequence[State[ZoneSet]]) -> Curve:
         return curve
     try:
         sampled = _sampled(q, states)
-    except SizeError:
-        return curve  # certain bounds are what is left
+    except SizeError as refused:
+        return replace(curve, notes=(*curve.notes, f"nothing was sampled: {refused}"))
     return _both(q, curve, sampled)
 
 

@@ -37,6 +37,7 @@ MOST_COLUMNS = 1024  # sources of a strip
 MOST_STATE = 2**24  # words that one state may hold: 128 MiB
 MOST_WORK = 2**42  # words that the asked layers may touch
 SEARCH_WORDS = 2**33  # the same for the search past the asked depth
+SAMPLE_SEARCH_WORDS = 2**31  # the same in a sample, which can only show that it is farther
 THREADS = min(8, os.cpu_count() or 1)
 _MADE: WeakKeyDictionary[Level, Operator] = WeakKeyDictionary()  # layers made ready
 
@@ -84,7 +85,8 @@ def follow(
     whole = sources is None or sources >= len(able)
     words = _layer_words(n, layers, None if whole else sources)
     refuse_above(int(depth * words), "words to touch by the rows engine", MOST_WORK)
-    furthest = depth + max(1, min(4096, int(SEARCH_WORDS / max(1.0, words))))
+    budget = SEARCH_WORDS if sources is None else SAMPLE_SEARCH_WORDS
+    furthest = depth + max(1, min(4096, int(budget / max(1.0, words))))
     job = _Job(strips.Run(t, pairs, layers, weights, not pairs.closed, not whole), depth, furthest)
     if whole:
         return _exact(job, able, states)

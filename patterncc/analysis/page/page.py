@@ -108,7 +108,7 @@ def _tiles(report: Report) -> str:
         ("Depth to full, layers", escape(depth) + of, "reach", proof),
         (
             f"Reach after {counted(report.depth, 'layer')}",
-            percent(last.share),
+            percent(last.share) if last.certain else share_words(last),
             "reach",
             badge(last.badge, engine),
         ),
