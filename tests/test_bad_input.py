@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 import patterncc as pc
 from patterncc.analysis import hub_load, influence
-from patterncc.analysis.report import write_whole
+from patterncc.analysis.saving import write_whole
 from patterncc.cli import main
 
 NEAR = "edges:\n  near: causal() & window(15)\n"

@@ -189,15 +189,9 @@ def _between(low: Figure, high: Figure, pairs: int) -> Figure:
 
 
 def _curve(c: Curve) -> dict[str, Any]:
-    full = c.full
     return {
         "depth_to_full": {
-            "value": full.lo if full.decided and not full.never else None,
-            "never": full.never,
-            "decided": full.decided,
-            "at_least": full.lo,
-            "at_most": None if full.never else full.hi,
-            "searched": full.searched,
+            **c.full.to_json(),
             "witness": None if c.witness is None else list(c.witness),
         },
         "reach": [{"layer": l, **asdict(figure)} for l, figure in enumerate(c.figures)],

@@ -72,6 +72,17 @@ class Depth:
         """One depth, or never: nothing is left open."""
         return self.never or self.lo == self.hi
 
+    def to_json(self) -> dict[str, int | bool | None]:
+        """What is known of the depth as JSON values."""
+        return {
+            "value": self.lo if self.decided and not self.never else None,
+            "never": self.never,
+            "decided": self.decided,
+            "at_least": self.lo,
+            "at_most": None if self.never else self.hi,
+            "searched": self.searched,
+        }
+
     def __str__(self) -> str:
         if self.never:
             return "never"

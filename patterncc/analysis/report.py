@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -22,8 +21,9 @@ from patterncc.analysis.graph.smallworld import SmallWorld
 from patterncc.analysis.graph.spectrum import Spectrum
 from patterncc.analysis.lint.run import Finding
 from patterncc.analysis.robustness import Robustness
+from patterncc.analysis.saving import save_as
 from patterncc.analysis.topology import Topology
-from patterncc.errors import PatternError, PatternValueError
+from patterncc.errors import PatternValueError
 from patterncc.stack import Stack
 
 SCHEMA = "patterncc.report/1"
@@ -183,12 +183,7 @@ class Report:
             "stack": self.stack.splitlines(),
             "pairs": {"name": self.pairs_name, "how": self.pairs_how, "count": self.pairs},
             "depth_to_full": {
-                "value": self.full.lo if self.full.decided and not self.full.never else None,
-                "never": self.full.never,
-                "decided": self.full.decided,
-                "at_least": self.full.lo,
-                "at_most": None if self.full.never else self.full.hi,
-                "searched": self.full.searched,
+                **self.full.to_json(),
                 "witness": None if self.witness is None else list(self.witness),
             },
             "reach": [
@@ -230,39 +225,16 @@ class Report:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the report as .json, .txt or .html, by the name's ending; the file appears whole
         or not at all."""
-        target = Path(path)
-        match target.suffix:
-            case ".json":
-                content = json.dumps(self.to_json(), indent=2) + "\n"
-            case ".txt":
-                content = f"{self}\n"
-            case ".html":
-                from patterncc.analysis.page.page import render
+        return save_as(
+            path,
+            {
+                ".json": lambda: json.dumps(self.to_json(), indent=2) + "\n",
+                ".txt": lambda: f"{self}\n",
+                ".html": self._page,
+            },
+        )
 
-                content = render(self)
-            case suffix:
-                ends = f"ends in {suffix!r}" if suffix else "has no ending"
-                raise PatternValueError(f"save: {str(target)!r} {ends}; use .json, .txt or .html")
-        write_whole(target, content)
-        return target
+    def _page(self) -> str:
+        from patterncc.analysis.page.page import render
 
-
-def write_whole(target: Path, content: str) -> None:
-    """Write to a temporary name beside the target and move it there: the file appears whole, or
-    what was there stays as it was."""
-    name = None
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.fchmod(handle, 0o644)
-        # names of files may hold bytes that are no text
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(content)
-        os.replace(name, target)
-        name = None
-    except OSError as error:
-        raise PatternError(
-            f"save: cannot write {str(target)!r}: {error.strerror}; give another name or folder"
-        ) from None
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
+        return render(self)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from patterncc.analysis.compare.front import Bracket, dominators
 from patterncc.analysis.cost import total
 from patterncc.analysis.reach import analyze
-from patterncc.analysis.report import Report, write_whole
+from patterncc.analysis.report import Report
+from patterncc.analysis.saving import save_as
 from patterncc.analysis.text import counted
 from patterncc.errors import PatternError, PatternSyntaxError, PatternValueError
 from patterncc.pattern import Pattern
@@ -93,13 +94,7 @@ class Candidate:
             "flops_share": self.flops_share,
             "flops_share_least": self.flops_share_least,
             "kv_share": self.kv_share,
-            "depth_to_full": {
-                "value": full.lo if full.decided and not full.never else None,
-                "never": full.never,
-                "decided": full.decided,
-                "at_least": full.lo,
-                "at_most": None if full.never else full.hi,
-            },
+            "depth_to_full": full.to_json(),
             "reach": {
                 "lo": at.lo,
                 "hi": at.hi,
@@ -178,27 +173,17 @@ class Comparison:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write .html, .svg, .json or .txt, by the name's ending; the file appears whole or not at
         all."""
-        target = Path(path)
-        match target.suffix:
-            case ".json":
-                content = json.dumps(self.to_json(), indent=2) + "\n"
-            case ".txt":
-                content = f"{self}\n"
-            case ".svg":
-                from patterncc.analysis.compare.svg import drawing
+        from patterncc.analysis.compare.svg import drawing, page
 
-                content = drawing(self)
-            case ".html":
-                from patterncc.analysis.compare.svg import page
-
-                content = page(self)
-            case suffix:
-                ends = f"ends in {suffix!r}" if suffix else "has no ending"
-                raise PatternValueError(
-                    f"save: {str(target)!r} {ends}; use {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
-                )
-        write_whole(target, content)
-        return target
+        return save_as(
+            path,
+            {
+                ".html": lambda: page(self),
+                ".json": lambda: json.dumps(self.to_json(), indent=2) + "\n",
+                ".svg": lambda: drawing(self),
+                ".txt": lambda: f"{self}\n",
+            },
+        )
 
 
 def compare(
