@@ -59,6 +59,7 @@ not computed   spectral gap: every edge leads to an earlier token; the
 
   layer  kind         heads  edges a head  density  FLOPs of full  KV of full
     0-1  sparse           1         3,976   0.0607         12.09%       6.25%
+whole stack: 12.09% of full attention's FLOPs, 6.25% of its KV cache read a step
 
 note PCC106: 2 layers do not carry every allowed pair; it takes 17 at least
     widen the window, or let one layer in a few read everything"""

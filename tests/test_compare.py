@@ -139,10 +139,13 @@ near       12.1%  6.25%       17  41.9%           14  both
 far        43.7%    25%        5  <100%           59  both
 chunks     6.61%  6.25%    never  6.61%           12  both
 
-FLOPs, KV: shares of full attention's, over the whole stack
+FLOPs, KV: shares of full attention's, over the whole stack; KV is what a decode
+    step reads
 reach: allowed pairs reached at each candidate's depth
 half within: the distance within which half of the last token's influence lies
-    (q50 of the rollout, alpha 0.5); more is farther
+    (q50 of the rollout, alpha 0.5); more is farther. Dense causal layers gather
+    influence at the first tokens, and it falls with alpha: try several before
+    you rank by it
 best by cost and depth: chunks, near, far
 best by cost and influence: chunks, near, far
 note: 4 layers asked of a stack of 1: it repeats cyclically"""

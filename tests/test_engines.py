@@ -168,6 +168,7 @@ def pinched() -> Iterator[None]:
         patch.setattr(zones, "MAX_PAIRS", 24)
         patch.setattr(engine, "EXACT_WORK", 0.0)
         patch.setattr(engine, "QUICK_WORK", 0.0)
+        patch.setattr(engine, "LAST_PAIRS", 24)
         yield
 
 

@@ -320,6 +320,6 @@ def test_asymmetric_topologies_are_refused_with_the_remedy() -> None:
     with pytest.raises(PatternValueError, match=r"does not read it.*symmetrize=True"):
         spectrum(window(2, 2) | random_edges(1), 64)
     assert "symmetrised" in spectrum(causal() & window(3), 64, symmetrize=True).graph
-    assert "symmetrised" not in spectrum([window(3, 0), window(0, 3)], 64).graph  # type: ignore
+    assert "symmetrised" not in spectrum(Stack([window(3, 0), window(0, 3)]), 64).graph
     with pytest.raises(PatternValueError, match="n >= 2"):
         spectrum(full(), 1)

@@ -39,7 +39,8 @@ class Report:
     layers.  The figures named in LATER are computed when they are first read; where one cannot be
     had it is None (or empty) and why_not[name] says why, and what to do.  `content` has the
     guaranteed, the possible and the traced reach of layers that choose their keys by content;
-    `topology` holds the traced edges of such layers, else the possible ones.
+    `topology` holds the traced edges of such layers, else the possible ones.  `name` is what the
+    stack is called, "" where nobody said.
     """
 
     n: int
@@ -59,6 +60,7 @@ class Report:
     asked: Stack = field(repr=False, compare=False)
     content: Content | None = field(repr=False, compare=False)
     alpha: float = 0.5
+    name: str = ""
 
     @property
     def depth_to_full(self) -> int | None:

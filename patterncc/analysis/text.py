@@ -6,6 +6,8 @@ import textwrap
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from patterncc.analysis.cost import total
+
 if TYPE_CHECKING:
     from patterncc.analysis.cost import LevelCost
     from patterncc.analysis.curve import Figure
@@ -118,8 +120,8 @@ def _headline(report: Report, width: int) -> list[str]:
     stack = report.stack.splitlines()
     memory = f", {stack[0].partition(', ')[2]}" if ", " in stack[0] else ""
     return [
-        f"Reach of a stack of {counted(report.layers, 'layer')} at {counted(report.n, 'token')}"
-        + memory,
+        f"Reach of {report.name + ', ' if report.name else ''}a stack of "
+        f"{counted(report.layers, 'layer')} at {counted(report.n, 'token')}{memory}",
         *(line for text in stack[1:] for line in wrapped(text, width, 6)),
         *labelled(
             "allowed pairs",
@@ -182,7 +184,13 @@ def _cost(report: Report, width: int) -> list[str]:
             remarks.setdefault(c.how, []).append(where)
         if c.kv_shared:
             remarks.setdefault("keys and values of another layer, none held", []).append(where)
+    sums = total(report.costs)
+    held = f", held {percent_text(sums.kv_held_share)}" * (sums.kv_held_share != sums.kv_share)
     said = [f"layer {', '.join(where)}: {how}" for how, where in remarks.items()]
+    said.append(
+        f"whole stack: {percent_text(sums.flops_share)} of full attention's FLOPs, "
+        f"{percent_text(sums.kv_share)} of its KV cache read a step{held}"
+    )
     return lines + [line for text in said for line in wrapped(text, width)] if report.costs else []
 
 

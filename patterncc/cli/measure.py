@@ -97,7 +97,8 @@ def analyze(
     with working(f"Following {loaded.name} over {length:,} tokens") as say:
         say("reach")
         report = analyse(loaded.stack, length, depth, **more)
-        report = replace(report, notes=(*report.notes, *loaded.notes))
+        notes = (*report.notes, *loaded.notes)
+        report = replace(report, notes=notes, name=loaded.name)
         for figure, stage in STAGES.items():
             say(stage)
             getattr(report, figure, None)

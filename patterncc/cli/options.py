@@ -103,6 +103,8 @@ def read(
     from patterncc import gallery
     from patterncc.language import load
 
+    if file.is_dir() and (file / "config.json").is_file():
+        file = file / "config.json"
     if file.suffix == ".json":
         return _from_config(file, params, bind, n)
     if not file.suffix and not file.exists():

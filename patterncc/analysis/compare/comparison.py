@@ -40,7 +40,9 @@ class Candidate:
 
     flops_share and kv_share are those of the whole stack at `depth`: against full attention in
     every layer, over the widest allowed pairs of all candidates so that equal edges cost the same,
-    and against a cache of every position.  Layers that choose by content cost at most that and at
+    and against a cache of every position (what a decode step reads; kv_held_share what must be
+    held for it, less where layers share keys and values).
+    Layers that choose by content cost at most that and at
     least flops_share_least, which differs for them alone.  q50, q90 and q99 are the distances
     within which that part of the last token's rollout lies, participation 1 / sum p^2 of it.  The
     four are None where there is no influence, and `why_not` then says why.
@@ -58,6 +60,7 @@ class Candidate:
     flops_share: float
     flops_share_least: float
     kv_share: float
+    kv_held_share: float
     q50: int | None
     q90: int | None
     q99: int | None
@@ -94,6 +97,7 @@ class Candidate:
             "flops_share": self.flops_share,
             "flops_share_least": self.flops_share_least,
             "kv_share": self.kv_share,
+            "kv_held_share": self.kv_held_share,
             "depth_to_full": full.to_json(),
             "reach": {
                 "lo": at.lo,
@@ -248,6 +252,7 @@ def _candidate(name: str, report: Report, widest: int) -> Candidate:
         flops_share=costs.flops / full_flops if full_flops else 0.0,
         flops_share_least=_least(report.costs) / full_flops if full_flops else 0.0,
         kv_share=costs.kv_share,
+        kv_held_share=costs.kv_held_share,
         q50=found.q50 if found else None,
         q90=found.q90 if found else None,
         q99=found.q99 if found else None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from patterncc._version import __version__
 from patterncc.analysis.compare.comparison import depth_bracket
 from patterncc.analysis.compare.plane import HEIGHT, WIDTH, Mark, plane
-from patterncc.analysis.compare.text import HEADS, depth_text, legend, reach_text, row
+from patterncc.analysis.compare.text import cells, depth_text, legend, reach_text
 from patterncc.analysis.page.svg import short
 from patterncc.analysis.text import counted, percent_text
 
@@ -129,10 +129,10 @@ def _tip(c: Candidate) -> str:
 
 
 def _table(found: Comparison) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in HEADS)
+    names, *listed = cells(found)
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row(c)) + "</tr>"
-        for c in found.candidates
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in listed
     )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'

@@ -11,25 +11,38 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 LEAST_NAME = 12  # columns that a name keeps at least; longer ones lose their middle
-HEADS = ("candidate", "FLOPs", "KV", "full at", "reach", "half within", "best")
 
 
 def render(found: Comparison) -> str:
     """The table, what its columns say, and the notes."""
     lines = [f"{counted(len(found.candidates), 'candidate')} at {counted(found.n, 'token')}", ""]
-    lines += table([HEADS, *(row(c) for c in found.candidates)])
+    lines += table(cells(found))
     lines += ["", *(text for line in legend(found) for text in wrapped(line, WIDTH))]
     lines += [text for note in found.notes for text in wrapped(f"note: {note}", WIDTH)]
     return "\n".join(lines)
 
 
-def row(c: Candidate) -> tuple[str, ...]:
+def cells(found: Comparison) -> list[tuple[str, ...]]:
+    """The head and one row a candidate; what the cache holds where it is not what is read."""
+    held = shows_held(found)
+    kv = ("KV read", "held") if held else ("KV",)
+    head = ("candidate", "FLOPs", *kv, "full at", "reach", "half within", "best")
+    return [head, *(_row(c, held) for c in found.candidates)]
+
+
+def shows_held(found: Comparison) -> bool:
+    """Some candidate holds more or fewer keys and values than it reads in a step."""
+    return any(c.kv_held_share != c.kv_share for c in found.candidates)
+
+
+def _row(c: Candidate, held: bool) -> tuple[str, ...]:
     """One candidate's cells."""
+    kv = (c.kv_share, c.kv_held_share) if held else (c.kv_share,)
     marks = [plane for plane in ("depth", "influence") if c.on_front(plane)]
     return (
         c.name,
         "<= " * (c.flops_share_least < c.flops_share) + percent_text(c.flops_share, 3),
-        percent_text(c.kv_share, 3),
+        *(percent_text(share, 3) for share in kv),
         depth_text(c),
         reach_text(c),
         "-" if c.q50 is None else f"{c.q50:,}",
@@ -39,11 +52,14 @@ def row(c: Candidate) -> tuple[str, ...]:
 
 def legend(found: Comparison) -> list[str]:
     """What the columns say, one sentence each."""
+    names = "FLOPs, KV read and held" if shows_held(found) else "FLOPs, KV"
     return [
-        "FLOPs, KV: shares of full attention's, over the whole stack",
+        f"{names}: shares of full attention's, over the whole stack; KV is what a decode step "
+        "reads" + (", held what the cache holds for it" if shows_held(found) else ""),
         "reach: allowed pairs reached at each candidate's depth",
         "half within: the distance within which half of the last token's influence lies "
-        f"(q50 of the rollout, alpha {found.alpha:g}); more is farther",
+        f"(q50 of the rollout, alpha {found.alpha:g}); more is farther. Dense causal layers gather "
+        "influence at the first tokens, and it falls with alpha: try several before you rank by it",
         f"best by cost and depth: {', '.join(found.front('depth')) or 'none'}",
         f"best by cost and influence: {', '.join(found.front('influence')) or 'none'}",
     ]

@@ -26,6 +26,7 @@ MAX_DEPTH = 100_000
 SOURCES = 512
 EXACT_WORK = 2.0**34  # words that an exact run may touch unasked: several seconds
 QUICK_WORK = 2.0**28  # the same where nothing quicker need be tried: less than a tenth of a second
+LAST_PAIRS = 2**21  # pairs of zones in one composition where nothing else would be exact
 FEW_PAIRS = 2**7  # pairs of zones in one composition that take no longer than quick rows
 SCATTERED = 2**18  # zones of a layer of which tiles could tell nothing: they touch every tile
 ROWS_A_WORD = 0.5  # of the time that tiles take for a word: rows stay in cache
@@ -128,7 +129,11 @@ def _beyond(q: Question, states: Sequence[State[ZoneSet]]) -> Curve:
     is, certain bounds by tiles, and a sample of rows where they are wide."""
     layers = max(1, q.depth - len(states) + 1)
     by_rows = ROWS_A_WORD * _all_rows(q, layers)
-    if q.sample and max(len(level.zones) for level in q.t.levels) > SCATTERED:
+    scattered = max(len(level.zones) for level in q.t.levels) > SCATTERED
+    if by_rows > ROWS_A_WORD * EXACT_WORK and not scattered:
+        with suppress(SizeError):  # nothing else is exact: zones may be more than usual
+            return zones.follow(q.t, q.pairs, q.depth, _start(q), LAST_PAIRS)
+    if q.sample and scattered:
         return _sampled(q, states)
     run = tiles.prepare(q.t, q.pairs, states)
     by_tiles = layers * run.words if run.exact else float("inf")

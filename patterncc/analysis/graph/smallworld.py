@@ -128,6 +128,12 @@ def small_world_of(t: Topology, *, samples: int | None = None, seed: int = 0) ->
     cr = k / n if n else None
     lr = (math.log(n) - EULER) / math.log(k) + 0.5 if n > 1 and k > 1 else None
     latt = 3 * (k - 2) / (4 * (k - 1)) if k > 2 else None
+    dense = n > 2 and k > (n - 1) / 2
+    if dense:
+        why["sigma"] = why["omega"] = (
+            "more than half of all pairs are edges; the random graph and the lattice of sigma and "
+            "omega are sparse ones"
+        )
     return SmallWorld(
         nodes=n,
         edges=s.edges,
@@ -137,8 +143,8 @@ def small_world_of(t: Topology, *, samples: int | None = None, seed: int = 0) ->
         random_clustering=cr,
         random_length=lr,
         lattice_clustering=latt,
-        sigma=_sigma(c, length, cr, lr, why),
-        omega=_omega(c, length, latt, lr, why),
+        sigma=None if dense else _sigma(c, length, cr, lr, why),
+        omega=None if dense else _omega(c, length, latt, lr, why),
         why_not=MappingProxyType(why),
     )
 

@@ -22,7 +22,8 @@ MOST_FINDINGS = 6  # that stand open
 
 def render(report: Report) -> str:
     """The whole page."""
-    title = f"Reach of {counted(report.layers, 'layer')} at {counted(report.n, 'token')}"
+    named = f"{escape(report.name)}, " if report.name else ""
+    title = f"Reach of {named}{counted(report.layers, 'layer')} at {counted(report.n, 'token')}"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
@@ -77,12 +78,12 @@ def headline(report: Report) -> str:
 def _header(report: Report) -> str:
     t = report.topology
     memory = f", {t.memory:,} memory positions" if t.memory else ""
-    missing = ""
+    missing, named = "", f"{escape(report.name)}: " if report.name else ""
     if report.witness is not None:
         query, key = report.witness
         missing = f" Query {query:,} never sees key {key:,}."
     return (
-        f'<header><p class="eyebrow">{counted(report.layers, "layer")}, '
+        f'<header><p class="eyebrow">{named}{counted(report.layers, "layer")}, '
         f"{counted(report.n, 'token')}{memory}</p>"
         f"<h1>{escape(headline(report))}</h1>"
         f'<p class="soft">{report.pairs:,} allowed pairs ({escape(report.pairs_name)}: '
