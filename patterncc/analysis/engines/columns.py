@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 FEW = 64  # ranges up to which each is reduced by itself
-BLOCK_WORDS = 2**15  # words of a block of rows: 256 KiB
+BLOCK_WORDS = 2**16  # words of a block of rows: 512 KiB
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 Spread = Callable[[Callable[[Span], "I64"], Iterable[Span]], Iterable["I64"]]
-_COUNTED = 2**16  # rows of which columns are counted at once
+_COUNTED = 2**15  # rows of which columns are counted at once
 _ONES = np.uint64(2**64 - 1)
 
 
