@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from patterncc.analysis.content import refuse_unbound
-from patterncc.analysis.flow.hubs import HubLoad, hub_load_of
-from patterncc.analysis.flow.influence import Influence, influence_of
+from patterncc.analysis.flow.hubs import HubLoad
 from patterncc.analysis.flow.rollout import MOST_POSITIONS, Rollout, rollout_of
 from patterncc.analysis.graph.smallworld import SmallWorld, small_world_of
 from patterncc.analysis.graph.spectrum import Spectrum, spectrum_of
@@ -49,16 +48,6 @@ def rollout_figure(report: Report) -> Rollout:
             f"{MOST_POSITIONS:,} or fewer"
         )
     return rollout_of(t, report.alpha, report.depth)
-
-
-def influence_figure(rollout: Rollout) -> Influence:
-    """The last token's row."""
-    return influence_of(rollout)
-
-
-def hubs_figure(rollout: Rollout) -> HubLoad:
-    """The load of the inputs."""
-    return hub_load_of(rollout)
 
 
 def robustness_figure(report: Report, hubs: HubLoad | None) -> tuple[Robustness, ...]:

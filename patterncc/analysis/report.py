@@ -14,8 +14,8 @@ from patterncc.analysis import figures
 from patterncc.analysis.content import Content
 from patterncc.analysis.cost import LevelCost, total
 from patterncc.analysis.curve import Depth, Figure
-from patterncc.analysis.flow.hubs import HubLoad
-from patterncc.analysis.flow.influence import Influence, heuristic_range
+from patterncc.analysis.flow.hubs import HubLoad, hub_load_of
+from patterncc.analysis.flow.influence import Influence, heuristic_range, influence_of
 from patterncc.analysis.flow.rollout import Rollout
 from patterncc.analysis.graph.smallworld import SmallWorld
 from patterncc.analysis.graph.spectrum import Spectrum
@@ -155,12 +155,12 @@ class Report:
     @cached_property
     def _influence(self) -> Influence | str:
         r = self._rollout
-        return r if isinstance(r, str) else figures.or_why(lambda: figures.influence_figure(r))
+        return r if isinstance(r, str) else figures.or_why(lambda: influence_of(r))
 
     @cached_property
     def _hubs(self) -> HubLoad | str:
         r = self._rollout
-        return r if isinstance(r, str) else figures.or_why(lambda: figures.hubs_figure(r))
+        return r if isinstance(r, str) else figures.or_why(lambda: hub_load_of(r))
 
     @cached_property
     def _robustness(self) -> tuple[Robustness, ...] | str:

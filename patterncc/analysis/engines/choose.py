@@ -126,18 +126,19 @@ def _limit(t: Topology) -> int:
 
 def _beyond(q: Question, states: Sequence[State[ZoneSet]]) -> Curve:
     """From the last exact state on: tiles or all rows, whichever is exact for less; where neither
-    is, certain bounds by tiles, and a sample of rows where they are wide."""
+    is, zones though they are many; else certain bounds by tiles, and a sample of rows where they
+    are wide."""
     layers = max(1, q.depth - len(states) + 1)
-    by_rows = ROWS_A_WORD * _all_rows(q, layers)
+    words = _all_rows(q, layers)
     scattered = max(len(level.zones) for level in q.t.levels) > SCATTERED
-    if by_rows > ROWS_A_WORD * EXACT_WORK and not scattered:
-        with suppress(SizeError):  # nothing else is exact: zones may be more than usual
-            return zones.follow(q.t, q.pairs, q.depth, _start(q), LAST_PAIRS)
     if q.sample and scattered:
         return _sampled(q, states)
+    if words > EXACT_WORK and not scattered and not tiles.only_boxes(q.t):
+        with suppress(SizeError):
+            return zones.follow(q.t, q.pairs, q.depth, _start(q), LAST_PAIRS)
     run = tiles.prepare(q.t, q.pairs, states)
     by_tiles = layers * run.words if run.exact else float("inf")
-    if by_rows < by_tiles and by_rows <= ROWS_A_WORD * EXACT_WORK:
+    if words <= EXACT_WORK and ROWS_A_WORD * words < by_tiles:
         return rows.follow(q.t, q.pairs, q.depth, states=states)
     curve = tiles.follow(run, q.depth, states)
     if run.exact or not q.sample or all(f.exact for f in curve.figures):

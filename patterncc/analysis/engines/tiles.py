@@ -188,6 +188,15 @@ class _Search:
         return self.surely is not None
 
 
+def only_boxes(t: Topology) -> bool:
+    """No zone of any layer is cut by a diagonal: only then can edges fill the tiles they touch."""
+    for level in t.levels:
+        i0, i1, j0, j1, d0, d1 = level.zones.table.T
+        if ((d0 > j0 - i1 + 1) | (d1 < j1 - i0)).any():
+            return False
+    return True
+
+
 def prepare(
     t: Topology, pairs: Pairs, states: Sequence[State[ZoneSet]], side: int | None = None
 ) -> Run:
