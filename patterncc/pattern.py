@@ -158,6 +158,12 @@ ARGUMENTS = frozenset(
             "symmetrize",
             "steps",
             "bins",
+            "order",
+            "max_bytes",
+            "target",
+            "doc_ids",
+            "key_lengths",
+            "prefix_lengths",
         ),
         *("pattern", "patterns", "stack", "layout", "file", "self"),
     )

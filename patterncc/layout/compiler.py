@@ -25,6 +25,7 @@ def compile(
     block: Block = ...,
     *,
     layer: int = ...,
+    order: object = ...,
     max_tiles: int = ...,
     **bindings: object,
 ) -> Layout: ...
@@ -38,6 +39,7 @@ def compile(
     block: Block = ...,
     *,
     layer: int = ...,
+    order: object = ...,
     max_tiles: int = ...,
     **bindings: object,
 ) -> tuple[Layout, ...]: ...
@@ -50,6 +52,7 @@ def compile(
     block: Block = None,
     *,
     layer: int = 0,
+    order: object = None,
     max_tiles: int = MAX_TILES,
     **bindings: object,
 ) -> Layout | tuple[Layout, ...]:
@@ -59,6 +62,7 @@ def compile(
     a cost model choose.
     q_offset: where query 0 stands; by default 0, in a stack behind its memory.
     layer: keys random edges; a stack counts its own layers.
+    order: None lets the cost model reorder tokens where that pays; "token" keeps their order.
     bindings: names in the pattern, as in `lower`.
 
     Equal layers of a stack are one object, equal heads of a layer share their runs.  Heads draw
@@ -103,7 +107,7 @@ def compile(
     check_bindings("compile", stack.patterns, bindings)
     frame = Frame.of(n, n_k, start, k_offset)
     _length("n_k", frame.n_k)
-    job = Job(frame, sides, check_int("compile", "max_tiles", max_tiles, 0), bindings)
+    job = Job(frame, sides, order, check_int("compile", "max_tiles", max_tiles, 0), bindings)
     if isinstance(p, Stack):
         if layer:
             raise PatternValueError("compile: a Stack counts its own layers; leave out layer")

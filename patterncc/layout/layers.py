@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from patterncc.layout.build import build
 from patterncc.layout.choose import choose_block
+from patterncc.layout.layout import Recipe
 from patterncc.layout.limits import MAX_TEXT
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Layer, Stack
@@ -24,6 +25,7 @@ class Job:
 
     frame: Frame
     block: tuple[int, int] | None
+    order: object
     max_tiles: int
     bindings: dict[str, Any]
 
@@ -60,9 +62,11 @@ class Job:
                     zone_sets.append(zones)
             head_pattern.append(lowered[key])
         block = self.block or choose_block(zone_sets)
-        return build(
+        made = build(
             zone_sets, head_pattern, block, pattern=shortened(str(each)), max_tiles=self.max_tiles
         )
+        recipe = Recipe(each, self.block, layer, self.order, self.max_tiles, self.bindings)
+        return replace(made, recipe=recipe)
 
     def _lower(self, p: Pattern, layer: int, head: int) -> ZoneSet:
         f = self.frame

@@ -10,6 +10,10 @@ tiles stand in *runs*: consecutive tiles of a row with one mask word each.
 
 A tile that reaches past the last key is never "full": its mask leaves the missing keys out.
 Missing queries (rows past n) may be set or not; nobody reads them.
+
+A layout may stand in another order than that of tokens: its tiles then count *slots*, and `order`
+says which query and which key a slot holds.  A mask whose parts want different orders is several
+such layouts, the *terms*: their edges are disjoint, so their results are merged by LSE.
 """
 
 from __future__ import annotations
@@ -23,9 +27,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from patterncc.stack import Layer
+    from patterncc.zones.order import Order
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +50,36 @@ class Runs:
 
 
 @dataclass(frozen=True, eq=False)
+class Recipe:
+    """What a layout was compiled from, kept in memory only: enough to compile another length.
+
+    order: None where the cost model chose, "token", a name, or permutations as they were given.
+    """
+
+    source: Layer
+    block: tuple[int, int] | None
+    layer: int
+    order: object
+    max_tiles: int
+    bindings: Mapping[str, object]
+
+
+@dataclass(frozen=True, eq=False)
 class Layout:
     """A compiled mask for n queries and n_k keys; heads with equal patterns share their runs.
 
     rows: runs over key tiles for each query tile row (the forward pass and dQ).
     cols: runs over query tiles for each key tile column (dK and dV), same tiles, same mask words.
-    head_pattern: int32 [heads], the pattern of each head; length 1 serves any number of heads.
+    head_pattern: int32 [sequences * heads], the pattern of head h of sequence b at b * heads + h;
+    one head serves any number of heads.
+    sequences: 1 where all sequences of a batch have the same mask, else how many there are.
     zones: int32 [count, 4, 6], tile-local i0 i1 j0 j1 d0 d1 (d = j - i, both tile-local),
     half-open and tight; unused slots are all zero, which no pair satisfies, and come last.
     bits: uint32 [count, block[0], ceil(block[1] / 32)], bit b of word w is key column 32 * w + b.
     edges: the exact count of edges of each pattern.
+    order: which query and key each slot holds; None where tiles stand in token order.
+    rest: further terms, of the same frame and heads, each without a rest of its own.
+    recipe: how it was compiled; None for a layout from a file.
     """
 
     n: int
@@ -67,6 +95,15 @@ class Layout:
     edges: tuple[int, ...]
     pattern: str = ""
     device: str | None = None
+    sequences: int = 1
+    order: Order | None = None
+    rest: tuple[Layout, ...] = ()
+    recipe: Recipe | None = None
+
+    @cached_property
+    def terms(self) -> tuple[Layout, ...]:
+        """This layout without its rest, then the rest; their edges are disjoint."""
+        return (replace(self, rest=()) if self.rest else self, *self.rest)
 
     @property
     def lines(self) -> int:
@@ -86,36 +123,43 @@ class Layout:
     @property
     def heads(self) -> int | None:
         """How many heads the layout is for; None when it serves any number."""
-        return None if len(self.head_pattern) == 1 else len(self.head_pattern)
+        heads = len(self.head_pattern) // self.sequences
+        return None if heads == 1 else heads
 
     @property
     def density(self) -> float:
         """Edges among all pairs, the mean over heads; 0 where there are no pairs."""
         pairs = self.n * self.n_k * len(self.head_pattern)
-        return sum(self.edges[u] for u in self.head_pattern.tolist()) / pairs if pairs else 0.0
+        return sum(t.head_edges for t in self.terms) / pairs if pairs else 0.0
+
+    @property
+    def head_edges(self) -> int:
+        """Edges of this term, summed over heads."""
+        return sum(self.edges[u] for u in self.head_pattern.tolist())
 
     @property
     def tile_density(self) -> float:
-        """Touched tiles among all tiles, the mean over heads; 0 where there are no tiles."""
-        touched, tiles = self.tile_share
-        return touched / tiles if tiles else 0.0
+        """Touched tiles among all tiles, the mean over heads, the terms added up; 0 where there are
+        no tiles."""
+        shares = [t.tile_share for t in self.terms]
+        return sum(touched / tiles if tiles else 0.0 for touched, tiles in shares)
 
     @property
     def tile_share(self) -> tuple[int, int]:
-        """(touched tiles, all tiles), summed over heads."""
+        """(touched tiles, all tiles) of this term, summed over heads."""
         touched = [sum(pair) for pair in self._tile_counts]
         tiles = self.lines * self.columns * len(self.head_pattern)
         return sum(touched[u] for u in self.head_pattern.tolist()), tiles
 
     @property
     def full_tiles(self) -> int:
-        """Tiles without a mask, over all patterns."""
-        return sum(full for full, _ in self._tile_counts)
+        """Tiles without a mask, over all patterns and terms."""
+        return sum(full for t in self.terms for full, _ in t._tile_counts)
 
     @property
     def partial_tiles(self) -> int:
-        """Tiles with a mask, over all patterns."""
-        return sum(partial for _, partial in self._tile_counts)
+        """Tiles with a mask, over all patterns and terms."""
+        return sum(partial for t in self.terms for _, partial in t._tile_counts)
 
     @cached_property
     def _tile_counts(self) -> tuple[tuple[int, int], ...]:
@@ -131,9 +175,10 @@ class Layout:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of all but the device: lengths, offsets, block, pattern text and arrays."""
-        head = [self.n, self.n_k, self.q_offset, self.k_offset, *self.block]
-        digest = hashlib.sha256(json.dumps([*head, self.edges, self.pattern]).encode())
+        """sha256 of all but the device and the recipe: sizes, pattern text, arrays, the rest."""
+        numbers = [self.n, self.n_k, self.q_offset, self.k_offset, *self.block, self.sequences]
+        texts = [self.pattern, self.order.name if self.order else "", *(t.hash for t in self.rest)]
+        digest = hashlib.sha256(json.dumps([numbers, self.edges, texts]).encode())
         for array in self.arrays.values():
             digest.update(repr((array.shape, array.dtype.str)).encode())
             digest.update(np.ascontiguousarray(array).data)
@@ -141,7 +186,11 @@ class Layout:
 
     @property
     def arrays(self) -> dict[str, NDArray[np.int32]]:
-        """The arrays by name, all int32 (`bits` is a view), as they are hashed and saved."""
+        """The arrays of this term by name, all int32 (`bits` is a view), as they are hashed and
+        saved."""
+        placed = {}
+        if self.order is not None:
+            placed = {"order_queries": self.order.queries, "order_keys": self.order.keys}
         return {
             "head_pattern": self.head_pattern,
             "row_ptr": self.rows.ptr,
@@ -150,15 +199,18 @@ class Layout:
             "col_run": self.cols.run,
             "zones": self.zones,
             "bits": self.bits.view(np.int32),
+            **placed,
         }
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(a.nbytes for a in self.arrays.values())
+        """Bytes of all arrays of all terms."""
+        return sum(a.nbytes for t in self.terms for a in t.arrays.values())
 
     def dense(self) -> NDArray[np.bool_]:
-        """The mask [n, n_k], or [heads, n, n_k] if heads differ, from runs and masks alone.
+        """The mask [n, n_k] by original positions, from runs and masks alone.
+
+        [heads, n, n_k] where heads differ, [sequences, heads or 1, n, n_k] where sequences do.
 
         Raises SizeError for more than 2**30 entries.
         """
