@@ -1,4 +1,4 @@
-"""Order: where each token stands when a mask is laid out in another order than that of positions."""
+"""Order: where each token stands when a mask is laid out in an order other than that of tokens."""
 
 from __future__ import annotations
 
