@@ -61,6 +61,7 @@ from patterncc.stack import Stack, heads
 if TYPE_CHECKING:
     from patterncc.analysis import Report, analyze, explain
     from patterncc.analysis.compare.comparison import compare
+    from patterncc.artifact import Artifact
     from patterncc.attend import SparseAttention, attention
     from patterncc.integrations.networkx import from_networkx, to_networkx
     from patterncc.integrations.scipy import from_scipy
@@ -82,6 +83,7 @@ _LAZY = {
     "Report": "patterncc.analysis",
     "compile": "patterncc.layout",
     "Layout": "patterncc.layout",
+    "Artifact": "patterncc.artifact",
     "attention": "patterncc.attend",
     "SparseAttention": "patterncc.attend",
     "to_networkx": "patterncc.integrations.networkx",
@@ -130,6 +132,7 @@ __all__ = [
     "compare",
     "Report",
     "compile",
+    "Artifact",
     "Layout",
     "attention",
     "SparseAttention",

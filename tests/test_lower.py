@@ -27,7 +27,7 @@ from patterncc.zones import Frame, expander, graph_files
 from patterncc.zones import random as draws
 from patterncc.zones.lower import RULES, attention_only, lower
 from tests.oracles import is_tight
-from tests.strategies import frames
+from tests.strategies import composed, frames, grids, parents, shape, structured
 
 Edge = Callable[[Any, int, int], bool]
 
@@ -126,50 +126,6 @@ def check(p: Pattern, f: Frame, **more: Any) -> None:
     assert is_tight(z)
 
 
-small, size = st.integers(0, 40), st.integers(1, 12)
-shape = st.lists(st.integers(1, 5), min_size=1, max_size=3)
-parents = st.lists(st.integers(0, 60), max_size=45).map(
-    lambda picks: [
-        min(i, pick % (i + 3)) - 1 if pick % 7 else i - 1 for i, pick in enumerate(picks)
-    ]
-)
-
-
-@st.composite
-def grids(draw: st.DrawFn) -> Pattern:
-    sizes = draw(shape)
-    steps = [draw(st.integers(0, 4)) for _ in sizes]
-    return pr.grid(sizes, steps, draw(st.sampled_from(["cut", "shift"])))
-
-
-tokens = st.one_of(
-    st.lists(small, max_size=6),
-    st.builds(range, small, small, st.integers(1, 5)),
-)
-structured = st.one_of(
-    st.just(pr.full()),
-    st.just(pr.causal()),
-    st.just(pr.logsparse()),
-    st.just(pr.recurrent()),
-    st.builds(pr.convolution, size),
-    st.builds(pr.window, st.integers(-1, 40), st.integers(-1, 40)),
-    st.builds(pr.window, st.integers(-1, 6), st.integers(-1, 6), st.integers(1, 7)),
-    st.builds(pr.dilated, small, small, st.integers(1, 7)),
-    st.builds(pr.strided, size),
-    st.tuples(size, size).map(lambda t: pr.summary(max(t), min(t))),
-    st.builds(pr.chunked, size),
-    st.builds(pr.global_tokens, tokens),
-    st.builds(pr.sink, small),
-    st.builds(pr.prefix, small),
-    st.builds(pr.butterfly, st.integers(1, 5), st.one_of(st.none(), st.integers(0, 5))),
-    grids(),
-    st.builds(pr.axial, shape),
-    st.builds(pr.tree, parents),
-    st.builds(pr.documents, st.lists(st.integers(0, 9), max_size=8)),
-    st.builds(pr.clusters, st.lists(st.integers(-1, 3), min_size=64, max_size=64)),
-)
-
-
 @settings(max_examples=300)
 @given(structured, frames(28))
 def test_structured_primitives(p: Pattern, f: Frame) -> None:
@@ -190,19 +146,6 @@ def test_trees(nodes: list[int]) -> None:
     check(p, Frame.of(len(nodes) + 1))
     own, above = len(nodes), sum(len(path(p.parents, i)) - 1 for i in range(len(nodes)))
     assert len(lower(p, len(nodes) + 1)) <= 1 + own // 2 + above
-
-
-composed = st.recursive(
-    structured,
-    lambda inner: st.one_of(
-        st.builds(lambda a, b: a | b, inner, inner),
-        st.builds(lambda a, b: a & b, inner, inner),
-        st.builds(lambda a, b: a - b, inner, inner),
-        st.builds(lambda a: ~a, inner),
-        st.builds(lambda a: a.T, inner),
-    ),
-    max_leaves=6,
-)
 
 
 @given(composed, frames(16))

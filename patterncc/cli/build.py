@@ -49,14 +49,17 @@ def compile_(
     output: Path,
 ) -> Answer:
     """Compile FILE for N tokens: layout, readable kernel source and a manifest, in DIR."""
-    from patterncc.cli.artifact import compiled, text, write
+    from patterncc.artifact import Artifact
+    from patterncc.artifact.text import text
 
     loaded = read(file, params, bind, n)
     check_folder(output)
     with working(f"Compiling {loaded.name} for {target}") as say:
-        files, manifest = compiled(loaded, n, block, target, dtype, head_dim, say)
-        write(output, files)
-    return Answer({"output": str(output), **manifest}, text(output, manifest))
+        made = Artifact.build(
+            loaded, n, target=target, dtype=dtype, head_dim=head_dim, block=block, progress=say
+        )
+        made.save(output)
+    return Answer({"output": str(output), **made.manifest}, text(output, made.manifest))
 
 
 def check_folder(output: Path) -> None:
