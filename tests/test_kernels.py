@@ -31,6 +31,9 @@ PLANS = {
     "dkdv_every_class_sm_80": dataclasses.replace(
         BASE, kind="dkdv", target="sm_80", bm=64, bn=64, zones=4, bits=True, head_dim=80
     ),
+    "forward_per_sequence_sm_90": dataclasses.replace(
+        BASE, per_sequence=True, bits=True, descriptors=True
+    ),
     "decode_packed": dataclasses.replace(BASE, kind="decode", bm=16, heads=16, warps=4),
 }
 
@@ -63,7 +66,13 @@ def test_sources_are_python_that_people_can_read(name: str) -> None:
 
 
 def test_a_class_that_is_not_there_leaves_no_trace() -> None:
-    traces = {"zone": "zones", "bits": "bits", "word": "", "head_pattern": "per_head"}
+    traces = {
+        "zone": "zones",
+        "bits": "bits",
+        "word": "",
+        "head_pattern": "per_head",
+        "listed": "per_sequence",
+    }
     bare = emit(dataclasses.replace(BASE, zones=0)).split("import triton", 1)[1]
     assert not any(trace in bare for trace in traces)
     assert "word > 0" not in emit(dataclasses.replace(BASE, full=False))

@@ -50,7 +50,8 @@ def choose(
         full=True,  # a longer sequence or a wider window has full tiles: one source for all
         zones=spec.zones,
         bits=spec.bits,
-        per_head=spec.patterns > 1,
+        per_head=spec.patterns > 1 and spec.sequences == 1,
+        per_sequence=spec.sequences > 1,
         heads=heads,
         upcast=upcast,
         descriptors=streams and head_dim % 8 == 0 and value_dim % 8 == 0,

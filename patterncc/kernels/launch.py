@@ -143,6 +143,7 @@ def _of_layout(
         "zone": zone,
         "bits": bits if by_rows else bits_by_key,
         "zone_count": len(zone),
+        "listed": head_pattern.shape[0] // spec.sequences,
         "lines": spec.q_lines if by_rows else spec.k_lines,
         "n": q.shape[2],
         "n_k": k.shape[2],

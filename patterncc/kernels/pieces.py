@@ -75,12 +75,13 @@ def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str,
     if plan.kind == "delta":
         return pointers, strides, scalars
     tables = (
-        *(("head_pattern",) if plan.per_head else ()),
+        *(("head_pattern",) if plan.per_head or plan.per_sequence else ()),
         *("ptr", "run"),
         *(("zone",) if plan.zones else ()),
         *(("bits",) if plan.bits else ()),
     )
-    return pointers + tables, strides, scalars + (("zone_count",) if plan.bits else ())
+    more = (*(("zone_count",) if plan.bits else ()), *(("listed",) if plan.per_sequence else ()))
+    return pointers + tables, strides, scalars + more
 
 
 def streamed_block(plan: Plan, name: str) -> tuple[int, int]:
@@ -152,7 +153,15 @@ def mask(plan: Plan, own: str, along: str, start: str) -> str:
 
 
 def line(plan: Plan, own: str, head: str) -> str:
-    """`line`: where this program's runs stand in the table."""
+    """`line`: where this program's runs stand in the table.
+
+    The table of patterns lists all heads of a sequence, or one that stands for them all.
+    """
+    if plan.per_sequence:
+        return join(
+            f"pattern = tl.load(head_pattern + batch * listed + {head} % listed)",
+            f"line = pattern * lines + {own}",
+        )
     if plan.per_head:
         return f"line = tl.load(head_pattern + {head}) * lines + {own}"
     return f"line = {own}"

@@ -43,6 +43,7 @@ class Spec:
     full, zones, bits: the mask classes in use; zones is the largest number of zones of one mask:
     0, 1, 2 or 4.  layout_hash: hexadecimal digits over everything that the layout holds.
     share: aligned groups of this many heads have one pattern (0: all heads have).
+    sequences: 1 where all sequences of a batch have one mask, else how many the layout is for.
 
     >>> s = Spec(100, 100, 0, 0, (64, 64), 1, True, 1, False, "0" * 16, "cpu")
     >>> s.q_lines, Spec.parse(s.text()) == s
@@ -61,6 +62,7 @@ class Spec:
     layout_hash: str
     backend: Backend
     share: int = 0
+    sequences: int = 1
 
     @property
     def q_lines(self) -> int:
@@ -92,6 +94,7 @@ class Spec:
         used = [slot for slot in range(4) if layout.zones[:, slot].any()]
         slots = used[-1] + 1 if used else 0
         masked = bool(((words > 0) & (words <= zone_count)).any())
+        varies = layout.varies  # the next batch may have the classes that this one lacks
         return Spec(
             n=layout.n,
             n_k=layout.n_k,
@@ -99,23 +102,26 @@ class Spec:
             k_offset=layout.k_offset,
             block=(int(layout.block[0]), int(layout.block[1])),
             patterns=int(layout.head_pattern.max()) + 1 if len(layout.head_pattern) > 1 else 1,
-            full=bool((words == 0).any()),
-            zones=(0, 1, 2, 4, 4)[slots] or int(masked),
-            bits=bool((words > zone_count).any()),
+            full=varies or bool((words == 0).any()),
+            zones=(0, 1, 2, 4, 4)[slots] or int(masked or varies),
+            bits=varies or bool((words > zone_count).any()),
             layout_hash=layout.hash,
             backend=backend,
-            share=_share(layout.head_pattern),
+            share=_share(layout.head_pattern.reshape(layout.sequences, -1)),
+            sequences=layout.sequences,
         )
 
 
 def _share(head_pattern: NDArray[np.int32]) -> int:
     """The largest g such that aligned groups of g heads share a pattern; 0 when all heads do.
 
+    head_pattern: [sequences, heads].
+
     >>> import numpy as np
-    >>> _share(np.array([0, 0, 0, 0, 1, 1])), _share(np.array([0]))
+    >>> _share(np.array([[0, 0, 0, 0, 1, 1]])), _share(np.array([[0], [1]]))
     (4, 0)
     """
-    changes = (head_pattern[1:] != head_pattern[:-1]).nonzero()[0] + 1
+    changes = (head_pattern[:, 1:] != head_pattern[:, :-1]).any(axis=0).nonzero()[0] + 1
     return math.gcd(*changes.tolist())
 
 
@@ -127,7 +133,8 @@ class Plan:
     head_dim, value_dim: columns of Q and K, and of V (padded to powers of two inside the kernel).
     block: queries x keys of the layout's tile; bm, bn: of one kernel step, divisors of the tile's.
     full, zones, bits: the mask classes that the source holds code for; zones is 0, 1, 2 or 4.
-    per_head: heads read different patterns.  heads: rows into which a decode program packs the
+    per_head: heads read different patterns.  per_sequence: sequences of a batch do, and maybe heads.
+    heads: rows into which a decode program packs the
     query heads of one key head (1: one head a program).  precision: of fp32 products, "ieee" or
     "tf32".
     upcast: products in fp32 (for the interpreter, whose bf16 products are wrong).
@@ -152,6 +159,7 @@ class Plan:
     zones: int = 0
     bits: bool = False
     per_head: bool = False
+    per_sequence: bool = False
     heads: int = 1
     precision: Literal["ieee", "tf32"] = "ieee"
     upcast: bool = False
@@ -176,7 +184,7 @@ class Plan:
         _one_of("stages", self.stages, (1, 2, 3, 4, 5))
         _one_of("zones", self.zones, (0, 1, 2, 4))
         _one_of("heads", self.heads, tuple(range(1, 257)))
-        for name in ("full", "bits", "per_head", "upcast", "descriptors"):
+        for name in ("full", "bits", "per_head", "per_sequence", "upcast", "descriptors"):
             _one_of(name, getattr(self, name), (False, True))
         if self.descriptors and (self.head_dim % 8 or self.value_dim % 8 or self.target == "sm_80"):
             raise PatternValueError(

@@ -80,6 +80,7 @@ class Layout:
     order: which query and key each slot holds; None where tiles stand in token order.
     rest: further terms, of the same frame and heads, each without a rest of its own.
     recipe: how it was compiled; None for a layout from a file.
+    varies: other batches bring others of its kind, so its kernels hold every mask class they need.
     """
 
     n: int
@@ -99,6 +100,7 @@ class Layout:
     order: Order | None = None
     rest: tuple[Layout, ...] = ()
     recipe: Recipe | None = None
+    varies: bool = False
 
     @cached_property
     def terms(self) -> tuple[Layout, ...]:
@@ -217,6 +219,25 @@ class Layout:
         from patterncc.layout.decode import dense
 
         return dense(self)
+
+    def at(self, n: int, n_k: int | None = None) -> Layout:
+        """The layout of the same graph for the first n queries, shorter or longer.
+
+        n_k: by default the keys up to the last query, where this layout's end there, else its own.
+        Shorter is a cut of the arrays, for layouts from files too, and of any pattern: a slice of
+        this very graph.  Longer compiles the pattern again; it is refused where another length
+        would be another graph (random edges without past=True).
+
+        >>> from patterncc import causal, compile, window
+        >>> longest = compile(causal() & window(100), 4096, block=64)
+        >>> longest.at(1000).hash == compile(causal() & window(100), 1000, block=64).hash
+        True
+
+        Raises LayoutError for growth of a layout from a file, which holds no pattern.
+        """
+        from patterncc.layout.slice import at
+
+        return at(self, n, n_k)
 
     def to(self, device: object) -> Layout:
         """The same layout marked for a device; it is uploaded when it is first used there."""

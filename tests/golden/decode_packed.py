@@ -1,5 +1,5 @@
 # patterncc decode: out and lse of single query rows.
-# Generated from plan a605440d9ae87d93 by emitter 1.
+# Generated from plan 8f8a586b61b1e93e by emitter 1.
 # sm_90, bfloat16, head dim 64, tiles 128 x 128, steps 16 x 64, 4 warps, 3 stages.
 # Mask classes: full, zones (up to 1 a mask).
 # Lengths, windows and documents are data: they come in through the run and mask tables.
@@ -18,6 +18,7 @@
 #   zones = 1
 #   bits = False
 #   per_head = False
+#   per_sequence = False
 #   heads = 16
 #   precision = ieee
 #   upcast = False

@@ -1,5 +1,5 @@
 # patterncc delta: row sums that both gradients need.
-# Generated from plan 2afe86e829b1e5f7 by emitter 1.
+# Generated from plan 5ea30fbb123857d7 by emitter 1.
 # sm_90, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
 # Lengths, windows and documents are data: they come in through the run and mask tables.
 #
@@ -17,6 +17,7 @@
 #   zones = 1
 #   bits = False
 #   per_head = False
+#   per_sequence = False
 #   heads = 1
 #   precision = ieee
 #   upcast = False

@@ -1,5 +1,5 @@
 # patterncc dkdv: the gradients of K and V, one column of tiles a program.
-# Generated from plan 14dfc1d326c72fac by emitter 1.
+# Generated from plan c79279d72a0ef28a by emitter 1.
 # sm_80, bfloat16, head dim 80 / 64, tiles 128 x 128, steps 64 x 64, 8 warps, 3 stages.
 # Mask classes: full, zones (up to 4 a mask), bits.
 # Lengths, windows and documents are data: they come in through the run and mask tables.
@@ -18,6 +18,7 @@
 #   zones = 4
 #   bits = True
 #   per_head = False
+#   per_sequence = False
 #   heads = 1
 #   precision = ieee
 #   upcast = False

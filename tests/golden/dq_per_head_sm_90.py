@@ -1,5 +1,5 @@
 # patterncc dq: the gradient of Q, one row of tiles a program.
-# Generated from plan e284d183b182c27d by emitter 1.
+# Generated from plan 586e3d09eddee74f by emitter 1.
 # sm_90, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
 # Mask classes: full, zones (up to 1 a mask).
 # Lengths, windows and documents are data: they come in through the run and mask tables.
@@ -18,6 +18,7 @@
 #   zones = 1
 #   bits = False
 #   per_head = True
+#   per_sequence = False
 #   heads = 1
 #   precision = ieee
 #   upcast = False

@@ -1,5 +1,5 @@
 # patterncc forward: out and lse, one row of tiles a program.
-# Generated from plan b04da7075feaf794 by emitter 1.
+# Generated from plan f3e22d7560bea850 by emitter 1.
 # sm_80, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
 # Mask classes: full.
 # Lengths, windows and documents are data: they come in through the run and mask tables.
@@ -18,6 +18,7 @@
 #   zones = 0
 #   bits = False
 #   per_head = False
+#   per_sequence = False
 #   heads = 1
 #   precision = ieee
 #   upcast = False

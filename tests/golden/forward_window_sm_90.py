@@ -1,5 +1,5 @@
 # patterncc forward: out and lse, one row of tiles a program.
-# Generated from plan bf8d44bc358c849e by emitter 1.
+# Generated from plan 578b72ff55131f99 by emitter 1.
 # sm_90, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
 # Mask classes: full, zones (up to 1 a mask).
 # Lengths, windows and documents are data: they come in through the run and mask tables.
@@ -18,6 +18,7 @@
 #   zones = 1
 #   bits = False
 #   per_head = False
+#   per_sequence = False
 #   heads = 1
 #   precision = ieee
 #   upcast = False

@@ -1,0 +1,151 @@
+# patterncc forward: out and lse, one row of tiles a program.
+# Generated from plan 311c7719705e4950 by emitter 1.
+# sm_90, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
+# Mask classes: full, zones (up to 1 a mask), bits.
+# Lengths, windows and documents are data: they come in through the run and mask tables.
+#
+#   kind = forward
+#   target = sm_90
+#   dtype = bfloat16
+#   head_dim = 64
+#   value_dim = 64
+#   block = (128, 128)
+#   bm = 128
+#   bn = 64
+#   warps = 8
+#   stages = 3
+#   full = True
+#   zones = 1
+#   bits = True
+#   per_head = False
+#   per_sequence = True
+#   heads = 1
+#   precision = ieee
+#   upcast = False
+#   descriptors = True
+
+import triton
+import triton.language as tl
+
+INF = tl.constexpr(float("inf"))
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def in_zone(at, i, j):
+    # One zone of a mask, i0 <= i < i1, j0 <= j < j1, d0 <= j - i < d1, counted within the tile.
+    # For each query it is an interval of keys, so a pair costs two compares.
+    low = tl.maximum(tl.load(at + 2), i + tl.load(at + 4))
+    high = tl.minimum(tl.load(at + 3), i + tl.load(at + 5))
+    high = tl.where((i >= tl.load(at)) & (i < tl.load(at + 1)), high, low)
+    return (j >= low) & (j < high)
+
+
+@triton.jit
+def in_zones(zone, word, i, j):
+    at = zone + (word - 1) * 8
+    keep = in_zone(at, i, j)
+    return keep
+
+
+@triton.jit
+def in_bits(bits, index, own, start):
+    # One bit a pair.  Bit 2 t + b of word q is column 8 t + 2 q + b of a group of 128: a thread
+    # holds a product in this order, so that a row of a step is four words.
+    at = bits + index.to(tl.int64) * 512 + start // 128 * 4
+    words = tl.load(at + (own * 4 + tl.arange(0, 4)[None, :]))
+    eight = tl.arange(0, 8)[None, :, None, None]
+    pair = tl.arange(0, 2)[None, None, None, :]
+    keep = (words[:, None, :, None] >> (start % 128 // 4 + 2 * eight + pair)) & 1
+    return keep.reshape(128, 64) != 0
+
+
+@triton.jit(
+    do_not_specialize=[
+        "n", "n_k", "heads", "group", "lines", "zone_count", "listed",
+    ]
+)
+def forward_kernel(
+    q, k, v, out, lse, head_pattern, ptr, run, zone, bits,
+    q_batch, q_head, q_row, out_batch, out_head, out_row,
+    scale, n, n_k, heads, group, lines, zone_count, listed,
+):
+    # One program: 128 queries of one head.  The last rows, longest if causal, go first.
+    pid = tl.program_id(0)
+    steps_down = tl.cdiv(n, 128)
+    row = steps_down - 1 - pid % steps_down
+    unit = pid // steps_down
+    batch = (unit // heads).to(tl.int64)
+    head = (unit % heads).to(tl.int64)
+    kv_head = head // group
+    first = (row * 128).to(tl.int64)
+    rows = tl.arange(0, 128)
+    cols = tl.arange(0, 64)
+    seen = row * 128 + rows < n
+    dims = tl.arange(0, 64)
+    vdims = tl.arange(0, 64)
+    scale2 = scale * LOG2E
+    q_at = q + batch * q_batch + head * q_head + first * q_row
+    q_tile = tl.load(
+        q_at + (rows[:, None] * q_row + dims[None, :]),
+        mask=seen[:, None], other=0.0,
+    )
+    m = tl.full([128], -INF, tl.float32)
+    l = tl.zeros([128], tl.float32)
+    acc = tl.zeros([128, 64], tl.float32)
+    pattern = tl.load(head_pattern + batch * listed + head % listed)
+    line = pattern * lines + row
+    at = tl.load(ptr + line)
+    end = tl.load(ptr + line + 1)
+    steps = (tl.load(run + 4 * end + 3) - tl.load(run + 4 * at + 3)) * 2
+    col = tl.load(run + 4 * at) * 128
+    left = tl.load(run + 4 * at + 1) * 2
+    word = tl.load(run + 4 * at + 2)
+    # The next run is held in registers, one run ahead: no load of the loop waits for an index.
+    next_tile = tl.load(run + 4 * at + 4)
+    next_count = tl.load(run + 4 * at + 5)
+    next_word = tl.load(run + 4 * at + 6)
+    at += 2
+    for _ in range(0, steps):
+        k_tile = k.load([batch.to(tl.int32), kv_head.to(tl.int32), col, 0]).reshape(64, 64)
+        s = tl.dot(q_tile, k_tile.T)
+        if word > 0:
+            # Tile-local; the offset is left to run time, so no mask is held across the loop.
+            own = rows[:, None]
+            across = cols[None, :] + col % 128
+            if word <= zone_count:
+                keep = in_zones(zone, word, own, across)
+            else:
+                keep = in_bits(bits, word - 1 - zone_count, own, col % 128)
+            s = tl.where(keep, s, -INF)
+        m_next = tl.maximum(m, tl.max(s, 1) * scale2)
+        base = tl.where(m_next == -INF, 0.0, m_next)  # a row that has read nothing yet
+        p = tl.math.exp2(s * scale2 - base[:, None])
+        fade = tl.math.exp2(m - base)
+        l = l * fade + tl.sum(p, 1)
+        acc = acc * fade[:, None]
+        m = m_next
+        v_tile = v.load([batch.to(tl.int32), kv_head.to(tl.int32), col, 0]).reshape(64, 64)
+        acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)
+        # One step on; at the end of a run, over to the next one.
+        col += 64
+        left -= 1
+        switch = left == 0
+        col = tl.where(switch, next_tile * 128, col)
+        left = tl.where(switch, next_count * 2, left)
+        word = tl.where(switch, next_word, word)
+        next_tile = tl.load(run + 4 * at, mask=switch, other=next_tile)
+        next_count = tl.load(run + 4 * at + 1, mask=switch, other=next_count)
+        next_word = tl.load(run + 4 * at + 2, mask=switch, other=next_word)
+        at += switch.to(tl.int32)
+    # A row that read nothing has m = -inf and l = 0: its out is 0 and its lse -inf.
+    l = tl.where(l == 0.0, 1.0, l)
+    acc = acc / l[:, None]
+    lse_tile = (m + tl.math.log2(l)) * LN2
+    out_at = out + batch * out_batch + head * out_head + first * out_row
+    tl.store(
+        out_at + (rows[:, None] * out_row + vdims[None, :]),
+        acc.to(tl.bfloat16), mask=seen[:, None],
+    )
+    tl.store(lse + unit.to(tl.int64) * n + first + rows, lse_tile, mask=seen)
