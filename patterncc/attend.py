@@ -185,10 +185,15 @@ def _check_layout(q: Tensor, k: Tensor, layout: Layout, position: object) -> Non
             f"queries and {layout.n_k} keys; compile one for n={rows}, n_k={k.shape[2]}"
             + (", or give position= for a decode step" if rows < layout.n else "")
         )
-    heads = len(layout.head_pattern)
-    if heads not in (1, q.shape[1]):
+    if layout.heads not in (None, q.shape[1]):
         raise TensorError(
-            f"attention: q has {q.shape[1]} heads (shape {_shape(q)}), the layout is for {heads}"
+            f"attention: q has {q.shape[1]} heads (shape {_shape(q)}), the layout is for "
+            f"{layout.heads}"
+        )
+    if layout.sequences not in (1, len(q)):
+        raise TensorError(
+            f"attention: q has a batch of {len(q)} (shape {_shape(q)}), the layout holds a mask "
+            f"for each of {layout.sequences} sequences; compile one for the sequences of this batch"
         )
 
 

@@ -23,6 +23,7 @@ from patterncc.kernels.cpu_heads import (
     merged,
     of_group,
     same_width,
+    sequence_groups,
     wide,
 )
 from patterncc.kernels.cpu_step import Step, steps
@@ -42,28 +43,51 @@ def forward(
     """Attention over a layout's edges.
 
     q [B, H, n, D], k [B, Hkv, n_k, D] and v [B, Hkv, n_k, Dv] give the output [B, H, n, Dv] in q's
-    dtype and the LSE [B, H, n] in fp32.  A query that reads nothing: output 0, LSE -inf.
+    dtype and the LSE [B, H, n] in fp32 (fp64 for fp64 inputs).  A query that reads nothing: output 0, LSE -inf.
 
     Raises: TensorError for a dtype or device that the kernel does not take.
     """
     check(q)
-    width, key_heads = v.shape[-1], k.shape[1]
+    width = v.shape[-1]
     q, k, v = same_width(q, k, v)
+    sequences = sequence_groups(tensors[0], spec.sequences)
+    if len(sequences) == 1:
+        out, lse = _forward_alike(q, k, v, sequences[0][1], tensors, spec, scale)
+        return out[..., :width], lse
     out = torch.empty(q.shape, dtype=q.dtype)
-    lse = torch.empty(q.shape[:-1], dtype=torch.float32)
-    groups = list(head_groups(tensors[0], q.shape[1], key_heads))
+    lse = torch.empty(q.shape[:-1], dtype=wide(q.dtype))
+    for pick, head_pattern in sequences:
+        some = q[pick], k[pick], v[pick]
+        out[pick], lse[pick] = _forward_alike(*some, head_pattern, tensors, spec, scale)
+    return out[..., :width], lse
+
+
+def _forward_alike(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    head_pattern: Tensor,
+    tensors: Sequence[Tensor],
+    spec: Spec,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """`forward` of sequences with the same patterns, tensors of one width."""
+    key_heads = k.shape[1]
+    out = torch.empty(q.shape, dtype=q.dtype)
+    lse = torch.empty(q.shape[:-1], dtype=wide(q.dtype))
+    groups = list(head_groups(head_pattern, q.shape[1], key_heads))
     for pattern, keys, members in groups:
         plan = prepared(tensors, spec, pattern)
         (group_q,) = fold_queries([q], keys, members, key_heads)
         group_k, group_v = fold_keys([k, v], keys)
         part = _forward_group(group_q, group_k, group_v, plan, scale)
         if len(groups) == 1:
-            out, lse = part[0].to(q.dtype).view(q.shape), part[1].float().view(q.shape[:-1])
+            out, lse = part[0].to(q.dtype).view(q.shape), part[1].view(q.shape[:-1])
             break
         for whole, value in zip((out, lse), part):
             place = of_group(whole, keys, members, key_heads)
             place.copy_(value.view(place.shape))
-    return out[..., :width], lse
+    return out, lse
 
 
 def backward(
@@ -82,12 +106,38 @@ def backward(
     Raises: TensorError for a dtype or device that the kernel does not take.
     """
     check(q)
-    width_k, width_v, key_heads = k.shape[-1], v.shape[-1], k.shape[1]
+    width_k, width_v = k.shape[-1], v.shape[-1]
     q, k, v, grad_out, out = same_width(q, k, v, grad_out, out)
     # a query without keys: with LSE +inf its probabilities are exp(-inf) = 0, with -inf NaN
     lse = lse.to(wide(q.dtype)).masked_fill(lse == -torch.inf, torch.inf)
     grads = [torch.zeros(x.shape, dtype=wide(q.dtype)) for x in (q, k, v)]
-    for pattern, keys, members in head_groups(tensors[0], q.shape[1], key_heads):
+    inputs = [grad_out, q, k, v, out, lse]
+    for pick, head_pattern in sequence_groups(tensors[0], spec.sequences):
+        some = [x[pick] for x in inputs]
+        parts = [x[pick] if isinstance(pick, slice) else torch.zeros_like(x[pick]) for x in grads]
+        _backward_alike(some, parts, head_pattern, tensors, spec, scale)
+        if not isinstance(pick, slice):  # of an index, the parts are copies
+            for whole, part in zip(grads, parts):
+                whole[pick] = part
+    dq, dk, dv = (x.to(q.dtype) for x in grads)
+    return dq[..., :width_k], dk[..., :width_k], dv[..., :width_v]
+
+
+def _backward_alike(
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    head_pattern: Tensor,
+    tensors: Sequence[Tensor],
+    spec: Spec,
+    scale: float,
+) -> None:
+    """Add the gradients of sequences with the same patterns to `grads`.
+
+    inputs: gradient of the output, q, k, v, output, LSE.  grads: of q, k and v.
+    """
+    grad_out, q, k, v, out, lse = inputs
+    key_heads = k.shape[1]
+    for pattern, keys, members in head_groups(head_pattern, q.shape[1], key_heads):
         plan = prepared(tensors, spec, pattern)
         group_q = fold_queries([grad_out, q, out, lse], keys, members, key_heads)
         part = _backward_group(group_q, fold_keys([k, v], keys), plan, scale)
@@ -98,8 +148,6 @@ def backward(
         ]
         for place, value in zip(places, part):
             place.add_(value.view(place.shape))
-    dq, dk, dv = (x.to(q.dtype) for x in grads)
-    return dq[..., :width_k], dk[..., :width_k], dv[..., :width_v]
 
 
 def _forward_group(

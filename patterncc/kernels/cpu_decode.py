@@ -24,6 +24,7 @@ from patterncc.kernels.cpu_heads import (
     merged,
     of_group,
     same_width,
+    sequence_groups,
     wide,
 )
 
@@ -55,19 +56,19 @@ def decode(
     B, H, L, _ = q.shape
     width, key_heads = v.shape[-1], k.shape[1]
     q, k, v = same_width(q, k, v)
-    out, lse = torch.empty(q.shape, dtype=q.dtype), torch.empty(B, H, L)
+    out, lse = torch.empty(q.shape, dtype=q.dtype), torch.empty(B, H, L, dtype=wide(q.dtype))
     positions = [position] * B if isinstance(position, int) else position.tolist()
-    for first in sorted(set(positions)):
-        row = first - spec.q_offset
-        if not 0 <= row <= spec.n - L:
+    for first in set(positions):
+        if not 0 <= first - spec.q_offset <= spec.n - L:
             raise TensorError(
                 f"decode: {L} queries at position {first} leave the layout, whose queries stand at "
                 f"[{spec.q_offset}, {spec.q_offset + spec.n}); compile a longer layout"
             )
-        same = [b for b in range(B) if positions[b] == first]
+    for first, same, head_pattern in _alike(positions, tensors[0], spec):
+        row = first - spec.q_offset
         pick = slice(None) if len(same) == B else torch.tensor(same)
         some_q, some_k, some_v = q[pick], k[pick], v[pick]
-        for pattern, keys, members in head_groups(tensors[0], H, key_heads):
+        for pattern, keys, members in head_groups(head_pattern, H, key_heads):
             plan = prepared(tensors, spec, pattern)
             (group_q,) = fold_queries([some_q], keys, members, key_heads)
             group_k, group_v = fold_keys([some_k, some_v], keys)
@@ -76,6 +77,18 @@ def decode(
                 place = of_group(whole, keys, members, key_heads)
                 place[pick] = value.view(len(same), *place.shape[1:]).to(whole.dtype)
     return out[..., :width], lse
+
+
+def _alike(
+    positions: Sequence[int], head_pattern: Tensor, spec: Spec
+) -> Iterator[tuple[int, list[int], Tensor]]:
+    """Sequences that stand at one position and have the same patterns: the position, which they
+    are, and their patterns, one a head."""
+    everyone = torch.arange(len(positions))
+    for pick, patterns in sequence_groups(head_pattern, spec.sequences):
+        members = everyone[pick].tolist()
+        for first in sorted({positions[b] for b in members}):
+            yield first, [b for b in members if positions[b] == first], patterns
 
 
 def _rows(

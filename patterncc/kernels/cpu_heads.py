@@ -1,4 +1,4 @@
-"""Shapes and precisions of the CPU backend: heads by pattern, equal widths, sums in fp32."""
+"""Shapes and precisions of the CPU backend: sequences and heads by pattern, widths, fp32 sums."""
 
 from __future__ import annotations
 
@@ -51,6 +51,28 @@ def split(x: Tensor, axis: int, size: int) -> Tensor:
     whole = x.shape[axis] // size
     x = x.narrow(axis, 0, whole * size)
     return x.view(*x.shape[:axis], whole, size, *x.shape[axis + 1 :])
+
+
+def sequence_groups(head_pattern: Tensor, sequences: int) -> list[tuple[Tensor | slice, Tensor]]:
+    """The sequences of a batch that have the same patterns, and those patterns, one a head.
+
+    A slice where they are all sequences or neighbours, so that views can be taken.
+
+    >>> sequence_groups(torch.tensor([0, 1, 0]), 3)
+    [(tensor([0, 2]), tensor([0])), (slice(1, 2, None), tensor([1]))]
+    """
+    if sequences == 1:
+        return [(slice(None), head_pattern)]
+    rows = head_pattern.view(sequences, -1)
+    same: dict[tuple[int, ...], list[int]] = {}
+    for sequence, row in enumerate(rows.tolist()):
+        same.setdefault(tuple(row), []).append(sequence)
+    return [(_picked(members), rows[members[0]]) for members in same.values()]
+
+
+def _picked(members: list[int]) -> Tensor | slice:
+    first, last = members[0], members[-1] + 1
+    return slice(first, last) if last - first == len(members) else torch.tensor(members)
 
 
 def head_groups(

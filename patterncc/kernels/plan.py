@@ -133,7 +133,7 @@ class Plan:
     head_dim, value_dim: columns of Q and K, and of V (padded to powers of two inside the kernel).
     block: queries x keys of the layout's tile; bm, bn: of one kernel step, divisors of the tile's.
     full, zones, bits: the mask classes that the source holds code for; zones is 0, 1, 2 or 4.
-    per_head: heads read different patterns.  per_sequence: sequences of a batch do, and maybe heads.
+    per_head: heads read different patterns.  per_sequence: sequences do, and maybe their heads.
     heads: rows into which a decode program packs the
     query heads of one key head (1: one head a program).  precision: of fp32 products, "ieee" or
     "tf32".
