@@ -4,23 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patterncc.layout.cost import estimate
+from patterncc.layout.cost import price
+from patterncc.layout.cost_tables import device
+from patterncc.layout.cost_work import part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from patterncc.zones.zoneset import ZoneSet
 
-CANDIDATES = ((128, 128), (128, 64), (64, 64))
-"""Tile sizes that are weighed, the preferred one first."""
+CANDIDATES = ((128, 128), (128, 64), (64, 128), (64, 64))
+"""Tile sizes that are weighed, the preferred one first.
+
+Kernels take larger tiles in steps of 128, so that these hold more pairs and save nothing.
+"""
 
 
-def choose_block(zone_sets: Sequence[ZoneSet], *, target: str = "sm_90") -> tuple[int, int]:
+def choose_block(
+    zone_sets: Sequence[ZoneSet],
+    *,
+    target: str = "sm_90",
+    weights: Sequence[float] | None = None,
+) -> tuple[int, int]:
     """The candidate of least predicted time.
+
+    weights: heads of each pattern; equal ones unless given.
 
     >>> from patterncc import lower, window
     >>> choose_block([lower(window(2000), 8192)]), choose_block([lower(window(8), 8192)])
     ((128, 128), (64, 64))
     """
-    costs = {block: estimate(zone_sets, block, target=target).seconds for block in CANDIDATES}
+    found, parts = device(target), [part(z, quick=True) for z in zone_sets]
+    costs = {b: price(parts, b, found, weights=weights).seconds for b in CANDIDATES}
     return min(CANDIDATES, key=lambda block: costs[block])

@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from patterncc.layout.cost_tables import Device, device
-from patterncc.layout.cost_work import Work, work
+from patterncc.layout.cost_tables import MASKS, Device, device
+from patterncc.layout.cost_work import Counts, Part, Work, part, work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from patterncc.zones.order import Order
-    from patterncc.zones.zoneset import ZoneSet
+    from patterncc.zones.zoneset import Frame, ZoneSet
 
 HEADS = 32
 """Heads (batch x heads) that are thought to run at once when nothing else is said."""
@@ -29,13 +29,15 @@ class Estimate:
     """What a layout would cost, predicted.
 
     seconds: one forward pass of one head, among `heads` that run together, at `head_dim`.
-    full, partial: tiles, summed over patterns; exact: whether they are the layout's own counts,
-    else `full` is a lower bound and `full + partial` an upper one.
+    full, partial: tiles, summed over patterns.  counts: "exact" where these are the layout's own;
+    "bound" where `full` is a lower and `full + partial` an upper bound, as where tiles that several
+    zones fill together count as partial; "sample" where some rows stood for all.
     masked: pairs of query and key in partial tiles.  bytes: of the layout's tables, at most.
     dense_seconds: dense attention over the same queries and keys, its causal half where no edge
     looks ahead.
     split_seconds: the same as seconds, were heavy rows split over processors.
-    copy_seconds: of that, gathering by an order.
+    copy_seconds: of that, gathering by an order.  merge_seconds: what it costs to merge this with
+    another term.
     bound: what the time is bound by: "tiles", "longest row" or "memory".
     """
 
@@ -47,8 +49,9 @@ class Estimate:
     dense_seconds: float
     split_seconds: float
     copy_seconds: float
+    merge_seconds: float
     bound: str
-    exact: bool
+    counts: Counts
     block: tuple[int, int]
     target: str
     heads: int
@@ -81,37 +84,72 @@ def estimate(
 
     Raises PatternValueError for a target that names no device.
     """
-    found, frame = device(target), zone_sets[0].frame
-    works = [work(z, block) for z in zone_sets]
-    shares = _shares(len(works), weights)
-    total = sum(w * _pairs(x, block, found) for w, x in zip(shares, works))
-    longest = max(_row(x, block, found) for x in works)
+    return price(
+        [part(z) for z in zone_sets],
+        block,
+        device(target),
+        order=order,
+        heads=heads,
+        head_dim=head_dim,
+        weights=weights,
+        ahead=looks_ahead(zone_sets),
+    )
+
+
+def price(
+    parts: Sequence[Part],
+    block: tuple[int, int],
+    found: Device,
+    *,
+    order: Order | None = None,
+    heads: int = HEADS,
+    head_dim: int = 64,
+    weights: Sequence[float] | None = None,
+    ahead: bool = True,
+) -> Estimate:
+    """`estimate` of patterns that were made ready for counting, as one does for several blocks."""
+    frame = parts[0].frame
+    works = [work(p, block) for p in parts]
+    total = sum(w * _pairs(x, block, found) for w, x in zip(_shares(len(works), weights), works))
     pair = found.pair(head_dim)
-    even = total * pair / found.processors
-    alone = longest * pair / heads
-    moved = _least_bytes(frame.n, frame.n_k, head_dim, found) / found.bytes_per_second
-    copies = _copy_bytes(frame.n, frame.n_k, head_dim, found) if order is not None else 0
-    copy = copies / found.bytes_per_second
-    call = found.call_ns * 1e-9 / heads
-    limits = {"tiles": even, "longest row": alone, "memory": moved}
+    limits = {
+        "tiles": total * pair / found.processors,
+        "longest row": max(_row(x, block, found) for x in works) * pair / heads,
+        "memory": _least_bytes(frame, head_dim, found) / found.bytes_per_second,
+    }
+    # queries, keys and values gathered, the output put back: read and written
+    copy = 2 * limits["memory"] if order is not None else 0.0
+    more = copy + found.call_ns * 1e-9 / heads
     partial = sum(x.partial for x in works)
     return Estimate(
-        seconds=together(even, alone, moved) + copy + call,
+        seconds=together(*limits.values()) + more,
         full=sum(x.full for x in works),
         partial=partial,
         masked=partial * block[0] * block[1],
-        bytes=sum(_table_bytes(x, frame.n, frame.n_k, block) for x in works),
-        dense_seconds=dense_seconds(zone_sets, target=target, heads=heads, head_dim=head_dim),
-        split_seconds=together(even, moved) + copy + call,
+        bytes=sum(_table_bytes(x, frame, block) for x in works),
+        dense_seconds=_dense(frame, found, heads, head_dim, ahead),
+        split_seconds=together(limits["tiles"], limits["memory"]) + more,
         copy_seconds=copy,
+        merge_seconds=_merge_bytes(frame, head_dim, found) / found.bytes_per_second,
         bound=max(limits, key=lambda k: limits[k]),
-        exact=all(x.exact for x in works),
+        counts=_worst(works),
         block=block,
         target=found.target,
         heads=heads,
         head_dim=head_dim,
         order=order.name if order is not None else "token",
     )
+
+
+def in_terms(parts: Sequence[Estimate]) -> float:
+    """Seconds of several terms that run one after another and are merged by LSE.
+
+    >>> from patterncc import causal, lower
+    >>> e = estimate([lower(causal(), 4096)], (128, 128))
+    >>> in_terms([e]) == e.seconds, in_terms([e, e]) > 2 * e.seconds
+    (True, True)
+    """
+    return sum(e.seconds for e in parts) + sum(e.merge_seconds for e in parts[1:])
 
 
 def estimate_tiles(
@@ -133,7 +171,7 @@ def estimate_tiles(
     """
     found = device(target)
     runs = partial + min(full, rows or full) if runs is None else runs
-    whole = Work(full, partial, partial, runs, rows, 0, True)
+    whole = Work(full, partial, partial, runs, rows, 0, "exact")
     return _pairs(whole, block, found) * found.pair(head_dim) / found.processors
 
 
@@ -142,11 +180,20 @@ def dense_seconds(
 ) -> float:
     """Dense attention of one head over the frame; its causal half where no edge looks ahead."""
     found, frame = device(target), zone_sets[0].frame
+    return _dense(frame, found, heads, head_dim, looks_ahead(zone_sets))
+
+
+def looks_ahead(zone_sets: Sequence[ZoneSet]) -> bool:
+    """Whether some query reads a later position."""
+    return any(len(z.table) and int(z.table[:, 5].max()) > 1 for z in zone_sets)
+
+
+def _dense(frame: Frame, found: Device, heads: int, head_dim: int, ahead: bool) -> float:
     pairs = frame.n * frame.n_k
-    if all(not len(z.table) or int(z.table[:, 5].max()) <= 1 for z in zone_sets):
+    if not ahead:
         pairs = _causal_pairs(frame.n, frame.n_k, frame.q_offset - frame.k_offset)
     even = pairs * found.pair(head_dim, dense=True) / found.processors
-    moved = _least_bytes(frame.n, frame.n_k, head_dim, found) / found.bytes_per_second
+    moved = _least_bytes(frame, head_dim, found) / found.bytes_per_second
     return together(even, moved) + found.call_ns * 1e-9 / heads
 
 
@@ -177,14 +224,15 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
 
 
 def _pairs(x: Work, block: tuple[int, int], found: Device) -> float:
-    """One head's work in pairs of a full tile."""
+    """One head's work in pairs of a full tile; a kernel takes tall and wide tiles in steps."""
     area = block[0] * block[1]
-    masked = x.partial * area * found.mask_share[_mask_class(x)]
+    down = max(1, block[0] // found.step[0])
+    across = max(1, block[1] // found.step[1])
     return (
-        x.tiles * (area + found.tile_pairs)
-        + masked
-        + x.runs * found.run_pairs
-        + x.rows * found.row_pairs
+        (x.tiles + x.partial * _mask_share(x, found)) * area
+        + x.tiles * down * across * found.tile_pairs
+        + x.runs * down * found.run_pairs
+        + x.rows * down * found.row_pairs
     )
 
 
@@ -193,23 +241,33 @@ def _row(x: Work, block: tuple[int, int], found: Device) -> float:
     return x.longest * (block[0] * block[1] + found.tile_pairs) + found.row_pairs
 
 
-def _mask_class(x: Work) -> str:
-    """The class of the mean partial tile, from the zones that touch one."""
+def _mask_share(x: Work, found: Device) -> float:
+    """What the mean partial tile's mask adds, from the zones that touch one."""
     mean = x.records / x.partial if x.partial else 1.0
-    return "zones1" if mean <= 1 else "zones2" if mean <= 2 else "zones4" if mean <= 4 else "bits"
+    places, shares = (1, 2, 4, 6), [found.mask_share[name] for name in MASKS]
+    for a, b, low, high in zip(places, places[1:], shares, shares[1:]):
+        if mean <= b:
+            return low + (high - low) * (max(mean, a) - a) / (b - a)
+    return shares[-1]
 
 
-def _least_bytes(n: int, n_k: int, head_dim: int, found: Device) -> int:
+def _worst(works: Sequence[Work]) -> Counts:
+    """How sure the counts of all patterns are."""
+    order: tuple[Counts, ...] = ("exact", "bound", "sample")
+    return max((x.counts for x in works), key=order.index)
+
+
+def _least_bytes(frame: Frame, head_dim: int, found: Device) -> int:
     """Queries, outputs, keys and values, each moved once."""
-    return 2 * (n + n_k) * head_dim * found.bytes_per_value
+    return 2 * (frame.n + frame.n_k) * head_dim * found.bytes_per_value
 
 
-def _copy_bytes(n: int, n_k: int, head_dim: int, found: Device) -> int:
-    """Queries, keys, values gathered and the output put back: read and written."""
-    return 2 * _least_bytes(n, n_k, head_dim, found)
+def _merge_bytes(frame: Frame, head_dim: int, found: Device) -> int:
+    """Two outputs and two LSEs read, one of each written."""
+    return 3 * frame.n * (head_dim * found.bytes_per_value + 4)
 
 
-def _table_bytes(x: Work, n: int, n_k: int, block: tuple[int, int]) -> int:
+def _table_bytes(x: Work, frame: Frame, block: tuple[int, int]) -> int:
     """Pointers and runs, both directions; masks are shared and mostly few."""
-    lines, columns = -(-n // block[0]), -(-n_k // block[1])
+    lines, columns = -(-frame.n // block[0]), -(-frame.n_k // block[1])
     return 4 * (lines + columns + 2) + 2 * 12 * x.runs

@@ -20,8 +20,10 @@ class Device:
 
     pair_ns: time of one processor for one pair of query and key inside a tile, by head dim.
     dense_pair_ns: the same in the best dense attention kernel.
-    tile_pairs, run_pairs, row_pairs: what a tile, a run of tiles and a tile row cost beyond their
-    pairs, in pairs.  mask_share: what a mask adds to a pair, as a share of it, by class.
+    step: queries and keys that a kernel takes at a time.
+    tile_pairs, run_pairs, row_pairs: what a step, a run of tiles and a row of steps cost beyond
+    their pairs, in pairs.
+    mask_share: what a mask adds to a pair, as a share of it, by class.
     bytes_per_second: of a copy.  call_ns: of one launch.
     measured: whether the figures come from a run on this device; basis says so in words.
     """
@@ -36,6 +38,7 @@ class Device:
     processors: int
     pair_ns: dict[int, float]
     dense_pair_ns: dict[int, float]
+    step: tuple[int, int]
     tile_pairs: float
     run_pairs: float
     row_pairs: float
@@ -48,6 +51,7 @@ class Device:
         """A device from a table as JSON holds it; keys it does not know are notes."""
         fields = {k: values[k] for k in Device.__dataclass_fields__}
         fields["sources"] = tuple(values["sources"])  # type: ignore[arg-type]
+        fields["step"] = tuple(values["step"])  # type: ignore[arg-type]
         for name in ("pair_ns", "dense_pair_ns"):
             fields[name] = {int(k): v for k, v in values[name].items()}  # type: ignore[attr-defined]
         return Device(**fields)  # type: ignore[arg-type]

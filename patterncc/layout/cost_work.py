@@ -1,9 +1,20 @@
-"""What a layout would hold, counted from strips: tiles, runs and the longest row, none listed."""
+"""What a layout would hold, counted from strips: tiles, runs and the longest row, none listed.
+
+A few zones are counted in a few rows.  Between the rows where a bound begins, ends or meets
+another, every interval of tiles grows evenly from one *slab* of 256 queries to the next (all sides
+of tiles divide 256), so the first and the last slab of such a stretch tell the sum of all:
+
+    ####                    slabs with a corner count for themselves;
+    #####   <- first
+    ######                  of a stretch of m even slabs the first and the last
+    #######                 count m / 2 times each
+    ########  <- last
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,20 +24,25 @@ from patterncc.zones.tiles import local, strips
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from patterncc.zones.zoneset import ZoneSet
+    from patterncc.zones.zoneset import Frame, ZoneSet
 
-MANY_STRIPS = 2_000_000  # more are not counted one by one
+Counts = Literal["exact", "bound", "sample"]
+
+SLAB = 256  # the largest side of a tile
+FEW = 8  # zones whose bounds are compared pair by pair
+NEAR = 3  # slabs beside a corner in which rounding to tiles may still be uneven
+MANY_STRIPS = 1_000_000  # more are not counted one by one
 
 
 @dataclass(frozen=True)
 class Work:
     """What one pattern's tiles amount to.
 
-    full, partial: tiles.  records: (tile, zone) pairs among the touched, full ones not counted.
+    full, partial: tiles.  records: pairs of a zone and a tile that it touches and does not fill.
     runs: of the forward direction, at most.  rows: tile rows that hold a tile.
     longest: tiles of the longest row.
-    exact: whether `full` and `partial` are the layout's; else `full` is a lower and
-    `full + partial` an upper bound.
+    counts: "exact" where `full` and `partial` are the layout's; "bound" where `full` is a lower and
+    `full + partial` an upper bound; "sample" where some of the rows stood for all.
     """
 
     full: int
@@ -35,7 +51,7 @@ class Work:
     runs: int
     rows: int
     longest: int
-    exact: bool
+    counts: Counts
 
     @property
     def tiles(self) -> int:
@@ -43,60 +59,173 @@ class Work:
         return self.full + self.partial
 
 
-def work(zones: ZoneSet, block: tuple[int, int]) -> Work:
-    """Count one pattern's tiles; a bound where there are more than MANY_STRIPS strips.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Zones cut to the slabs that are counted.
 
-    >>> from patterncc import causal, lower
-    >>> w = work(lower(causal(), 1024), (128, 128))
-    >>> w.full, w.partial, w.longest, w.exact
-    (28, 8, 8, True)
+    table: zones within [0, n) x [0, n_k), each in one slab unless all rows are counted.
+    weight: how many slabs each stands for, or None where all rows are counted.
+    zones: how many there were.  sampled: the slabs were drawn, not derived.
+    """
+
+    frame: Frame
+    table: NDArray[Any]
+    weight: NDArray[np.float64] | None
+    zones: int
+    sampled: bool = False
+
+
+def part(zones: ZoneSet, quick: bool = False) -> Part:
+    """The zones as they are counted, for any size of tile.
+
+    quick: of many zones, count some slabs only.
     """
     table, frame = local(zones), zones.frame
+    slabs = -(-frame.n // SLAB)
+    if len(table) <= FEW:
+        if slabs > 64 * max(1, len(table)):
+            return _cut(frame, table, *_stretches(_corners(table, frame.n), slabs))
+    elif quick and len(table) + slabs > 16 * SAMPLE:
+        rows = np.unique(np.concatenate([_spaced(slabs), _edges(table, slabs)]))
+        return _cut(frame, table, *_nearest(rows, slabs), sampled=True)
+    return Part(frame, table, None, len(table))
+
+
+SAMPLE = 256  # slabs that stand for all where there are many zones
+
+
+def work(p: Part, block: tuple[int, int]) -> Work:
+    """Count the tiles of one size; a bound where more than MANY_STRIPS strips would be made.
+
+    >>> from patterncc import causal, lower
+    >>> w = work(part(lower(causal(), 2**20)), (128, 128))
+    >>> w.full, w.partial, w.longest, w.counts
+    (33550336, 8192, 8192, 'exact')
+    """
+    table, frame = p.table, p.frame
+    if not len(table) or not frame.n:
+        return Work(0, 0, 0, 0, 0, 0, "exact")
     height, width = block
     met = (table[:, 1] - 1) // height - table[:, 0] // height + 1
     if int(met.sum(dtype=np.int64)) > MANY_STRIPS:
-        return _bounded(table, met, frame.n, frame.n_k, block)
+        return _bounded(table, met, frame, block)
     s = strips(table, frame.n, frame.n_k, block)
-    if not len(s):
-        return Work(0, 0, 0, 0, 0, 0, True)
     # a tile that reaches past the last key is not full in a layout
     full_last = np.maximum(np.minimum(s.full_last, frame.n_k // width), s.full_first)
     wide, filled = s.last - s.first, full_last - s.full_first
-    records = int((wide - filled).sum(dtype=np.int64))
     parts = (s.full_first > s.first, filled > 0, s.last > full_last)
-    runs = sum(int(np.count_nonzero(p)) for p in parts)
-    if len(table) == 1:
-        full = int(filled.sum(dtype=np.int64))
-        return Work(full, records, records, runs, len(s), int(wide.max()), True)
+    times = None if p.weight is None else p.weight[s.zone]
+    records = _sum(wide - filled, times)
+    runs = sum(_sum(x, times) for x in parts)
+    if p.zones == 1:
+        full, rows = _sum(filled, times), _sum(np.ones(len(s)), times)
+        return Work(full, records, records, runs, rows, int(wide.max()), "exact")
     stride = -(-frame.n_k // width) + 1
     line = s.row.astype(np.int64) * stride
-    first, last = merged(line + s.first, line + s.last)
+    weight = None if times is None else np.zeros(int(s.row.max()) + 1)
+    if weight is not None:
+        weight[s.row] = times
+    touched, per_row = _united(line + s.first, line + s.last, stride, weight)
     some = filled > 0
-    full_first, full_ends = merged((line + s.full_first)[some], (line + full_last)[some])
-    touched, full = int((last - first).sum()), int((full_ends - full_first).sum())
-    rows = np.bincount(first // stride, weights=last - first)
-    alone = records == touched - full
-    return Work(
-        full,
-        touched - full,
-        records,
-        min(runs, touched),
-        int(np.count_nonzero(rows)),
-        int(rows.max()),
-        alone,
-    )
+    full, _ = _united((line + s.full_first)[some], (line + full_last)[some], stride, weight)
+    rows = _sum(per_row > 0, weight)
+    # single records: no tile has two zones, so none is full of several
+    counts: Counts = "sample" if p.sampled else "exact" if records == touched - full else "bound"
+    longest = int(per_row.max())
+    return Work(full, touched - full, records, min(runs, touched), rows, longest, counts)
 
 
-def _bounded(
-    table: NDArray[Any], met: NDArray[Any], n: int, n_k: int, block: tuple[int, int]
-) -> Work:
+def _sum(values: NDArray[Any], times: NDArray[np.float64] | None) -> int:
+    """The sum, each value as often as it stands for others."""
+    return int(values.sum(dtype=np.int64)) if times is None else round(float(values @ times))
+
+
+def _united(
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    stride: int,
+    weight: NDArray[np.float64] | None,
+) -> tuple[int, NDArray[np.float64]]:
+    """Tiles in the union of intervals [first, last): of all rows, and of each."""
+    first, last = merged(first, last)
+    size = 0 if weight is None else len(weight)
+    per_row = np.bincount(first // stride, weights=last - first, minlength=max(1, size))
+    return _sum(per_row, weight), per_row
+
+
+def _corners(table: NDArray[Any], n: int) -> NDArray[np.int64]:
+    """Queries where a zone begins or ends, or where a slanted bound meets an upright one."""
+    t = table.astype(np.int64)
+    upright = np.concatenate([t[:, 2], t[:, 3]])
+    slanted = np.concatenate([t[:, 4], t[:, 5]])
+    meet = (upright[:, None] - slanted[None, :]).ravel()
+    corners = np.concatenate([t[:, 0], t[:, 1] - 1, meet, [0, n - 1]])
+    return corners[(corners >= 0) & (corners < n)] // SLAB
+
+
+def _stretches(
+    corners: NDArray[np.int64], slabs: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The slabs to count and how many each stands for."""
+    near = (np.unique(corners)[:, None] + np.arange(-NEAR, NEAR + 1)).ravel()
+    alone = np.unique(np.clip(near, 0, slabs - 1))
+    gap = np.diff(alone) - 1  # even slabs behind each, none behind the last
+    some = np.flatnonzero(gap > 0)
+    rows = np.concatenate([alone, alone[some] + 1, alone[some + 1] - 1])
+    weight = np.concatenate([np.ones(len(alone)), gap[some] / 2, gap[some] / 2])
+    order = np.argsort(rows, kind="stable")
+    rows, weight = rows[order], weight[order]
+    first = np.flatnonzero(np.diff(rows, prepend=-1))
+    return rows[first], np.add.reduceat(weight, first)
+
+
+def _spaced(slabs: int) -> NDArray[np.int64]:
+    """Slabs spread evenly, the first and the last among them."""
+    return np.unique(np.linspace(0, slabs - 1, min(SAMPLE, slabs)).astype(np.int64))
+
+
+def _edges(table: NDArray[Any], slabs: int) -> NDArray[np.int64]:
+    """Slabs in which tall zones begin or end, those of the tallest where they are many."""
+    rows = table[:, 1] - table[:, 0]
+    tall = np.flatnonzero(rows > SLAB)
+    if len(tall) > SAMPLE // 2:
+        tall = tall[np.argsort(rows[tall])[-SAMPLE // 2 :]]
+    return np.concatenate([table[tall, 0], table[tall, 1] - 1]).astype(np.int64) // SLAB
+
+
+def _nearest(rows: NDArray[np.int64], slabs: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Each drawn slab stands for those nearer to it than to the others."""
+    cuts = np.concatenate([[0], (rows[1:] + rows[:-1] + 1) // 2, [slabs]])
+    return rows, np.diff(cuts).astype(np.float64)
+
+
+def _cut(
+    frame: Frame,
+    table: NDArray[Any],
+    rows: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    sampled: bool = False,
+) -> Part:
+    """The zones within the slabs `rows`, each as often as slabs that it meets."""
+    first = np.searchsorted(rows, table[:, 0] // SLAB)
+    count = np.searchsorted(rows, (table[:, 1] - 1) // SLAB, side="right") - first
+    owner = np.repeat(np.arange(len(table)), count)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count - first, count)
+    cut = table[owner]
+    start = (rows[place] * SLAB).astype(table.dtype)
+    cut[:, 0] = np.maximum(cut[:, 0], start)
+    cut[:, 1] = np.minimum(cut[:, 1], start + SLAB)
+    return Part(frame, cut, weight[place], len(table), sampled)
+
+
+def _bounded(table: NDArray[Any], met: NDArray[Any], frame: Frame, block: tuple[int, int]) -> Work:
     """An upper bound on the tiles, from each zone's box and band alone."""
     height, width = block
-    lines, columns = -(-n // height), -(-n_k // width)
+    lines, columns = -(-frame.n // height), -(-frame.n_k // width)
     box = (table[:, 3] - 1) // width - table[:, 2] // width + 1
-    band = (table[:, 5] - table[:, 4] + (height - 1 + width - 2)) // width + 1
+    band = (table[:, 5] - table[:, 4] + (height + width - 3)) // width + 1
     touched = np.minimum(box, band)
     records = int((touched * met.astype(np.int64)).sum(dtype=np.int64))
     tiles = min(records, lines * columns)
     longest = min(columns, max(int(touched.max()), -(-tiles // max(1, lines))))
-    return Work(0, tiles, records, tiles, min(lines, tiles), longest, False)
+    return Work(0, tiles, records, tiles, min(lines, tiles), longest, "bound")
