@@ -1,7 +1,7 @@
 """The registered torch ops: plain tensors and one line of text, never a Python object.
 
 So they trace, compile and export as one node each.  `layout` is what `runtime.prepared` gives for a
-layout, `plan` the text of its `Spec`.
+layout, `plan` the text of its `Spec` or, where it has an order or a rest, of its `Terms`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, assert_never
 import torch
 from torch import Tensor
 
-from patterncc.kernels.plan import Backend, Spec
+from patterncc.kernels import terms
+from patterncc.kernels.plan import Spec
+from patterncc.kernels.terms import Terms, parsed
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -23,9 +25,9 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], plan: str, scale: float
 ) -> tuple[Tensor, Tensor]:
     """out [B, H, n, Dv] in q's dtype and lse, fp32 [B, H, n], without gradient."""
-    spec = Spec.parse(plan)
-    out, lse = _backend(spec.backend).forward(q, k, v, layout, spec, scale)
-    return out.contiguous(), lse.contiguous()
+    spec = parsed(plan)
+    out, lse = _way(spec).forward(q, k, v, layout, spec, scale)
+    return out.contiguous(), lse.float().contiguous()
 
 
 @attention.register_fake
@@ -49,8 +51,8 @@ def attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
-    spec = Spec.parse(plan)
-    grads = _backend(spec.backend).backward(grad_out, q, k, v, out, lse, layout, spec, scale)
+    spec = parsed(plan)
+    grads = _way(spec).backward(grad_out, q, k, v, out, lse, layout, spec, scale)
     grad_q, grad_k, grad_v = (g.contiguous() for g in grads)
     return grad_q, grad_k, grad_v
 
@@ -81,9 +83,9 @@ def decode(
     position: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """out and lse of q's rows, which stand at `position` .. (int32 [B]); without gradient."""
-    spec = Spec.parse(plan)
-    out, lse = _backend(spec.backend).decode(q, k, v, layout, spec, scale, position)
-    return out.contiguous(), lse.contiguous()
+    spec = parsed(plan)
+    out, lse = _way(spec).decode(q, k, v, layout, spec, scale, position)
+    return out.contiguous(), lse.float().contiguous()
 
 
 @decode.register_fake
@@ -117,20 +119,12 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[object
 attention.register_autograd(_differentiate, setup_context=_save)
 
 
-def _backend(name: Backend) -> ModuleType:
-    """The module that runs an op: each has forward, backward and decode."""
-    match name:
-        case "triton":
-            from patterncc.kernels import launch
-
-            return launch
-        case "cpu":
-            from patterncc.kernels import cpu
-
-            return cpu
-        case "reference":
-            from patterncc.kernels import reference
-
-            return reference
+def _way(spec: Spec | Terms) -> ModuleType:
+    """The module that runs a layout: its backend, or what runs that on each term."""
+    match spec:
+        case Spec():
+            return terms.backend(spec.backend)
+        case Terms():
+            return terms
         case _:
-            assert_never(name)
+            assert_never(spec)

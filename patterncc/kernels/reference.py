@@ -29,8 +29,8 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """out [B, H, n, Dv] and lse [B, H, n], both in `dtype`; differentiable by autograd.
 
-    mask: bool [n, n_k] or [H, n, n_k], True means "attend".  A row that reads nothing: out 0,
-    lse -inf, gradients 0.
+    mask: bool [n, n_k], [H, n, n_k] or [B, H or 1, n, n_k], True means "attend".  A row that reads
+    nothing: out 0, lse -inf, gradients 0.
 
     >>> x = torch.ones(1, 1, 2, 4)
     >>> out, lse = attention(x, x, x, torch.tensor([[True, False], [False, False]]))
@@ -93,7 +93,8 @@ def decode(
     first = position.long() - spec.q_offset
     rows = first[:, None] + torch.arange(q.shape[2], device=q.device)
     inside = (rows >= 0) & (rows < spec.n)
-    mask = tensors[0].reshape(-1, spec.n, spec.n_k)[:, rows.clamp(0, max(0, spec.n - 1))]
-    mask = mask.transpose(0, 1) & inside[:, None, :, None]
-    out, lse = attention(q, k, v, mask, scale)
+    mask = tensors[0][(None,) * (4 - tensors[0].dim())].expand(len(q), -1, -1, -1)
+    place = rows.clamp(0, max(0, spec.n - 1))[:, None, :, None]
+    mask = mask.gather(2, place.expand(-1, mask.shape[1], -1, spec.n_k))
+    out, lse = attention(q, k, v, mask & inside[:, None, :, None], scale)
     return out.to(q.dtype), lse.to(torch.float32)

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
@@ -27,6 +27,7 @@ from patterncc.errors import BackendError, SizeError, suggest
 from patterncc.kernels.emit import emit, entry
 from patterncc.kernels.plan import Backend, Plan, Spec, Target
 from patterncc.kernels.reference import LIMIT
+from patterncc.kernels.terms import Term, Terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -137,7 +138,7 @@ def pick_backend(requested: str, device: torch.device) -> Choice:
 
 
 Prepared = tuple[list[Tensor], str, Backend]
-"""A layout's tensors on a device, its spec's text, and the backend that reads both."""
+"""A layout's tensors on a device, the text of its spec or terms, the backend that reads both."""
 
 _prepared: WeakKeyDictionary[Layout, dict[tuple[torch.device, str], Prepared]] = WeakKeyDictionary()
 
@@ -152,14 +153,52 @@ def prepared(layout: Layout, device: torch.device, requested: str) -> Prepared:
     if key not in kept:
         choice = pick_backend(requested, device)
         _announce(choice, device)
-        spec = Spec.of(layout, choice.backend)
-        kept[key] = (_tensors(layout, spec, device), spec.text(), choice.backend)
+        kept[key] = (*_carried(layout, choice.backend, device), choice.backend)
     return kept[key]
 
 
 @cache
 def _announce(choice: Choice, device: torch.device) -> None:
     log.info("attention on %s runs on the %s backend: %s", device, choice.backend, choice.reason)
+
+
+def _carried(layout: Layout, backend: Backend, device: torch.device) -> tuple[list[Tensor], str]:
+    """The op's tensors and text: of the spec alone where tiles stand in token order."""
+    placed = layout.order is not None or bool(layout.rest)
+    if not placed or backend == "reference":  # a dense mask stands in token order
+        spec = Spec.of(layout, backend)
+        return _tensors(layout, spec, device), spec.text()
+    tensors: list[Tensor] = []
+    terms = []
+    for term in [t for t in layout.terms if len(t.rows.run)] or [layout.terms[0]]:
+        plain = replace(term, order=None, rest=())
+        spec = Spec.of(plain, backend)
+        tables = _tensors(plain, spec, device)
+        indices, queries, keys = _indices(term, device)
+        terms.append(Term(spec, len(tables), queries, keys))
+        tensors += [*tables, *indices]
+    return tensors, Terms(tuple(terms)).text()
+
+
+def _indices(term: Layout, device: torch.device) -> tuple[list[Tensor], int | None, int | None]:
+    """The index tensors of a term's order, int32, and where those of queries and of keys stand.
+
+    For a side: the token of each slot, then the slot of each token; nothing where both agree.
+    """
+    tensors: list[Tensor] = []
+    order = term.order
+    if order is None:
+        return tensors, None, None
+    places: list[int | None] = []
+    for index, inverse in ((order.queries, order.query_slots), (order.keys, order.key_slots)):
+        if np.array_equal(index, np.arange(len(index))):
+            places.append(None)
+        elif tensors and np.array_equal(index, order.queries):
+            places.append(0)
+        else:
+            places.append(len(tensors))
+            tensors += [torch.from_numpy(np.array(x)).to(device) for x in (index, inverse)]
+    return tensors, places[0], places[1]
 
 
 def _tensors(layout: Layout, spec: Spec, device: torch.device) -> list[Tensor]:

@@ -2,33 +2,73 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patterncc.errors import SizeError
+from patterncc.errors import LayoutError, SizeError
 from patterncc.layout import masks
 from patterncc.layout.limits import DENSE_LIMIT
 from patterncc.layout.runs import spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from patterncc.layout.layout import Layout, Runs
 
-_LINES = 24  # lines of runs and of masks that a text shows
+_LINES = 24  # lines of runs and of masks that a text shows of a term
+_TERMS = 4  # terms that a text shows
+_FEW = 32  # numbers of a list that a text shows
 
 
 def dense(layout: Layout, *, columns: bool = False) -> NDArray[np.bool_]:
-    """The mask that the rows hold, or the columns (the same one, laid out for backward)."""
+    """The mask by original positions that the rows hold, or the columns (the same one, laid out for
+    backward), of all terms.
+
+    bool [n, n_k]; [heads, n, n_k] where heads differ; [sequences, heads or 1, n, n_k] where
+    sequences do.
+
+    Raises SizeError past 2**30 entries, LayoutError where two terms hold the same pair.
+    """
     entries = layout.n * layout.n_k * len(layout.head_pattern)
     if entries > DENSE_LIMIT:
         raise SizeError(
             f"dense() of {len(layout.head_pattern)} x {layout.n} x {layout.n_k} passes "
             f"{DENSE_LIMIT} entries; read layout.rows.run instead"
         )
+    each = _united([_placed(term, columns)[term.head_pattern] for term in layout.terms])
+    if layout.sequences > 1:
+        return each.reshape(layout.sequences, -1, layout.n, layout.n_k)
+    return each[0] if layout.heads is None else each
+
+
+def _united(terms: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """The union of masks [heads, n, n_k] that share no pair."""
+    whole = terms[0]
+    for number, term in enumerate(terms[1:], start=2):
+        if (both := whole & term).any():
+            head, i, j = (int(x[0]) for x in np.nonzero(both))
+            raise LayoutError(
+                f"term {number} holds query {i}, key {j} of head {head}, and so does one before "
+                "it; terms share no pair, or it would count twice: compile the pattern again"
+            )
+        whole = whole | term
+    return whole
+
+
+def _placed(term: Layout, columns: bool) -> NDArray[np.bool_]:
+    """The mask of each pattern of one term, bool [patterns, n, n_k], by original positions."""
+    slots = _by_slots(term, columns)
+    if term.order is None:
+        return slots
+    return slots[:, term.order.query_slots][:, :, term.order.key_slots]
+
+
+def _by_slots(layout: Layout, columns: bool) -> NDArray[np.bool_]:
+    """The mask of each pattern of one term, bool [patterns, n, n_k], as its tiles stand."""
     height, width = layout.block
     lines, across = layout.lines, layout.columns
     tiles = np.zeros((layout.patterns, lines, across, height, width), dtype=bool)
@@ -41,8 +81,7 @@ def dense(layout: Layout, *, columns: bool = False) -> NDArray[np.bool_]:
             column = position
         tiles[pattern, row, column] = _masks_of(layout, word)
     whole = tiles.transpose(0, 1, 3, 2, 4).reshape(layout.patterns, lines * height, across * width)
-    each = whole[:, : layout.n, : layout.n_k]
-    return each[0].copy() if layout.heads is None else each[layout.head_pattern]
+    return whole[:, : layout.n, : layout.n_k]
 
 
 def _spread_parts(
@@ -71,27 +110,55 @@ def _masks_of(layout: Layout, word: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 
 def text(layout: Layout) -> str:
-    """A stable text of a layout: sizes, counts, the first runs and masks."""
-    height, width = layout.block
-    counts = f"{layout.full_tiles} full tiles, {layout.partial_tiles} partial"
+    """A stable text of a layout: sizes, counts, and the first runs and masks of its first terms."""
+    terms, several = layout.terms, bool(layout.rest)
+    stands = f"{len(terms)} terms" if several else _tiles(layout)
+    frame = f"{layout.n} queries at {layout.q_offset}, {layout.n_k} keys at {layout.k_offset}"
+    edges = sum(t.head_edges for t in terms) if several else _some(layout.edges, ", ")
     lines = [
         f"Layout of {layout.pattern or 'zones'}",
-        f"  {layout.n} queries at {layout.q_offset}, {layout.n_k} keys at {layout.k_offset}, "
-        f"tiles of {height} x {width}",
-        f"  edges {', '.join(map(str, layout.edges))}, density {layout.density:.4g}, "
-        f"tile density {layout.tile_density:.4g}: {counts}",
-        f"  masks {len(layout.zones)} of zones, {len(layout.bits)} of bits",
+        f"  {frame}, {stands}",
+        f"  edges {edges}, density {layout.density:.4g}, tile density {layout.tile_density:.4g}: "
+        f"{layout.full_tiles} full tiles, {layout.partial_tiles} partial",
     ]
-    if layout.heads is not None:
-        lines.append(f"  heads {' '.join(map(str, layout.head_pattern.tolist()))}")
-    lines += _shown(list(_run_lines(layout)), layout.lines * layout.patterns, "rows")
-    lines += _shown(list(_mask_lines(layout)), len(layout.zones), "masks of zones")
-    return "\n".join(lines)
+    if layout.sequences > 1:
+        lines.append(f"  {layout.sequences} sequences")
+    for number, term in enumerate(terms[:_TERMS], start=1):
+        if several:
+            lines.append(f"  term {number}: {_tiles(term)}, edges {_some(term.edges, ', ')}")
+        lines += _term_lines(term)
+    return "\n".join([*lines, *_more(len(terms) - _TERMS, "terms")])
+
+
+def _tiles(term: Layout) -> str:
+    return f"tiles of {term.block[0]} x {term.block[1]}"
+
+
+def _some(values: Iterable[int], comma: str) -> str:
+    """The first of many numbers."""
+    shown = [str(int(x)) for x in islice(values, _FEW + 1)]
+    return comma.join([*shown[:_FEW], "..."] if len(shown) > _FEW else shown)
+
+
+def _term_lines(term: Layout) -> Iterator[str]:
+    """One term: its order, masks, heads and first runs."""
+    if term.order is not None:
+        queries, keys = term.order.queries, term.order.keys
+        alike = "the same" if np.array_equal(queries, keys) else _some(keys, " ")
+        yield f"  order {term.order.name!r}: queries {_some(queries, ' ')}, keys {alike}"
+    yield f"  masks {len(term.zones)} of zones, {len(term.bits)} of bits"
+    if len(term.head_pattern) > 1:
+        yield f"  heads {_some(term.head_pattern, ' ')}"
+    yield from _shown(list(_run_lines(term)), term.lines * term.patterns, "rows")
+    yield from _shown(list(_mask_lines(term)), len(term.zones), "masks of zones")
+
+
+def _more(count: int, what: str) -> list[str]:
+    return [f"  ... {count} more {what}"] if count > 0 else []
 
 
 def _shown(shown: list[str], total: int, what: str) -> list[str]:
-    more = total - len(shown)
-    return [f"  {line}" for line in shown] + ([f"  ... {more} more {what}"] if more > 0 else [])
+    return [*(f"  {line}" for line in shown), *_more(total - len(shown), what)]
 
 
 def _run_lines(layout: Layout) -> Iterator[str]:

@@ -1,0 +1,261 @@
+"""Layouts of several terms, or in an order of their own: gather, run, put back, merge by LSE.
+
+A term's tiles count slots.  So its queries, keys and values are gathered by its order, a backend
+runs on them as on any layout, and what it gives is put back.  The edges of the terms are disjoint:
+their outputs are merged by their LSE, and their gradients, each taken with the output and LSE of
+the whole, add up.
+
+The three functions are those of a backend; `spec` is the `Terms`, and `tensors` holds for each term
+its backend's tensors and then the index tensors of its order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, assert_never
+
+import torch
+from torch import Tensor
+
+from patterncc.errors import TensorError
+from patterncc.kernels.cpu_heads import merged, wide
+from patterncc.kernels.plan import Backend, Spec
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_MARK = '{"terms":'
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term as the op carries it.
+
+    spec: its tiles, a layout of slots.  tables: how many tensors the backend takes of it.
+    queries, keys: None in token order, else where after the tables the two index tensors of that
+    side stand, 0 or 2: the token of each slot, then the slot of each token.
+    """
+
+    spec: Spec
+    tables: int
+    queries: int | None = None
+    keys: int | None = None
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors the op carries for this term."""
+        return self.tables + 2 * len({self.queries, self.keys} - {None})
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the op must know of a layout that has an order or a rest, as one line of JSON.
+
+    >>> s = Spec(100, 100, 0, 0, (64, 64), 1, True, 1, False, "0" * 16, "cpu")
+    >>> both = Terms((Term(s, 7), Term(s, 7, queries=0, keys=0)))
+    >>> parsed(both.text()) == both, parsed(s.text()) == s
+    (True, True)
+    """
+
+    terms: tuple[Term, ...]
+
+    @property
+    def first(self) -> Spec:
+        """The spec of the first term: frame and backend are those of all."""
+        return self.terms[0].spec
+
+    def text(self) -> str:
+        """One line of JSON; equal terms have equal texts."""
+        each = [
+            {"keys": t.keys, "queries": t.queries, "spec": t.spec.text(), "tables": t.tables}
+            for t in self.terms
+        ]
+        return json.dumps({"terms": each}, separators=(",", ":"))
+
+
+@lru_cache(maxsize=1024)
+def parsed(plan: str) -> Spec | Terms:
+    """The spec or the terms that an op's text was made from."""
+    if not plan.startswith(_MARK):
+        return Spec.parse(plan)
+    return Terms(
+        tuple(
+            Term(Spec.parse(t["spec"]), t["tables"], t["queries"], t["keys"])
+            for t in json.loads(plan)["terms"]
+        )
+    )
+
+
+def backend(name: Backend) -> ModuleType:
+    """The module that runs one term: each has forward, backward and decode."""
+    match name:
+        case "triton":
+            from patterncc.kernels import launch
+
+            return launch
+        case "cpu":
+            from patterncc.kernels import cpu
+
+            return cpu
+        case "reference":
+            from patterncc.kernels import reference
+
+            return reference
+        case _:
+            assert_never(name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Tokens of one side of a term: None stands for the order of tokens.
+
+    order: the token of each slot; slots: the slot of each token; int32.
+    """
+
+    order: Tensor | None = None
+    slots: Tensor | None = None
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[B, H, tokens, ...] as the slots hold it."""
+        return x if self.order is None else x.index_select(2, self.order)
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """[B, H, slots, ...] in the order of tokens."""
+        return x if self.slots is None else x.index_select(2, self.slots)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One term with its tensors."""
+
+    spec: Spec
+    tables: Sequence[Tensor]
+    queries: _Side
+    keys: _Side
+
+
+def _parts(spec: Terms, tensors: Sequence[Tensor]) -> Iterator[_Part]:
+    """Each term with what the op carries for it."""
+    start = 0
+    for t in spec.terms:
+        own = tensors[start : start + t.tensors]
+        start += t.tensors
+        sides = [
+            _Side() if at is None else _Side(own[t.tables + at], own[t.tables + at + 1])
+            for at in (t.queries, t.keys)
+        ]
+        yield _Part(t.spec, own[: t.tables], *sides)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Terms, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention over the edges of all terms: out [B, H, n, Dv] in q's dtype, lse [B, H, n]."""
+    run = backend(spec.first.backend)
+    whole = None
+    for part in _parts(spec, tensors):
+        placed = part.queries.gather(q), part.keys.gather(k), part.keys.gather(v)
+        out, lse = run.forward(*placed, part.tables, part.spec, scale)
+        whole = _united(whole, part.queries.put_back(out), part.queries.put_back(lse))
+    assert whole is not None
+    return whole[0].to(q.dtype), whole[1]
+
+
+def _united(whole: tuple[Tensor, Tensor] | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """The result of the terms so far and that of the next, over disjoint keys, as one in fp32."""
+    if whole is None:
+        return out, lse
+    return merged(whole[0].to(wide(out.dtype)), whole[1], out, lse, lse == -torch.inf)
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    tensors: Sequence[Tensor],
+    spec: Terms,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v: sums over the terms, in fp32.
+
+    Each term is given the output and LSE of the whole: its probabilities are then those of the
+    whole, and each pair's share of the gradient is counted in its own term alone.
+    """
+    run = backend(spec.first.backend)
+    total: list[Tensor] = []
+    for part in _parts(spec, tensors):
+        over_queries = [part.queries.gather(x) for x in (grad_out, q, out, lse)]
+        over_keys = [part.keys.gather(x) for x in (k, v)]
+        given = [*over_queries[:2], *over_keys, *over_queries[2:]]
+        grads = run.backward(*given, part.tables, part.spec, scale)
+        sides = (part.queries, part.keys, part.keys)
+        placed = [side.put_back(g) for side, g in zip(sides, grads, strict=True)]
+        if total:
+            total = [t.to(wide(q.dtype)) + g for t, g in zip(total, placed, strict=True)]
+        else:
+            total = placed
+    grad_q, grad_k, grad_v = (g.to(q.dtype) for g in total)
+    return grad_q, grad_k, grad_v
+
+
+def decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Sequence[Tensor],
+    spec: Terms,
+    scale: float,
+    position: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The rows that stand at `position` .. of each sequence, position int32 [B].
+
+    In a term with an order they stand at scattered slots, so each row is one run of the backend, on
+    all keys gathered anew: a step costs a copy of K and V, not only the keys that it reads.
+    A row outside the layout reads nothing.  Nothing here waits for the device.
+
+    Raises TensorError on the CPU for such a row.
+    """
+    run = backend(spec.first.backend)
+    rows = (
+        position[:, None].long() - spec.first.q_offset + torch.arange(q.shape[2], device=q.device)
+    )
+    _check_rows(rows, spec.first)
+    whole = None
+    for part in _parts(spec, tensors):
+        key, value = part.keys.gather(k), part.keys.gather(v)
+        given = part.tables, part.spec, scale
+        if part.queries.slots is None:
+            out, lse = run.decode(q, key, value, *given, position)
+        else:
+            at = _slots(rows, part.queries.slots, part.spec)
+            each = [
+                run.decode(q[:, :, r : r + 1], key, value, *given, at[r]) for r in range(q.shape[2])
+            ]
+            out, lse = (torch.cat(x, 2) for x in zip(*each, strict=True))
+        whole = _united(whole, out, lse)
+    assert whole is not None
+    return whole[0].to(q.dtype), whole[1]
+
+
+def _slots(rows: Tensor, slots: Tensor, spec: Spec) -> Tensor:
+    """Where rows [B, L] stand in a term, as positions: int32 [L, B]; past the last for no row."""
+    inside = (rows >= 0) & (rows < spec.n)
+    slot = slots[rows.clamp(0, spec.n - 1)]
+    placed = torch.where(inside, slot, spec.n) + spec.q_offset
+    return placed.t().to(torch.int32).contiguous()
+
+
+def _check_rows(rows: Tensor, spec: Spec) -> None:
+    """On the CPU a row that the layout lacks is refused, as it is for a layout of one term."""
+    if spec.backend != "cpu" or bool(((rows >= 0) & (rows < spec.n)).all()):
+        return
+    raise TensorError(
+        f"decode: rows {(rows + spec.q_offset).tolist()} leave the layout, whose queries stand at "
+        f"[{spec.q_offset}, {spec.q_offset + spec.n}); compile a longer layout"
+    )
