@@ -31,6 +31,7 @@ Counts = Literal["exact", "bound", "sample"]
 SLAB = 256  # the largest side of a tile
 FEW = 8  # zones whose bounds are compared pair by pair
 NEAR = 3  # slabs beside a corner in which rounding to tiles may still be uneven
+SAMPLE = 256  # slabs that stand for all where there are many zones
 MANY_STRIPS = 1_000_000  # more are not counted one by one
 
 
@@ -64,13 +65,15 @@ class Part:
     """Zones cut to the slabs that are counted.
 
     table: zones within [0, n) x [0, n_k), each in one slab unless all rows are counted.
-    weight: how many slabs each stands for, or None where all rows are counted.
+    place: of each, the number of its slab among those counted; None where all rows are.
+    weight: how many slabs each counted one stands for.
     zones: how many there were.  sampled: the slabs were drawn, not derived.
     """
 
     frame: Frame
     table: NDArray[Any]
-    weight: NDArray[np.float64] | None
+    place: NDArray[Any] | None
+    weight: NDArray[np.float64]
     zones: int
     sampled: bool = False
 
@@ -86,12 +89,8 @@ def part(zones: ZoneSet, quick: bool = False) -> Part:
         if slabs > 64 * max(1, len(table)):
             return _cut(frame, table, *_stretches(_corners(table, frame.n), slabs))
     elif quick and len(table) + slabs > 16 * SAMPLE:
-        rows = np.unique(np.concatenate([_spaced(slabs), _edges(table, slabs)]))
-        return _cut(frame, table, *_nearest(rows, slabs), sampled=True)
-    return Part(frame, table, None, len(table))
-
-
-SAMPLE = 256  # slabs that stand for all where there are many zones
+        return _cut(frame, table, *_drawn(_largest(table), slabs), sampled=True)
+    return Part(frame, table, None, np.ones(0), len(table))
 
 
 def work(p: Part, block: tuple[int, int]) -> Work:
@@ -114,17 +113,18 @@ def work(p: Part, block: tuple[int, int]) -> Work:
     full_last = np.maximum(np.minimum(s.full_last, frame.n_k // width), s.full_first)
     wide, filled = s.last - s.first, full_last - s.full_first
     parts = (s.full_first > s.first, filled > 0, s.last > full_last)
-    times = None if p.weight is None else p.weight[s.zone]
+    times = None if p.place is None else p.weight[p.place[s.zone]]
     records = _sum(wide - filled, times)
     runs = sum(_sum(x, times) for x in parts)
     if p.zones == 1:
         full, rows = _sum(filled, times), _sum(np.ones(len(s)), times)
         return Work(full, records, records, runs, rows, int(wide.max()), "exact")
     stride = -(-frame.n_k // width) + 1
-    line = s.row.astype(np.int64) * stride
-    weight = None if times is None else np.zeros(int(s.row.max()) + 1)
-    if weight is not None:
-        weight[s.row] = times
+    row, weight = s.row.astype(np.int64), None
+    if p.place is not None:  # rows are counted from the first slab that is
+        row = p.place[s.zone] * (SLAB // height) + row % (SLAB // height)
+        weight = np.repeat(p.weight, SLAB // height)
+    line = row * stride
     touched, per_row = _united(line + s.first, line + s.last, stride, weight)
     some = filled > 0
     full, _ = _united((line + s.full_first)[some], (line + full_last)[some], stride, weight)
@@ -137,7 +137,9 @@ def work(p: Part, block: tuple[int, int]) -> Work:
 
 def _sum(values: NDArray[Any], times: NDArray[np.float64] | None) -> int:
     """The sum, each value as often as it stands for others."""
-    return int(values.sum(dtype=np.int64)) if times is None else round(float(values @ times))
+    return (
+        int(values.sum(dtype=np.int64)) if times is None else round(float((values * times).sum()))
+    )
 
 
 def _united(
@@ -145,7 +147,7 @@ def _united(
     last: NDArray[np.int64],
     stride: int,
     weight: NDArray[np.float64] | None,
-) -> tuple[int, NDArray[np.float64]]:
+) -> tuple[int, NDArray[Any]]:
     """Tiles in the union of intervals [first, last): of all rows, and of each."""
     first, last = merged(first, last)
     size = 0 if weight is None else len(weight)
@@ -179,24 +181,24 @@ def _stretches(
     return rows[first], np.add.reduceat(weight, first)
 
 
-def _spaced(slabs: int) -> NDArray[np.int64]:
-    """Slabs spread evenly, the first and the last among them."""
-    return np.unique(np.linspace(0, slabs - 1, min(SAMPLE, slabs)).astype(np.int64))
+def _largest(table: NDArray[Any]) -> NDArray[np.int64]:
+    """Slabs in which the largest zones begin or end: a global token's row stands for no other."""
+    rows, keys = table[:, 1] - table[:, 0], table[:, 3] - table[:, 2]
+    size = rows.astype(np.float64) * np.minimum(keys, table[:, 5] - table[:, 4] + rows)
+    some = min(SAMPLE // 4, len(table) - 1)
+    large = np.argpartition(size, -some)[-some:]
+    return np.unique(np.concatenate([table[large, 0], table[large, 1] - 1]) // SLAB)
 
 
-def _edges(table: NDArray[Any], slabs: int) -> NDArray[np.int64]:
-    """Slabs in which tall zones begin or end, those of the tallest where they are many."""
-    rows = table[:, 1] - table[:, 0]
-    tall = np.flatnonzero(rows > SLAB)
-    if len(tall) > SAMPLE // 2:
-        tall = tall[np.argsort(rows[tall])[-SAMPLE // 2 :]]
-    return np.concatenate([table[tall, 0], table[tall, 1] - 1]).astype(np.int64) // SLAB
-
-
-def _nearest(rows: NDArray[np.int64], slabs: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Each drawn slab stands for those nearer to it than to the others."""
-    cuts = np.concatenate([[0], (rows[1:] + rows[:-1] + 1) // 2, [slabs]])
-    return rows, np.diff(cuts).astype(np.float64)
+def _drawn(alone: NDArray[np.int64], slabs: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Slabs to count, spread evenly, and how many are nearest to each; `alone` for themselves."""
+    spaced = np.setdiff1d(np.linspace(0, slabs - 1, min(SAMPLE, slabs)).astype(np.int64), alone)
+    cuts = np.concatenate([[0], (spaced[1:] + spaced[:-1] + 1) // 2, [slabs]])
+    weight = np.diff(cuts - np.searchsorted(alone, cuts)).astype(np.float64)
+    rows = np.concatenate([alone, spaced])
+    weight = np.concatenate([np.ones(len(alone)), weight])
+    order = np.argsort(rows)
+    return rows[order], weight[order]
 
 
 def _cut(
@@ -215,7 +217,7 @@ def _cut(
     start = (rows[place] * SLAB).astype(table.dtype)
     cut[:, 0] = np.maximum(cut[:, 0], start)
     cut[:, 1] = np.minimum(cut[:, 1], start + SLAB)
-    return Part(frame, cut, weight[place], len(table), sampled)
+    return Part(frame, cut, place, weight, len(table), sampled)
 
 
 def _bounded(table: NDArray[Any], met: NDArray[Any], frame: Frame, block: tuple[int, int]) -> Work:
