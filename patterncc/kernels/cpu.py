@@ -43,7 +43,8 @@ def forward(
     """Attention over a layout's edges.
 
     q [B, H, n, D], k [B, Hkv, n_k, D] and v [B, Hkv, n_k, Dv] give the output [B, H, n, Dv] in q's
-    dtype and the LSE [B, H, n] in fp32 (fp64 for fp64 inputs).  A query that reads nothing: output 0, LSE -inf.
+    dtype and the LSE [B, H, n] in fp32, fp64 for fp64 inputs.  A query that reads nothing: output
+    0, LSE -inf.
 
     Raises: TensorError for a dtype or device that the kernel does not take.
     """
