@@ -37,6 +37,11 @@ class BackendError(PatternError, RuntimeError):
     """A backend that cannot run what it was asked to run."""
 
 
+class PatternWarning(UserWarning):
+    """Something that was taken as it stands and may not be what was meant; ``warnings.filterwarnings``
+    turns it into an error or off."""
+
+
 @dataclass(frozen=True)
 class Span:
     """A stretch of one line of a source: 1-based line and column, and its length in characters."""

@@ -7,6 +7,9 @@ A file is an existing regular file of at most `FILE_LIMIT` bytes with at most `E
     .graphml              node ids are integers; an undirected edge reads both ways
     .txt .edges .edgelist .csv .tsv
                           two integers a line, "query key"; '#' starts a comment
+
+A third column of a text, and a "weight" in GraphML, are weights: refused unless the caller says what
+they mean.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -39,11 +41,50 @@ _TEXT = (".txt", ".edges", ".edgelist", ".csv", ".tsv")
 def allow_edges(count: int, owner: str) -> None:
     """Refuse before allocating a graph of more than `EDGE_LIMIT` edges."""
     if count > EDGE_LIMIT:
-        raise SizeError(f"{owner}: {count} edges, more than the limit of {EDGE_LIMIT}")
+        raise SizeError(
+            f"{owner}: {count} edges, more than the limit of {EDGE_LIMIT}; give the edges of a part "
+            "of the tokens, or a pattern that makes them (window, random_blocks, clusters)"
+        )
 
 
-def read(path: str, owner: str) -> Any:
-    """The graph in a file: an int64 array [edges, 2] of (query, key), or a networkx graph.
+def with_weights(
+    row: NDArray[Any], col: NDArray[Any], values: NDArray[Any], owner: str, weights: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The edges that are meant, of edges that carry weights.
+
+    weights: "nonzero" for those whose weight is not 0, "ignore" for all, "refuse" for an error.
+    """
+    if weights == "refuse":
+        raise PatternValueError(
+            f"{owner}: the edges carry weights, and an edge of attention is there or not; "
+            'pass weights="nonzero" for an edge wherever the weight is not 0, or weights="ignore" '
+            "for an edge wherever one is listed"
+        )
+    for nodes in (row, col):
+        if nodes.dtype.kind == "f" and not (np.abs(nodes) < 2**53).all():
+            raise PatternValueError(f"{owner}: a node is no finite number")
+        if nodes.dtype.kind == "f" and (nodes != np.floor(nodes)).any():
+            where = int(np.argmax(nodes != np.floor(nodes)))
+            raise PatternValueError(
+                f"{owner}: node {nodes[where]} of edge {where} is not an integer; the first two "
+                "columns are query and key, the third is the weight"
+            )
+    row, col = (x.astype(np.int64) if x.dtype.kind == "f" else x for x in (row, col))
+    if weights == "ignore":
+        return row, col
+    if values.dtype.kind not in "biuf" or values.ndim != 1:
+        raise PatternValueError(f"{owner}: weights are numbers, not {values.dtype}")
+    if np.isnan(values).any():
+        where = int(np.argmax(np.isnan(values)))
+        raise PatternValueError(
+            f"{owner}: the weight of edge {where} is not a number (NaN); give 0 for no edge"
+        )
+    kept = values != 0
+    return row[kept], col[kept]
+
+
+def read(path: str, owner: str, weights: str | None = None) -> Any:
+    """The graph in a file: an integer array [edges, 2] of (query, key), or a networkx graph.
 
     Raises PatternValueError for a missing, irregular or malformed file; SizeError for a large one.
     """
@@ -71,38 +112,86 @@ def read(path: str, owner: str) -> Any:
     except OSError as error:
         raise PatternValueError(f"{owner}: cannot read {path!r}: {error.strerror}") from None
     if kind == ".npz":
-        return _from_npz(data, owner)
-    return _from_graphml(data, owner) if kind == ".graphml" else _from_text(data, owner)
+        return _from_npz(data, owner, weights)
+    return _from_graphml(data, owner) if kind == ".graphml" else _from_text(data, owner, weights)
 
 
-def _from_text(data: bytes, owner: str) -> I64:
+def _from_text(data: bytes, owner: str, weights: str | None = None) -> NDArray[Any]:
     allow_edges(data.count(b"\n"), owner)
+    pairs = _plain_text(data)
+    if pairs is not None:
+        return pairs
     try:
         lines = data.decode("utf-8").replace(",", " ").splitlines()
     except UnicodeDecodeError as error:
         raise PatternValueError(f"{owner}: not UTF-8 text at byte {error.start}") from None
-    if not any(line.partition("#")[0].strip() for line in lines):
-        return np.zeros((0, 2), dtype=np.int64)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # 1.5 for an integer is only a warning
-            pairs = np.loadtxt(lines, dtype=np.int64, comments="#", ndmin=2)
-        if pairs.shape[1] == 2:
-            return pairs
-    except (ValueError, OverflowError, Warning):
-        pass
-    number, line = _first_wrong_line(lines)
-    raise PatternValueError(
-        f"{owner}: line {number} is {line[:60]!r}; each line is two integers, 'query key'"
-    )
+    number, line = _first_wrong_line(lines, 2 if weights is None else 3)
+    if number:
+        raise PatternValueError(
+            f"{owner}: line {number} is {line[:60]!r}; each line is two integers, 'query key'"
+            + _remedy(line, weights)
+        )
+    words = [line.partition("#")[0].split() for line in lines]
+    words = [w for w in words if w]
+    pairs = np.array([[int(w[0]), int(w[1])] for w in words], dtype=np.int64).reshape(-1, 2)
+    if weights is None or all(len(w) == 2 for w in words):
+        return pairs
+    values = np.array([float(w[2]) if len(w) > 2 else 1.0 for w in words])
+    return np.stack(with_weights(pairs[:, 0], pairs[:, 1], values, owner, weights), axis=1)
 
 
-def _first_wrong_line(lines: list[str]) -> tuple[int, str]:
+def _plain_text(data: bytes) -> NDArray[np.int64] | None:
+    """Lines of two short numbers without signs, read all at once; None for any other text.
+
+    A number is placed by where its digits stand, so nothing but arrays as long as the text is made.
+    """
+    text = np.frombuffer(data, dtype=np.uint8)
+    digit = (text >= ord("0")) & (text <= ord("9"))
+    gaps = np.isin(text[~digit], np.frombuffer(b" ,\t\r\n", dtype=np.uint8))
+    if not gaps.all():
+        return None
+    edge = np.diff(digit, prepend=False, append=False)
+    ends = np.flatnonzero(edge).reshape(-1, 2)
+    lines = np.append(np.flatnonzero(text == ord("\n")), len(text))
+    held = np.diff(np.searchsorted(ends[:, 0], lines), prepend=0)
+    size = ends[:, 1] - ends[:, 0]
+    if not ((held == 0) | (held == 2)).all() or int(size.max(initial=0)) > 18:
+        return None
+    numbers = np.zeros(len(ends), dtype=np.int64)
+    for place in range(int(size.max(initial=0))):
+        some = np.flatnonzero(size > place)
+        numbers[some] *= 10
+        numbers[some] += text[ends[some, 0] + place] - np.uint8(ord("0"))
+    return numbers.reshape(-1, 2)
+
+
+def _first_wrong_line(lines: list[str], most: int) -> tuple[int, str]:
+    """Number and text of the first line that is not two integers, or as asked a weight behind them;
+    0 where all are."""
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
-        if words and not (len(words) == 2 and all(_is_int64(word) for word in words)):
+        good = 2 <= len(words) <= most and all(map(_is_int64, words[:2]))
+        if words and not (good and all(map(_is_number, words[2:]))):
             return number, line
-    return 1, lines[0]
+    return 0, ""
+
+
+def _remedy(line: str, weights: str | None) -> str:
+    words = line.partition("#")[0].split()
+    if weights is None and len(words) == 3 and all(map(_is_number, words)):
+        return (
+            '; a third column is a weight: pass weights="nonzero" for an edge wherever it is not 0, '
+            'or weights="ignore" for an edge a line'
+        )
+    return ""
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_int64(word: str) -> bool:
@@ -135,7 +224,7 @@ def _from_graphml(data: bytes, owner: str) -> Any:
     return networkx.relabel_nodes(graph, names)
 
 
-def _from_npz(data: bytes, owner: str) -> I64:
+def _from_npz(data: bytes, owner: str, weights: str | None = None) -> NDArray[Any]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             arrays = _read_arrays(archive, owner)
@@ -147,7 +236,7 @@ def _from_npz(data: bytes, owner: str) -> I64:
         if query in arrays and key in arrays:
             return _ends(arrays[query], arrays[key], owner)
     if "format" in arrays:
-        return _sparse(arrays, owner)
+        return _sparse(arrays, owner, weights)
     raise PatternValueError(
         f"{owner}: holds {joined(arrays) or 'no arrays'}; needs rows and cols, i and j, or what "
         "scipy.sparse.save_npz writes"
@@ -192,7 +281,7 @@ def _read_array(data: bytes, owner: str) -> NDArray[Any]:
     return array.reshape(shape, order="F" if fortran else "C")
 
 
-def _sparse(arrays: dict[str, NDArray[Any]], owner: str) -> I64:
+def _sparse(arrays: dict[str, NDArray[Any]], owner: str, weights: str | None) -> NDArray[Any]:
     """What scipy.sparse.save_npz wrote; checked here, since scipy trusts index pointers."""
     kind = arrays["format"].reshape(-1)[:1].tolist()
     name = kind[0].decode("ascii", "replace") if kind and isinstance(kind[0], bytes) else str(kind)
@@ -218,10 +307,10 @@ def _sparse(arrays: dict[str, NDArray[Any]], owner: str) -> I64:
             f"{owner}: {len(pairs)} edges and weights {data.dtype} {list(data.shape)}"
         )
     kept: NDArray[np.bool_] = data != 0
-    return pairs[kept]
+    return pairs if weights == "ignore" or kept.all() else pairs[kept]
 
 
-def _ends(query: NDArray[Any], key: NDArray[Any], owner: str) -> I64:
+def _ends(query: NDArray[Any], key: NDArray[Any], owner: str) -> NDArray[Any]:
     """Two integer arrays of one length as pairs."""
     for array in (query, key):
         if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -232,4 +321,5 @@ def _ends(query: NDArray[Any], key: NDArray[Any], owner: str) -> I64:
     if len(query) != len(key):
         raise PatternValueError(f"{owner}: {len(query)} queries and {len(key)} keys; give pairs")
     allow_edges(len(query), owner)
-    return np.stack([query.astype(np.int64), key.astype(np.int64)], axis=1)
+    kind = np.int32 if query.dtype == key.dtype == np.int32 else np.int64
+    return np.stack([query, key], axis=1, dtype=kind, casting="unsafe")

@@ -3,86 +3,130 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patterncc.errors import PatternValueError
+from patterncc.errors import PatternValueError, PatternWarning
 from patterncc.primitives import Edges
 from patterncc.zones import graph_files
-from patterncc.zones.graph_files import allow_edges
-from patterncc.zones.merge import zones_of_edges
-from patterncc.zones.site import FAR, Site
+from patterncc.zones.algebra import MAX_ZONES
+from patterncc.zones.graph_files import allow_edges, with_weights
+from patterncc.zones.merge import Runs, row_runs, zones_of_runs
+from patterncc.zones.site import FAR, Region, Site
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     I64 = NDArray[np.int64]
-    Pairs = tuple[I64, I64]
+    Pairs = tuple[NDArray[Any], NDArray[Any]]
 
 
 def edges(p: Edges, at: Site) -> I64:
-    """Zones of the graph's edges in the region: consecutive edges share zones, repeats count once.
+    """Tight zones of the graph's edges in the region: consecutive edges share zones.
+
+    A graph is never more zones than edges, and those are there already: by default its own limit on
+    edges holds, not the one on zones that an operation makes.
 
     Raises PatternValueError for a node below 0, or past the last position of an unsliced frame.
+    Warns (PatternWarning) of edges that are given more than once; they are kept once.
     """
     owner = str(p)
-    row, col = _pairs(p.source, owner)
+    row, col = _pairs(p.source, owner, p.weights)
     _check_nodes(owner, row, col, at)
-    r = at.region
-    inside = (row >= r.i0) & (row < r.i1) & (col >= r.j0) & (col < r.j1)
-    table = zones_of_edges(row[inside], col[inside])
-    at.allow(len(table), owner)
+    runs = row_runs(*_within(*_signed(row, col), at.region))
+    del row, col
+    if runs.repeats:
+        _say_repeats(owner, runs)
+    table = zones_of_runs(runs)
+    if at.max_zones != MAX_ZONES:
+        at.allow(len(table), owner)
     return table
 
 
-def _check_nodes(owner: str, row: I64, col: I64, at: Site) -> None:
+def _check_nodes(owner: str, row: NDArray[Any], col: NDArray[Any], at: Site) -> None:
     """Every node is a position; a slice (an offset above 0) may leave some of the graph out."""
     whole = at.frame.q_offset == at.frame.k_offset == 0
     end = at.positions if whole else FAR
+    if all(not len(x) or (int(x.min()) >= 0 and int(x.max()) < end) for x in (row, col)):
+        return
     wrong = (row < 0) | (col < 0) | (row >= end) | (col >= end)
-    if wrong.any():
-        where = int(np.argmax(wrong))
-        ends = (int(row[where]), int(col[where]))
-        node = next(x for x in ends if not 0 <= x < end)
-        longer = f", or lower with n > {node}" if node > 0 else ""
-        raise PatternValueError(
-            f"{owner}: edge {where} is {ends}, and node {node} is not one of the positions "
-            f"0 .. {end - 1}; number the nodes from 0{longer}"
-        )
+    where = int(np.argmax(wrong))
+    ends = (int(row[where]), int(col[where]))
+    node = next(x for x in ends if not 0 <= x < end)
+    longer = f", or lower with n > {node}" if node > 0 else ""
+    raise PatternValueError(
+        f"{owner}: edge {where} is {ends}, and node {node} is not one of the positions "
+        f"0 .. {end - 1} ({np.count_nonzero(wrong)} of {len(row)} edges have such a node); "
+        f"number the nodes from 0{longer}"
+    )
 
 
-def _pairs(source: object, owner: str) -> Pairs:
+def _signed(row: NDArray[Any], col: NDArray[Any]) -> Pairs:
+    """The same nodes in integers that subtract; uint64 has no room for a negative difference."""
+    return tuple(x.astype(np.int64) if x.dtype.kind == "u" else x for x in (row, col))  # type: ignore[return-value]
+
+
+def _within(row: NDArray[Any], col: NDArray[Any], r: Region) -> Pairs:
+    """The edges inside a region; those of a graph that lies inside as they stand."""
+    if not len(row):
+        return row, col
+    inside = np.ones(len(row), dtype=bool)
+    for x, first, last in ((row, r.i0, r.i1), (col, r.j0, r.j1)):
+        if int(x.min()) < first or int(x.max()) >= last:
+            inside &= (x >= first) & (x < last)
+    if r.d0 > r.j0 - r.i1 + 1 or r.d1 < r.j1 - r.i0:
+        offset = np.subtract(col, row, dtype=np.int64)
+        inside &= (offset >= r.d0) & (offset < r.d1)
+    return (row, col) if inside.all() else (row[inside], col[inside])
+
+
+def _say_repeats(owner: str, runs: Runs) -> None:
+    kept = int((runs.end - runs.start).sum())
+    selves = int(np.count_nonzero((runs.start <= runs.row) & (runs.row < runs.end)))
+    also = f"; {selves} are self edges, kept as any other" if selves else ""
+    warnings.warn(
+        f"{owner}: {runs.repeats} of {kept + runs.repeats} edges are given more than once; each is "
+        f"kept once, which leaves {kept}{also}",
+        PatternWarning,
+        stacklevel=2,
+    )
+
+
+def _pairs(source: object, owner: str, weights: str | None) -> Pairs:
     """Query and key of every edge."""
     if isinstance(source, str | os.PathLike):
-        return _pairs(graph_files.read(os.fspath(source), owner), owner)
+        return _pairs(graph_files.read(os.fspath(source), owner, weights), owner, weights)
     if is_networkx(source):
-        return from_networkx(source, owner)
+        return from_networkx(source, owner, weights or "refuse")
     if is_scipy(source):
-        return from_scipy(source, owner)
-    return _from_array(source, owner)
+        return from_scipy(source, owner, weights)
+    return _from_array(source, owner, weights)
 
 
-def _from_array(source: object, owner: str) -> Pairs:
-    """A bool [queries, keys] matrix or an integer [edges, 2] array."""
+def _from_array(source: object, owner: str, weights: str | None) -> Pairs:
+    """A bool [queries, keys] matrix, an integer [edges, 2] array, or [edges, 3] with weights."""
     try:
         array = np.asarray(source)
     except ValueError:
         raise PatternValueError(f"{owner}: the rows of pairs differ in length") from None
     if array.dtype == bool and array.ndim == 2:
         allow_edges(int(np.count_nonzero(array)), owner)
-        row, col = np.nonzero(array)
-        return row.astype(np.int64), col.astype(np.int64)
+        return np.nonzero(array)  # type: ignore[return-value]
     if array.size == 0 and array.ndim in (1, 2):
         array = np.zeros((0, 2), dtype=np.int64)
+    if weights and array.dtype.kind in "iuf" and array.ndim == 2 and array.shape[1] == 3:
+        allow_edges(len(array), owner)
+        return with_weights(array[:, 0], array[:, 1], array[:, 2], owner, weights)
     if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != 2:
         raise PatternValueError(
             f"{owner}: a bool [n, n] or integer [edges, 2] array is needed, not "
-            f"{array.dtype} {list(array.shape)}; for a matrix of weights pass (matrix != 0)"
+            f"{array.dtype} {list(array.shape)}; for a matrix of weights pass (matrix != 0), for a "
+            'third column of weights weights="nonzero" or weights="ignore"'
         )
     allow_edges(len(array), owner)
-    pairs = array.astype(np.int64)
-    return pairs[:, 0], pairs[:, 1]
+    return array[:, 0], array[:, 1]
 
 
 def is_scipy(source: object) -> bool:
@@ -90,16 +134,19 @@ def is_scipy(source: object) -> bool:
     return hasattr(source, "tocoo")
 
 
-def from_scipy(matrix: Any, owner: str) -> Pairs:
-    """Query and key of every entry that is not 0."""
+def from_scipy(matrix: Any, owner: str, weights: str | None = None) -> Pairs:
+    """Query and key of every entry that is not 0, or with "ignore" of every stored one."""
     if len(matrix.shape) != 2:
         raise PatternValueError(
             f"{owner}: a matrix has queries and keys, this has shape {list(matrix.shape)}"
         )
     allow_edges(int(matrix.nnz) if hasattr(matrix, "nnz") else 0, owner)
     coo = matrix.tocoo()
-    kept = coo.data != 0
-    return coo.row[kept].astype(np.int64), coo.col[kept].astype(np.int64)
+    if weights != "ignore":
+        kept = coo.data != 0
+        if not kept.all():
+            return coo.row[kept], coo.col[kept]
+    return coo.row, coo.col
 
 
 def is_networkx(source: object) -> bool:
@@ -107,16 +154,26 @@ def is_networkx(source: object) -> bool:
     return any(kind.__module__.split(".")[0] == "networkx" for kind in type(source).__mro__)
 
 
-def from_networkx(graph: Any, owner: str) -> Pairs:
-    """Edges (u, v) as query u, key v; both ways when undirected."""
-    allow_edges(graph.number_of_edges() * (1 if graph.is_directed() else 2), owner)
+def from_networkx(graph: Any, owner: str, weights: str = "ignore") -> Pairs:
+    """Edges (u, v) as query u, key v; both ways when undirected, self edges and parallel
+    edges once."""
+    count = graph.number_of_edges()
+    allow_edges(count * (1 if graph.is_directed() else 2), owner)
     for node in graph:
         if isinstance(node, bool) or not isinstance(node, int | np.integer) or node < 0:
             raise PatternValueError(
                 f"{owner}: node {node!r} is not a position; number the nodes 0 .. n - 1, for "
                 "instance with networkx.convert_node_labels_to_integers"
             )
-    pairs = np.array([(u, v) for u, v in graph.edges()], dtype=np.int64).reshape(-1, 2)
+    flat = (x for u, v, *_ in graph.edges() for x in (u, v))
+    row, col = np.fromiter(flat, np.int64, 2 * count).reshape(-1, 2).T
+    if weights != "ignore":
+        values = [w for *_, w in graph.edges(data="weight", default=1)]
+        if weights == "nonzero" or any(w is not True and w != 1 for w in values):
+            row, col = with_weights(row, col, np.array(values), owner, weights)
     if not graph.is_directed():
-        pairs = np.concatenate([pairs, pairs[:, ::-1]])
-    return pairs[:, 0], pairs[:, 1]
+        apart = row != col
+        row, col = np.concatenate([row, col[apart]]), np.concatenate([col, row[apart]])
+    if graph.is_multigraph():  # parallel edges are no slip there
+        row, col = np.unique(np.stack([row, col]), axis=1)
+    return row, col

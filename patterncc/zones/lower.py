@@ -35,6 +35,7 @@ from patterncc.zones import (
     networks,
     primitives,
     random,
+    spans,
     sweep,
 )
 from patterncc.zones.algebra import MAX_ZONES
@@ -62,6 +63,8 @@ RULES: dict[type[Primitive], Rule] = {
     leaf.RandomEdges: random.random_edges,
     leaf.Documents: labels.documents,
     leaf.Clusters: labels.clusters,
+    leaf.Spans: spans.spans,
+    leaf.Boxes: spans.boxes,
     leaf.Routing: labels.routing,
     leaf.Topk: choice.topk,
     leaf.LogSparse: primitives.logsparse,
@@ -152,8 +155,10 @@ def names_in(patterns: Iterable[Pattern]) -> set[str]:
     for pattern in set(patterns):
         for p in leaves(pattern):
             match p:
-                case leaf.Documents(str(name)) | leaf.Clusters(str(name)):
+                case leaf.Documents(str(name)):
                     found.add(name)
+                case leaf.Clusters(first, second) | leaf.Spans(first, second):
+                    found |= {name for name in (first, second) if isinstance(name, str)}
                 case leaf.Routing() | leaf.Topk():
                     found.add(name_of(type(p)))
     return found
@@ -223,6 +228,8 @@ def _zones(p: Pattern, at: Site) -> I64:
             return algebra.transpose(_zones(of, at.T))
         case leaf.RandomEdges():
             return random.random_edges(p, at)
+        case leaf.Edges():
+            return graphs.edges(p, at)
         case Primitive():
             return at.clip(_rule(p)(p, at))
         case _:
@@ -233,12 +240,14 @@ def _union(parts: tuple[Pattern, ...], at: Site) -> I64:
     """The parts' zones in order.  Random edges, as many zones as edges, are written behind what
     comes before them instead of being copied there."""
     tables: list[I64] = []
+    given = 0  # zones of explicit graphs, which have a limit of their own
     for part in parts:
         if isinstance(part, leaf.RandomEdges):
             tables = [random.random_edges(part, at, tables)]
         else:
             tables.append(_zones(part, at))
-    at.allow(sum(map(len, tables)), "a union")
+        given += len(tables[-1]) if isinstance(part, leaf.Edges) else 0
+    at.allow(sum(map(len, tables)) - given, "a union")
     return tables[0] if len(tables) == 1 else np.concatenate(tables)
 
 
