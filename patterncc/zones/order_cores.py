@@ -1,0 +1,230 @@
+"""Cores: leaves that are boxes in an order of their own, and the rectangles that they are there.
+
+| core | order | its edges in slots |
+|---|---|---|
+| strided(s), so also dilation and the axes of axial | residue classes | a box a class |
+| one segment length and rate of LongNet | residue classes | a box a segment |
+| clusters, routing | by label | a box a label |
+| summary(stride, width) | summary keys first | one box |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patterncc import primitives as leaf
+from patterncc.pattern import Pattern, Transpose
+from patterncc.zones import labels
+from patterncc.zones.algebra import MAX_ZONES
+from patterncc.zones.choice import chosen
+from patterncc.zones.order import Order
+from patterncc.zones.order_places import Places
+from patterncc.zones.site import Region, Site, integers
+from patterncc.zones.zoneset import Frame
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    I64 = NDArray[np.int64]
+
+MAX_PERIOD = 2**20
+"""The longest stride that is laid out by residue classes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Where:
+    """What lowering by terms may look at, as in `lower`; orders are made once and shared."""
+
+    frame: Frame
+    layer: int = 0
+    head: int = 0
+    bindings: Mapping[str, object] = field(default_factory=dict)
+    orders: dict[object, Order] = field(default_factory=dict)
+
+    @property
+    def site(self) -> Site:
+        """The same place for the rules of `lower`."""
+        region = Region(*self.frame.box).meet(Region(*self.frame.box))
+        return Site(self.frame, region, self.layer, self.head, MAX_ZONES, self.bindings)
+
+
+def kind_of(p: Pattern) -> str | None:
+    """The name of the order that a leaf (or the transpose of one) is a core of."""
+    match p:
+        case leaf.Strided(stride) if 1 < stride <= MAX_PERIOD:
+            return "residue"
+        case leaf.LongNet(rates=(rate,)) if 1 < rate <= MAX_PERIOD:
+            return "residue"
+        case leaf.Clusters() | leaf.Routing():
+            return "clusters"
+        case leaf.Summary(stride, width) | Transpose(leaf.Summary(stride, width)) if width < stride:
+            return "summary"
+    return None
+
+
+def period_of(p: Pattern) -> int:
+    """The stride that a leaf repeats at, 1 where it has none."""
+    match p:
+        case leaf.Strided(stride):
+            return stride
+        case leaf.LongNet(rates=(rate,)):
+            return rate
+    return 1
+
+
+def places_of(core: Pattern, period: int, where: Where) -> Places:
+    """The rectangles of a core, in an order by `period` where it is laid out by residues."""
+    match core:
+        case leaf.Strided() | leaf.LongNet():
+            return residues(core, period_of(core), period, where)
+        case leaf.Clusters() | leaf.Routing():
+            return _clusters(core, where)
+        case leaf.Summary():
+            return _summary(core, where)
+        case Transpose(leaf.Summary() as turned):
+            return _turned(_summary(turned, _seen_from_keys(where)), where)
+    raise AssertionError(f"{core} is no core")
+
+
+def residues(core: Pattern, base: int, period: int, where: Where) -> Places:
+    """The rectangles of a stride or a part of LongNet among classes modulo `period`, which stand
+    in the order of their classes modulo `base`; the core's own stride divides the period."""
+    f = where.frame
+    stride = period_of(core)
+    if isinstance(core, leaf.LongNet):
+        (size,) = core.segments
+        a, b = max(f.q_offset, f.k_offset), min(f.q_offset + f.n, f.k_offset + f.n_k)
+        first = np.arange(a // size, max(a // size, -(-b // size)), dtype=np.int64) * size
+        own = (first + where.head % stride) % stride
+        first = first + where.head % stride  # what stands before it in its segment is of no class
+        size -= where.head % stride
+    else:
+        size, own = 2**42, np.arange(stride, dtype=np.int64)
+        first = np.zeros_like(own)
+    fine = np.arange(0, period, stride, dtype=np.int64)
+    shape = (len(own), len(fine), len(fine))
+    first = np.broadcast_to(first[:, None, None], shape).ravel()
+    q_class = np.broadcast_to(own[:, None, None] + fine[None, :, None], shape).ravel()
+    k_class = np.broadcast_to(own[:, None, None] + fine[None, None, :], shape).ravel()
+    order, q_start, k_start = _by_residue(base, period, where)
+    q0, q1 = _within(q_class, first, size, f.n, f.q_offset, period, q_start)
+    k0, k1 = _within(k_class, first, size, f.n_k, f.k_offset, period, k_start)
+    some = (q0 < q1) & (k0 < k1)
+    return Places(f, order, q0[some], q1[some], k0[some], k1[some], period, base=base)
+
+
+def _by_residue(base: int, period: int, where: Where) -> tuple[Order, I64, I64]:
+    """The order by classes, and the first slot of each class of queries and of keys."""
+    f = where.frame
+    queries, q_start = _by_class(f.n, f.q_offset, base, period)
+    if f.n == f.n_k and f.q_offset == f.k_offset:
+        keys, k_start = queries, q_start
+    else:
+        keys, k_start = _by_class(f.n_k, f.k_offset, base, period)
+    name = f"residue {base}" if base == period else f"residue {base} in {period}"
+    made = Order(name, queries, keys)
+    return where.orders.setdefault(("residue", base, period), made), q_start, k_start
+
+
+def _by_class(count: int, offset: int, base: int, period: int) -> tuple[NDArray[np.int32], I64]:
+    """Tokens sorted by class modulo `base`, then modulo `period`, then position; first slot of each
+    class modulo `period`, and where it would end."""
+    fine = np.arange(period, dtype=np.int64).reshape(-1, base).T.ravel()  # classes in order
+    local = (fine - offset) % period
+    rows = -(-count // period)
+    tokens = np.arange(rows * period, dtype=np.int32).reshape(rows, period)[:, local].T.ravel()
+    sizes = np.maximum(0, -(-(count - local) // period))
+    start = np.empty(period, dtype=np.int64)
+    start[fine] = np.cumsum(sizes) - sizes
+    return np.ascontiguousarray(tokens[tokens < count]), start
+
+
+def _within(
+    residue: I64, first: I64, size: int, count: int, offset: int, period: int, start: I64
+) -> tuple[I64, I64]:
+    """Slots of the tokens of a class that lie in [first, first + size)."""
+    base = (residue - offset) % period  # of the first token of the class, counted in the frame
+    low, high = first - offset - base, first + size - offset - base
+    length = np.maximum(0, -(-(count - base) // period))
+    a, b = np.clip(-(-low // period), 0, length), np.clip(-(-high // period), 0, length)
+    return start[residue] + a, start[residue] + b
+
+
+def labels_of(core: Pattern, where: Where) -> I64:
+    """The labels of a core of clusters, checked as lowering checks them."""
+    at = where.site
+    i0, _, j0, _ = where.frame.box
+    little = at.within(Region(i0, i0 + 1, j0, j0 + 1))
+    match core:
+        case leaf.Clusters(str(name)):
+            labels.clusters(core, little)
+            return integers("clusters", name, at.bound("clusters", name))
+        case leaf.Clusters(given):
+            labels.clusters(core, little)
+            return np.array(given, dtype=np.int64)
+        case leaf.Routing():
+            labels.routing(core, little)
+            return integers("routing", "routing", chosen(core, at))
+    raise AssertionError(f"{core} has no labels")
+
+
+def _clusters(core: Pattern, where: Where) -> Places:
+    """Tokens by label, in the order of positions within a label; those of none come last."""
+    f = where.frame
+    given = labels_of(core, where)
+    sides = []
+    for first, last in (f.box[:2], f.box[2:]):
+        part = given[first:last]
+        top = int(part.max(initial=0)) + 1
+        ranked = np.where(part < 0, top, part)
+        # numpy sorts 16 bits by radix
+        narrow = ranked.astype(np.uint16) if top < 2**16 else ranked
+        sides.append((np.argsort(narrow, kind="stable").astype(np.int32), ranked, top))
+    digest = hashlib.sha256(sides[0][0].tobytes() + sides[1][0].tobytes()).digest()
+    square = f.n == f.n_k and f.q_offset == f.k_offset
+    made = Order("clusters", sides[0][0], sides[0][0] if square else sides[1][0])
+    order = where.orders.setdefault(digest, made)
+    label, q0, q1 = _label_slots(sides[0][1][order.queries], sides[0][2])
+    other, k0, k1 = _label_slots(sides[1][1][order.keys], sides[1][2])
+    _, at, to = np.intersect1d(label, other, assume_unique=True, return_indices=True)
+    return Places(f, order, q0[at], q1[at], k0[to], k1[to], 0, alike=square)
+
+
+def _label_slots(ordered: I64, top: int) -> tuple[I64, I64, I64]:
+    """The labels among sorted ones, those of none left out: label, first slot, past the last."""
+    first = np.flatnonzero(np.append(True, np.diff(ordered) != 0)[: len(ordered)])
+    end = np.append(first[1:], len(ordered))[: len(first)]
+    kept = ordered[first] < top
+    return ordered[first][kept], first[kept].astype(np.int64), end[kept].astype(np.int64)
+
+
+def _summary(core: leaf.Summary, where: Where) -> Places:
+    """Summary keys first, the others after them; queries as they come."""
+    f = where.frame
+    at = np.arange(f.k_offset, f.k_offset + f.n_k, dtype=np.int64)
+    held = at % core.stride >= core.stride - core.width
+    count = int(np.count_nonzero(held))
+    keys = np.concatenate([np.flatnonzero(held), np.flatnonzero(~held)]).astype(np.int32)
+    made = Order("summary", np.arange(f.n, dtype=np.int32), keys)
+    order = where.orders.setdefault(("summary", core, f), made)
+    sides = [np.array([x], dtype=np.int64) for x in (0, f.n, 0, count)]
+    if not f.n or not count:
+        sides = [x[:0] for x in sides]
+    return Places(f, order, *sides, 0)
+
+
+def _seen_from_keys(where: Where) -> Where:
+    return Where(where.frame.T, where.layer, where.head, where.bindings, where.orders)
+
+
+def _turned(places: Places, where: Where) -> Places:
+    """The same rectangles with queries and keys exchanged."""
+    order = where.orders.setdefault(("turned", id(places.order)), places.order.T)
+    return Places(
+        where.frame, order, places.k0, places.k1, places.q0, places.q1, places.step, places.alike
+    )
