@@ -70,11 +70,7 @@ class Places:
             return self._spaced(table, limit)
         if _sided(table, self.frame, self.alike):
             return self._compared(table, limit)
-        rows = self._rows()
-        algebra.refuse_above(len(rows[0]) * len(table), "rows of staircases", limit)
-        parts = [self._staircase(zone, *rows) for zone in table.tolist()]
-        algebra.refuse_above(sum(map(len, parts)), "zones of staircases", limit)
-        return np.concatenate(parts)
+        return self._staircases(table, limit)
 
     def only(self, base: int, residue: int | None = None, apart: bool = False) -> Places:
         """The rectangles whose queries and keys are one class modulo a divisor of the step (or of
@@ -126,30 +122,44 @@ class Places:
             algebra.pack((self.q0[at], self.q1[at], self.k0[at], self.k1[at], low, high))
         )
 
-    def _rows(self) -> tuple[I64, I64, I64, I64]:
-        """Each query slot of a rectangle with the rectangle's number; (place, position) of each
-        key of a rectangle as one ascending number, and its slot."""
-        place, slot = algebra.expand(self.q0, self.q1)
-        first, inverse = np.unique(self.k0, return_inverse=True)
-        last = np.zeros_like(first)
-        last[inverse] = self.k1
-        owner, key = algebra.expand(first, last)
-        at = self.order.keys[key].astype(np.int64) + self.frame.k_offset
-        return inverse[place], slot, owner * _WIDE + at, np.append(key, 0)
-
-    def _staircase(self, zone: list[int], group: I64, slot: I64, keys: I64, at: I64) -> I64:
-        """One zone in all rectangles: the keys that each query slot reads are one interval."""
-        i0, i1, j0, j1, d0, d1 = zone
-        i = self.order.queries[slot].astype(np.int64) + self.frame.q_offset
-        inside = (i >= i0) & (i < i1)
-        group, slot, i = group[inside], slot[inside], i[inside]
-        low = np.clip(np.maximum(i + d0, j0), 0, _WIDE - 1)
-        high = np.clip(np.minimum(i + d1, j1), 0, _WIDE - 1)
-        first = np.searchsorted(keys, group * _WIDE + low)
-        last = np.searchsorted(keys, group * _WIDE + high)
+    def _staircases(self, table: I64, limit: int) -> I64:
+        """Every zone in every rectangle that it meets: each query slot reads one interval."""
+        f = self.frame
+        queries = _Ascending(self.q0, self.q1, self.order.queries, f.q_offset)
+        keys = _Ascending(self.k0, self.k1, self.order.keys, f.k_offset)
+        algebra.refuse_above(len(table) * len(self), "zones in rectangles", limit)
+        zone, at = (x.ravel() for x in np.indices((len(table), len(self))))
+        begin = queries.slot(at, table[zone, 0])
+        end = queries.slot(at, table[zone, 1])
+        some = begin < end
+        zone, at, begin, end = zone[some], at[some], begin[some], end[some]
+        algebra.refuse_above(int((end - begin).sum()), "rows of staircases", limit)
+        pair, slot = algebra.expand(begin, end)
+        zone, at = zone[pair], at[pair]
+        i = self.order.queries[slot].astype(np.int64) + f.q_offset
+        first = keys.slot(at, np.maximum(i + table[zone, 4], table[zone, 2]))
+        last = keys.slot(at, np.minimum(i + table[zone, 5], table[zone, 3]))
         some = first < last
-        slot, first, last = slot[some], first[some], last[some]
-        return stairs(slot, at[first], at[first] + (last - first))
+        return stairs(slot[some], first[some], last[some])
+
+
+class _Ascending:
+    """One side of some rectangles: the first slot at or past a position, in each of them."""
+
+    def __init__(self, first: I64, last: I64, tokens: NDArray[np.int32], offset: int) -> None:
+        self.first, self.group = np.unique(first, return_inverse=True)
+        ends = np.zeros_like(self.first)
+        ends[self.group] = last
+        owner, slot = algebra.expand(self.first, ends)
+        self.place = owner * _WIDE + tokens[slot] + offset
+        self.before = np.cumsum(ends - self.first) - (ends - self.first)
+
+    def slot(self, rectangle: NDArray[np.intp], position: I64) -> I64:
+        """Of the tokens of a rectangle that are not before a position, the slot of the first."""
+        group = self.group[rectangle]
+        wanted = group * _WIDE + np.clip(position, 0, _WIDE - 1)
+        found: I64 = np.searchsorted(self.place, wanted) - self.before[group] + self.first[group]
+        return found
 
 
 _WIDE = 2**42
