@@ -63,7 +63,9 @@ if TYPE_CHECKING:
     from patterncc.analysis.compare.comparison import compare
     from patterncc.artifact import Artifact
     from patterncc.attend import SparseAttention, attention
+    from patterncc.cache import CachePlan, cache_plan
     from patterncc.integrations.networkx import from_networkx, to_networkx
+    from patterncc.integrations.planned_cache import PlannedCache
     from patterncc.integrations.scipy import from_scipy
     from patterncc.language import PatternFile, load, loads
     from patterncc.layout import Layout, compile
@@ -81,11 +83,14 @@ _LAZY = {
     "explain": "patterncc.analysis",
     "compare": "patterncc.analysis",
     "Report": "patterncc.analysis",
+    "cache_plan": "patterncc.cache",
+    "CachePlan": "patterncc.cache",
     "compile": "patterncc.layout",
     "Layout": "patterncc.layout",
     "Artifact": "patterncc.artifact",
     "attention": "patterncc.attend",
     "SparseAttention": "patterncc.attend",
+    "PlannedCache": "patterncc.integrations.planned_cache",
     "to_networkx": "patterncc.integrations.networkx",
     "from_networkx": "patterncc.integrations.networkx",
     "from_scipy": "patterncc.integrations.scipy",
@@ -131,11 +136,14 @@ __all__ = [
     "explain",
     "compare",
     "Report",
+    "cache_plan",
+    "CachePlan",
     "compile",
     "Artifact",
     "Layout",
     "attention",
     "SparseAttention",
+    "PlannedCache",
     "to_networkx",
     "from_networkx",
     "from_scipy",

@@ -1,0 +1,279 @@
+"""PlannedCache: a KV cache with room for the keys that can still be read, and no others.
+
+    plan = pc.cache_plan(stack, 4096, kv_heads=2)
+    cache = pc.PlannedCache(plan, batch=1, head_dim=64)
+    for t in range(4096):
+        for l in range(layers):
+            cache.append(l, k, v)          # [batch, key heads, 1, head dim]
+            out = cache.attend(l, q)       # [batch, query heads, 1, head dim]
+
+A head has as many slots as its plan's peak.  A key takes a free slot when it is written and leaves
+it after its last reader; a key that nobody will read takes none.  Attention gathers the keys of
+the query's row in the order of positions, so its sums are those of a cache that keeps everything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patterncc.cache import CachePlan, LayerCache, Spans
+from patterncc.errors import TensorError
+from patterncc.pattern import check_int
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    I64 = NDArray[np.int64]
+
+_DTYPES = {
+    4: (torch.float32,),
+    2: (torch.bfloat16, torch.float16),
+    1: (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8),
+}
+
+
+class _Slots:
+    """Which slot holds which key: a free slot for every key that is alive."""
+
+    def __init__(self, spans: Spans, capacity: int) -> None:
+        self.spans = spans
+        self.key = np.full(capacity, -1, dtype=np.int64)
+        self._free = list(range(capacity - 1, -1, -1))
+        self._due: dict[int, list[int]] = {}
+
+    def evict(self, step: int) -> list[int]:
+        """Free the slots of keys that `step` is the last to read."""
+        gone = self._due.pop(step, [])
+        self.key[gone] = -1
+        self._free += gone
+        return gone
+
+    def take(self, key: int, last: int) -> int:
+        """A slot for a key until its last step."""
+        slot = self._free.pop()
+        self.key[slot] = key
+        self._due.setdefault(last, []).append(slot)
+        return slot
+
+    def find(self, wanted: I64) -> I64:
+        """The slots of the keys in some intervals [m, 2], in the order of keys."""
+        if not len(wanted):
+            return np.zeros(0, dtype=np.int64)
+        place = np.searchsorted(wanted[:, 0], self.key, side="right") - 1
+        held = np.flatnonzero((place >= 0) & (self.key < wanted[place, 1]))
+        found: I64 = held[np.argsort(self.key[held])]
+        if len(found) < int((wanted[:, 1] - wanted[:, 0]).sum()):
+            missing = _first_missing(wanted, self.key[found])
+            raise TensorError(
+                f"PlannedCache: key {missing} is not held; the plan evicted it, or it is not "
+                "written yet: ask for keys that the planned patterns read"
+            )
+        return found
+
+
+@dataclass
+class _Group:
+    """Key/value heads of a layer with equal spans: their slots, buffers [B, heads, slots, D]."""
+
+    heads: list[int]
+    slots: _Slots
+    k: Tensor
+    v: Tensor
+
+
+class PlannedCache:
+    """The keys and values of a stack, evicted as planned; decoding only, without gradients.
+
+    head_dim, value_dim: by default the plan's, and head_dim's.  dtype: float32 unless given.
+    poison: write NaN over what is evicted, to show that nothing reads it.
+
+    Raises TensorError for tensors of another shape, and for reads of keys that are not held.
+    """
+
+    def __init__(
+        self,
+        plan: CachePlan,
+        batch: int = 1,
+        *,
+        head_dim: int | None = None,
+        value_dim: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        poison: bool = False,
+    ) -> None:
+        self.plan, self.poison = plan, poison
+        self.batch = check_int("PlannedCache", "batch", batch, 1)
+        dim = plan.head_dim if head_dim is None else head_dim
+        dims = (dim, dim if value_dim is None else value_dim)
+        self._groups: dict[int, list[_Group]] = {}
+        self._written = {c.layer: 0 for c in plan.caches}
+        for cache in plan.caches:
+            groups = []
+            for index, spans in enumerate(cache.spans):
+                heads = [h for h, k in enumerate(cache.each) if k == index]
+                room = cache.curves[index].peak[0]
+                k, v = (
+                    torch.zeros(batch, len(heads), room, d, dtype=dtype, device=device)
+                    for d in dims
+                )
+                groups.append(_Group(heads, _Slots(spans, room), k, v))
+            self._groups[cache.layer] = groups
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        groups = (g for each in self._groups.values() for g in each)
+        return sum(x.nbytes for g in groups for x in (g.k, g.v))
+
+    def position(self, layer: int) -> int:
+        """The position that the next key of a layer stands at."""
+        return self._written[self._cache(layer).layer]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Write the keys and values [batch, key heads, 1, dim] of the layer's next position.
+
+        The first call holds all positions before the plan's first step, if there are any.
+        """
+        cache = self._cache(layer)
+        if cache.layer != layer:
+            raise TensorError(
+                f"PlannedCache: layer {layer} reads the keys of layer {cache.layer} and writes "
+                f"none; leave out its append"
+            )
+        first = self._written[layer]
+        count = max(1, cache.start) if first == 0 else 1
+        self._check(cache, k, v, first, count)
+        for group in self._groups[layer]:
+            gone = group.slots.evict(first - 1)
+            if self.poison and gone:
+                group.k[:, :, gone] = math.nan
+                group.v[:, :, gone] = math.nan
+            self._store(group, k, v, first, count)
+        self._written[layer] = first + count
+
+    def attend(self, layer: int, q: Tensor, *, scale: float | None = None) -> Tensor:
+        """Attention of the query at the last written position, [batch, heads, 1, dim].
+
+        A row that reads nothing gives zeros.  Products and softmax are in float32.
+        """
+        cache, reads = self._cache(layer), self.plan.reads[layer]
+        if not reads.certain:
+            raise TensorError(
+                f"PlannedCache: layer {layer} chooses its keys by content; take what it chose with "
+                "gather(layer, keys)"
+            )
+        t = self._written[cache.layer] - 1
+        self._check_query(cache, layer, q, t)
+        size = q.shape[1] // cache.heads
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        each = reads.head_zones
+        patterns = each * q.shape[1] if len(each) == 1 else each
+        parts: list[tuple[list[int], Tensor]] = []
+        for group in self._groups[cache.layer]:
+            for pattern in sorted(set(patterns)):
+                mine = [
+                    (h, group.heads.index(h // size))
+                    for h in range(q.shape[1])
+                    if patterns[h] == pattern and h // size in group.heads
+                ]
+                if mine:
+                    heads, local = map(list, zip(*mine))
+                    slots = group.slots.find(reads.row(t, pattern))
+                    k, v = _picked(group, local, slots)
+                    parts.append((heads, _softmax_product(q[:, heads], k, v, scale)))
+        out = parts[0][1].new_empty(*q.shape[:3], parts[0][1].shape[-1])
+        for heads, part in parts:
+            out[:, heads] = part
+        return out
+
+    def gather(self, layer: int, keys: object, head: int = 0) -> tuple[Tensor, Tensor]:
+        """K and V [batch, keys, dim] of one key/value head at some positions, ascending."""
+        cache = self._cache(layer)
+        wanted = np.unique(np.asarray(keys, dtype=np.int64))
+        for group in self._groups[cache.layer]:
+            if head in group.heads:
+                slots = group.slots.find(np.stack([wanted, wanted + 1], axis=1))
+                k, v = _picked(group, [group.heads.index(head)], slots)
+                return k[:, 0], v[:, 0]
+        raise TensorError(
+            f"PlannedCache: layer {layer} has {cache.heads} key/value heads, no head {head}"
+        )
+
+    def _store(self, group: _Group, k: Tensor, v: Tensor, first: int, count: int) -> None:
+        spans, start = group.slots.spans, self.plan.start
+        kept = spans.read_at_or_after(max(first, start), first + count)
+        wanted = [j for a, b in kept.tolist() for j in range(max(a, first), b)]
+        if not wanted:
+            return
+        slots = [group.slots.take(j, _known(spans.last(j))) for j in wanted]
+        at = [j - first for j in wanted]
+        for buffer, new in ((group.k, k), (group.v, v)):
+            buffer[:, :, slots] = new.detach()[:, group.heads][:, :, at].to(buffer.dtype)
+
+    def _cache(self, layer: int) -> LayerCache:
+        if not 0 <= layer < len(self.plan.layers):
+            raise TensorError(
+                f"PlannedCache: layer {layer} of a plan of {len(self.plan.layers)} layers"
+            )
+        return self.plan.layers[layer]
+
+    def _check(self, cache: LayerCache, k: Tensor, v: Tensor, first: int, count: int) -> None:
+        if first + count > max(cache.stop, 1):
+            raise TensorError(
+                f"PlannedCache: position {first} is past the {cache.stop} that are planned; make "
+                "the plan for more tokens"
+            )
+        group = self._groups[cache.layer][0]
+        for name, x, buffer in (("k", k, group.k), ("v", v, group.v)):
+            shape = (self.batch, cache.heads, count, buffer.shape[-1])
+            if tuple(x.shape) != shape:
+                raise TensorError(
+                    f"PlannedCache: {name} of layer {cache.layer} at position {first} has shape "
+                    f"{tuple(x.shape)}; it must be {shape}"
+                )
+
+    def _check_query(self, cache: LayerCache, layer: int, q: Tensor, t: int) -> None:
+        if t < cache.start:
+            raise TensorError(
+                f"PlannedCache: layer {layer} has no key at step {max(t, cache.start)} yet; append "
+                "comes before attend, and the positions before the first step all at once"
+            )
+        heads = len(self.plan.reads[layer].head_zones)
+        wrong = q.dim() != 4 or q.shape[0] != self.batch or q.shape[2] != 1
+        if wrong or q.shape[1] % cache.heads or heads not in (1, q.shape[1]):
+            raise TensorError(
+                f"PlannedCache: q of layer {layer} has shape {tuple(q.shape)}; it must be "
+                f"({self.batch}, heads, 1, dim), the heads a multiple of {cache.heads}"
+                + (f" and {heads}" if heads > 1 else "")
+            )
+
+
+def _picked(group: _Group, local: list[int], slots: I64) -> tuple[Tensor, Tensor]:
+    """K and V [batch, len(local), keys, dim] of some heads of a group."""
+    index = torch.from_numpy(slots).to(group.k.device)
+    k, v = group.k.index_select(2, index), group.v.index_select(2, index)
+    return k[:, local], v[:, local]
+
+
+def _softmax_product(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(q k^T * scale) v in float32, in q's dtype; zeros where there is no key."""
+    if not k.shape[2]:
+        return q.new_zeros(*q.shape[:3], v.shape[3])
+    scores = q.float() @ k.float().transpose(2, 3) * scale
+    return (scores.softmax(-1) @ v.float()).to(q.dtype)
+
+
+def _first_missing(wanted: I64, found: I64) -> int:
+    keys = np.concatenate([np.arange(a, b) for a, b in wanted.tolist()])
+    return int(np.setdiff1d(keys, found)[0])
+
+
+def _known(step: int | None) -> int:
+    assert step is not None  # keys are stored because some step reads them
+    return step
