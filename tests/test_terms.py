@@ -15,7 +15,7 @@ from patterncc.zones.order import Order
 from patterncc.zones.order_cores import Where
 from patterncc.zones.order_moves import moved
 from patterncc.zones.order_stairs import stairs
-from patterncc.zones.terms import KINDS, Term, cores, prepared, terms
+from patterncc.zones.terms import BOXES, Term, cores, prepared, terms
 from tests.strategies import composed, frames, patterns, size, small
 
 labels = st.lists(st.integers(-1, 3), min_size=64, max_size=64)
@@ -63,7 +63,7 @@ def lowered(p: pc.Pattern, f: Frame, head: int = 0) -> pc.ZoneSet:
 
 
 @settings(max_examples=300)
-@given(with_cores, frames(24), st.integers(0, 5), st.sets(st.sampled_from(KINDS), min_size=1))
+@given(with_cores, frames(24), st.integers(0, 5), st.sets(st.sampled_from(BOXES), min_size=1))
 def test_terms_are_the_pattern_and_disjoint(
     p: pc.Pattern, f: Frame, head: int, kinds: set[str]
 ) -> None:

@@ -6,6 +6,8 @@
 | one segment length and rate of LongNet | residue classes | a box a segment |
 | clusters, routing | by label | a box a label |
 | summary(stride, width) | summary keys first | one box |
+| edges | Cuthill-McKee or METIS | its edges, moved one by one |
+| grid | Morton, by squares | its bands, moved run by run |
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ import numpy as np
 
 from patterncc import primitives as leaf
 from patterncc.pattern import Pattern, Transpose
-from patterncc.zones import labels
 from patterncc.zones.algebra import MAX_ZONES
 from patterncc.zones.choice import chosen
+from patterncc.zones.lower import RULES
 from patterncc.zones.order import Order
 from patterncc.zones.order_places import Places
 from patterncc.zones.site import Region, Site, integers
@@ -64,6 +66,10 @@ def kind_of(p: Pattern) -> str | None:
             return "clusters"
         case leaf.Summary(stride, width) | Transpose(leaf.Summary(stride, width)) if width < stride:
             return "summary"
+        case leaf.Edges() | Transpose(leaf.Edges()):
+            return "graph"
+        case leaf.Grid() | Transpose(leaf.Grid()):
+            return "grid"
     return None
 
 
@@ -155,38 +161,42 @@ def _within(
     return start[residue] + a, start[residue] + b
 
 
-def labels_of(core: Pattern, where: Where) -> I64:
-    """The labels of a core of clusters, checked as lowering checks them."""
+def labels_of(core: Pattern, where: Where) -> tuple[I64, I64]:
+    """The labels of queries and of keys, by position, checked as lowering checks them."""
     at = where.site
     i0, _, j0, _ = where.frame.box
-    little = at.within(Region(i0, i0 + 1, j0, j0 + 1))
-    match core:
-        case leaf.Clusters(str(name)):
-            labels.clusters(core, little)
-            return integers("clusters", name, at.bound("clusters", name))
-        case leaf.Clusters(given):
-            labels.clusters(core, little)
-            return np.array(given, dtype=np.int64)
-        case leaf.Routing():
-            labels.routing(core, little)
-            return integers("routing", "routing", chosen(core, at))
-    raise AssertionError(f"{core} has no labels")
+    RULES[type(core)](core, at.within(Region(i0, i0 + 1, j0, j0 + 1)))
+    if isinstance(core, leaf.Routing):
+        values = integers("routing", "routing", chosen(core, at))
+        return values, values
+    assert isinstance(core, leaf.Clusters)
+    values = _listed(core.labels, at)
+    return values, values if core.keys is None else _listed(core.keys, at)
+
+
+def _listed(given: object, at: Site) -> I64:
+    """Labels as an array: bound to a name, packed in bytes, or a plain sequence."""
+    if isinstance(given, str):
+        return integers("clusters", given, at.bound("clusters", given))
+    data = getattr(given, "data", None)
+    if isinstance(data, bytes):
+        return np.frombuffer(data, dtype=np.int64)
+    return np.array(given, dtype=np.int64)
 
 
 def _clusters(core: Pattern, where: Where) -> Places:
     """Tokens by label, in the order of positions within a label; those of none come last."""
     f = where.frame
-    given = labels_of(core, where)
     sides = []
-    for first, last in (f.box[:2], f.box[2:]):
+    for given, first, last in zip(labels_of(core, where), f.box[0::2], f.box[1::2]):
         part = given[first:last]
         top = int(part.max(initial=0)) + 1
         ranked = np.where(part < 0, top, part)
         # numpy sorts 16 bits by radix
         narrow = ranked.astype(np.uint16) if top < 2**16 else ranked
         sides.append((np.argsort(narrow, kind="stable").astype(np.int32), ranked, top))
+    square = np.array_equal(sides[0][1], sides[1][1]) and f.q_offset == f.k_offset
     digest = hashlib.sha256(sides[0][0].tobytes() + sides[1][0].tobytes()).digest()
-    square = f.n == f.n_k and f.q_offset == f.k_offset
     made = Order("clusters", sides[0][0], sides[0][0] if square else sides[1][0])
     order = where.orders.setdefault(digest, made)
     label, q0, q1 = _label_slots(sides[0][1][order.queries], sides[0][2])

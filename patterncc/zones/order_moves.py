@@ -63,11 +63,26 @@ def moved(zones: ZoneSet, order: Order, limit: int = MAX_MOVED) -> ZoneSet:
             f'pattern, more than {limit:,}; use order="token", an order that keeps neighbours '
             "together, or a pattern of fewer edges"
         )
-    rows, first = algebra.expand(table[:, 0], table[:, 1])
-    low = np.maximum(table[rows, 2], first + table[rows, 4])
-    high = np.minimum(table[rows, 3], first + table[rows, 5])
-    at, key = algebra.expand(low, high)
-    return ZoneSet(frame, moved_edges(first[at], key, order))
+    return ZoneSet(frame, moved_edges(*_listed(table), order))
+
+
+def edges_of(zones: ZoneSet, limit: int = MAX_MOVED) -> tuple[I64, I64]:
+    """Query and key of every edge, positions; an edge in several zones repeats.
+
+    Raises SizeError before more than `limit` are listed.
+    """
+    held = int(algebra.areas(zones.table).astype(np.float64).sum())
+    algebra.refuse_above(held, "single edges", limit)
+    return _listed(zones.table)
+
+
+def _listed(table: I64) -> tuple[I64, I64]:
+    """Query and key of every edge of every zone."""
+    zone, i = algebra.expand(table[:, 0], table[:, 1])
+    low = np.maximum(table[zone, 2], i + table[zone, 4])
+    high = np.minimum(table[zone, 3], i + table[zone, 5])
+    row, j = algebra.expand(low, high)
+    return i[row].astype(np.int64), j.astype(np.int64)
 
 
 def moved_edges(query: I64, key: I64, order: Order) -> I64:

@@ -31,7 +31,8 @@ from patterncc.zones import algebra, sweep
 from patterncc.zones.lower import lower
 from patterncc.zones.order import Order
 from patterncc.zones.order_cores import Where, kind_of, period_of, places_of, residues
-from patterncc.zones.order_moves import slot_frame
+from patterncc.zones.order_graph import MAX_GRAPH, graph_order, grid_order
+from patterncc.zones.order_moves import MAX_MOVED, edges_of, moved, slot_frame
 from patterncc.zones.order_places import Places
 from patterncc.zones.zoneset import ZoneSet
 
@@ -42,8 +43,18 @@ if TYPE_CHECKING:
 
     I64 = NDArray[np.int64]
 
-KINDS = ("residue", "clusters", "summary")
-"""Names of the orders that leaves of patterns bring along."""
+KINDS = {
+    "residue": "residue",
+    "clusters": "clusters",
+    "summary": "summary",
+    "rcm": "graph",
+    "metis": "graph",
+    "morton": "grid",
+}
+"""The orders that leaves of patterns bring along, and what kind of leaf does."""
+
+BOXES = ("residue", "clusters", "summary")
+"""Orders in which a leaf is boxes, so that what else is asked of its edges stays zones."""
 
 MAX_CORES = 16
 """Cores of a pattern that are looked at."""
@@ -105,8 +116,9 @@ def _axes(shape: Sequence[int]) -> Pattern:
     return _union(parts)
 
 
-def cores(p: Pattern, kinds: Collection[str] = KINDS) -> list[Pattern]:
+def cores(p: Pattern, names: Collection[str] = BOXES) -> list[Pattern]:
     """The different cores of a prepared pattern, from left to right."""
+    kinds = {KINDS[name] for name in names}
     return list(dict.fromkeys(x for x in _leaves(p) if kind_of(x) in kinds))
 
 
@@ -125,7 +137,7 @@ def _leaves(p: Pattern) -> Iterator[Pattern]:
             yield p
 
 
-def terms(p: Pattern, where: Where, kinds: Collection[str] = KINDS) -> list[Term]:
+def terms(p: Pattern, where: Where, names: Collection[str] = BOXES) -> list[Term]:
     """The terms of a pattern, split at its cores of some kinds; the rest in token order.
 
     >>> from patterncc import causal, strided, window
@@ -140,22 +152,44 @@ def terms(p: Pattern, where: Where, kinds: Collection[str] = KINDS) -> list[Term
     """
     rest = prepared(p)
     made: list[Term] = []
-    for core in reversed(cores(rest, kinds)[:MAX_CORES]):
+    for core in reversed(cores(rest, names)[:MAX_CORES]):
         inside, outside = _put(rest, core, leaf.Full()), _put(rest, core, _NOTHING)
         grows = _grows(rest, core)
         piece = _difference(inside, outside) if grows else inside
         if _nothing(piece):
             continue
-        places = places_of(core, _period(core, piece), where)
-        table = _within(piece, places, where)
-        if len(table):
-            made.append(Term(places.order, ZoneSet(slot_frame(where.frame), table)))
+        term = _core_term(core, piece, where, names)
+        if len(term.zones):
+            made.append(term)
         rest = outside if grows else _difference(outside, core)
     if not _nothing(rest):
         zones = _lowered(rest, where)
         if len(zones):
             made.append(Term(None, zones))
     return made or [Term(None, _lowered(_NOTHING, where))]
+
+
+def _core_term(core: Pattern, piece: Pattern, where: Where, names: Collection[str]) -> Term:
+    """The edges of a core that are in a piece, in an order of the core's."""
+    kind, frame = kind_of(core), slot_frame(where.frame)
+    if kind not in ("graph", "grid"):
+        places = places_of(core, _period(core, piece), where)
+        return Term(places.order, ZoneSet(frame, _within(piece, places, where)))
+    zones = _lowered(_intersection([core, piece]), where)
+    (name,) = (x for x in names if KINDS[x] == kind)
+    key = (name, core, piece)
+    if key not in where.orders:
+        where.orders[key] = _found(name, core, zones)
+    order = where.orders[key]
+    return Term(order, moved(zones, order, MAX_GRAPH if kind == "graph" else MAX_MOVED))
+
+
+def _found(name: str, core: Pattern, zones: ZoneSet) -> Order:
+    if name == "morton":
+        grid = core.of if isinstance(core, Transpose) else core
+        assert isinstance(grid, leaf.Grid)
+        return grid_order(grid, zones.frame)
+    return graph_order(name, *edges_of(zones, MAX_GRAPH), zones.frame)
 
 
 def _lowered(p: Pattern, where: Where) -> ZoneSet:
@@ -286,6 +320,8 @@ def _transposed(p: Pattern) -> Pattern:
             return _complement(_transposed(of))
         case leaf.Window(left, right, block):
             return leaf.Window(right, left, block)
+        case leaf.Clusters(labels, keys) if keys is not None:
+            return leaf.Clusters(keys, labels)
         case _ if isinstance(p, _SYMMETRIC):
             return p
     return p.T
