@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.analysis.content import possible, unbound
-from patterncc.analysis.parts import attention_part
 from patterncc.cache.curve import Curve
+from patterncc.cache.reads import Lowering, Reads
 from patterncc.cache.spans import Spans
 from patterncc.errors import PatternValueError, suggest
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Stack, check_stack
-from patterncc.zones import Frame, ZoneSet, algebra
-from patterncc.zones.lower import check_bindings, keyed, lower
+from patterncc.zones import ZoneSet, algebra
+from patterncc.zones.lower import check_bindings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,24 +30,6 @@ BYTES = {
     **dict.fromkeys(("float8", "fp8", "int8"), 1),
 }
 """Bytes of one number of K or V, by the names that its type goes by."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reads:
-    """The edges of one layer: `zones[head_zones[h]]` are those of query head h, one entry serves
-    all heads.  `certain` is False where the layer chooses its keys by content: then they are all
-    that it may choose."""
-
-    zones: tuple[ZoneSet, ...]
-    head_zones: tuple[int, ...]
-    certain: bool
-
-    def row(self, t: int, pattern: int = 0) -> I64:
-        """The keys that query t reads under one of the zone sets, int64 [m, 2], ascending."""
-        i0, i1, j0, j1, d0, d1 = self.zones[pattern].table.T
-        low, high = np.maximum(j0, t + d0), np.minimum(j1, t + d1)
-        some = (i0 <= t) & (t < i1)
-        return algebra.merge_intervals(np.stack([low[some], high[some]], axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +234,7 @@ def cache_plan(
         raise PatternValueError(f"cache_plan: dtype is {dtype!r}; {suggest(str(dtype), BYTES)}")
     check_bindings("cache_plan", stack.patterns, bindings)
     chosen = {c.layer for c in unbound(stack, bindings)}
-    lowering = _Lowering(possible(stack, bindings), n, stack.memory + prefill, bindings)
+    lowering = Lowering(possible(stack, bindings), n, stack.memory + prefill, bindings)
     reads = lowering.reads(frozenset(chosen))
     start, stop = stack.memory + prefill, stack.memory + n
     caches: dict[int, LayerCache] = {}
@@ -270,68 +251,7 @@ def cache_plan(
         stop=stop,
         head_dim=head_dim,
         dtype=dtype,
-        notes=_notes(sorted(chosen)),
-    )
-
-
-@dataclass(frozen=True)
-class _Lowering:
-    """Layers to the edges that steps from `start` on read; equal layers are lowered once."""
-
-    stack: Stack
-    n: int
-    start: int
-    bindings: Mapping[str, object]
-
-    def reads(self, chosen: frozenset[int]) -> tuple[Reads, ...]:
-        known: dict[object, Reads] = {}
-        found = []
-        for index, layer in enumerate(self.stack):
-            patterns = self.stack.heads(index)
-            drawn = any(keyed(p, self.bindings)[0] for p in patterns)
-            key = (layer, index if drawn else None, index in chosen)
-            if key not in known:
-                known[key] = self._layer(index, patterns, index not in chosen)
-            found.append(known[key])
-        return tuple(found)
-
-    def _layer(self, index: int, patterns: tuple[Pattern, ...], certain: bool) -> Reads:
-        places: dict[object, int] = {}
-        zones: list[ZoneSet] = []
-        head_zones = []
-        for head, p in enumerate(patterns):
-            key = (p, head if keyed(p, self.bindings)[1] else None)
-            if key not in places:
-                places[key] = len(zones)
-                zones.append(self._zones(p, index, head))
-            head_zones.append(places[key])
-        return Reads(tuple(zones), tuple(head_zones), certain)
-
-    def _zones(self, pattern: Pattern, layer: int, head: int) -> ZoneSet:
-        memory, stop = self.stack.memory, self.stack.memory + self.n
-        frame = Frame(stop - self.start, stop, self.start, 0)
-        p = attention_part(pattern)
-        if p is None:
-            return ZoneSet.make(frame, [])
-        more: dict[str, Any] = dict(self.bindings)
-        table = lower(p, self.n, stop, memory, layer=layer, head=head, **more).table
-        later = algebra.tighten(algebra.clip(table, (memory, stop, self.start, stop)))
-        later = later[later[:, 5] > 1]
-        if len(later):
-            _refuse_later(pattern, layer, later[0].tolist())
-        return ZoneSet(frame, algebra.tighten(algebra.clip(table, frame.box)))
-
-
-def _refuse_later(pattern: Pattern, layer: int, zone: list[int]) -> None:
-    """Name an edge to a key that is not written yet when its query is answered."""
-    i0, _, j0, _, _, d1 = zone
-    query = max(i0, j0 - d1 + 1)
-    key = query + d1 - 1
-    text = str(pattern) if len(str(pattern)) <= 80 else f"{str(pattern)[:76]} ..."
-    raise PatternValueError(
-        f"cache_plan: layer {layer} reads later positions: under {text} query {query} reads key "
-        f"{key}, which decoding has not written by then; intersect it with causal(), or pass "
-        f"prefill= where the first tokens are read at once"
+        notes=_notes(sorted(chosen), not kv_heads and not stack.kv_heads),
     )
 
 
@@ -379,11 +299,18 @@ def _of_head(reads: Reads, head: int, heads: int) -> list[ZoneSet]:
     return [reads.zones[k] for k in each[head * size : (head + 1) * size]]
 
 
-def _notes(chosen: list[int]) -> tuple[str, ...]:
-    if not chosen:
-        return ()
-    named = ", ".join(map(str, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
-    return (
-        f"layer{'s' if len(chosen) > 1 else ''} {named}: keys are chosen by content while the model runs, and every key that may be "
-        "chosen is kept",
-    )
+def _notes(chosen: list[int], guessed: bool) -> tuple[str, ...]:
+    """What a reader must know of the figures."""
+    notes = []
+    if guessed:
+        notes.append(
+            "key/value heads are those of layers that list their heads, else 1; kv_heads says more"
+        )
+    if chosen:
+        named = ", ".join(map(str, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
+        layers = f"layers {named}" if len(chosen) > 1 else f"layer {named}"
+        notes.append(
+            f"{layers}: keys are chosen by content while the model runs, and every key that may "
+            "be chosen is kept"
+        )
+    return tuple(notes)

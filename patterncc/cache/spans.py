@@ -113,7 +113,7 @@ def _covering(points: I64, first: I64, last: I64, value: I64, none: int) -> I64:
     """
     best = np.full(max(0, len(points) - 1), none, dtype=np.int64)
     some = first < last
-    a, b = np.searchsorted(points, first[some]), np.searchsorted(points, last[some])
+    a, b = _places(points, first[some]), _places(points, last[some])
     value = value[some]
     level = np.frexp((b - a).astype(np.float64))[1] - 1
     order = np.argsort(level, kind="stable")
@@ -126,6 +126,13 @@ def _covering(points: I64, first: I64, last: I64, value: I64, none: int) -> I64:
             half = 2 ** (k - 1)
             best[half:] = np.maximum(best[half:], best[:-half])
     return best
+
+
+def _places(points: I64, wanted: I64) -> I64:
+    """Where each of some points stands among all."""
+    consecutive = len(points) and int(points[-1] - points[0]) == len(points) - 1
+    places: I64 = wanted - points[0] if consecutive else np.searchsorted(points, wanted)
+    return places
 
 
 def _envelope(points: I64, level: I64, slant: I64) -> I64:

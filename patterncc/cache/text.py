@@ -37,6 +37,17 @@ def size_text(count: int) -> str:
     return f"{count} B"
 
 
+def share_text(share: float) -> str:
+    """A share in percent, never rounded to none or all.
+
+    >>> [share_text(x) for x in (0.0, 1e-9, 0.125, 0.999999, 1.0)]
+    ['0%', '<0.01%', '12.5%', '>99.9%', '100%']
+    """
+    if 0 < share < 0.0001:
+        return "<0.01%"
+    return ">99.9%" if 0.9995 <= share < 1 else f"{100 * share:.3g}%"
+
+
 def text(plan: CachePlan) -> str:
     """The plan as a table, equal layers in one row."""
     head = [f"KV cache of {plan.stop - plan.start:,} steps"]
@@ -46,8 +57,8 @@ def text(plan: CachePlan) -> str:
     rows = [("layers", "heads", "peak", "of full", "bytes", "what stays")]
     for names, cache, count in _rows(plan):
         width = cache.slots * plan.key_bytes
-        share, bytes_ = f"{cache.share:.2%}", size_text(count * width)
-        rows.append((names, str(cache.heads), f"{cache.peak:,}", share, bytes_, stays(cache)))
+        of_full, takes = share_text(cache.share), size_text(count * width)
+        rows.append((names, str(cache.heads), f"{cache.peak:,}", of_full, takes, stays(cache)))
     wide = [max(len(row[k]) for row in rows) for k in range(5)]
     for row in rows:
         cells = [row[0].ljust(wide[0]), *(row[k].rjust(wide[k]) for k in range(1, 5)), row[5]]
@@ -56,7 +67,7 @@ def text(plan: CachePlan) -> str:
     head.append(
         f"at most {size_text(plan.peak_bytes)} alive at one time (step {step:,}), "
         f"{size_text(plan.capacity_bytes)} in buffers of each head's peak: "
-        f"{plan.share:.2%} of {size_text(plan.full_bytes)}"
+        f"{share_text(plan.share)} of {size_text(plan.full_bytes)}"
     )
     shared = [l for l, c in enumerate(plan.layers) if c.layer != l]
     if shared:

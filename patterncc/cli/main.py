@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patterncc._version import __version__
-from patterncc.cli import build, compare, inspect, measure
+from patterncc.cli import build, cache, compare, inspect, measure
 from patterncc.cli.answer import Commands
 
 _COMMANDS = (
@@ -14,6 +14,7 @@ _COMMANDS = (
     measure.analyze,
     measure.explain,
     compare.compare,
+    cache.cache,
     build.compile_,
     measure.bench,
     build.doctor,
