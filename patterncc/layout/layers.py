@@ -1,4 +1,4 @@
-"""Layers to layouts: heads lowered one by one, what is equal made once."""
+"""Layers to layouts: heads lowered one by one, what is equal made once, a layout for each order."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from patterncc.layout.build import build
 from patterncc.layout.choose import choose_block
 from patterncc.layout.layout import Recipe
 from patterncc.layout.limits import MAX_TEXT
-from patterncc.pattern import Pattern
+from patterncc.layout.reorder import Part, Setting, arranged, check_order, takes
 from patterncc.stack import Heads, Layer, Stack
-from patterncc.zones.lower import attention_only, keyed, lower
+from patterncc.zones.lower import keyed
 
 if TYPE_CHECKING:
     from patterncc.layout.layout import Layout
-    from patterncc.zones.zoneset import Frame, ZoneSet
+    from patterncc.zones.zoneset import Frame
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class Job:
     bindings: dict[str, Any]
 
     def layers(self, stack: Stack) -> tuple[Layout, ...]:
-        """Every layer; equal ones that draw nothing from their index are one object."""
+        """Every layer; equal ones that draw nothing from their index are one object.
+
+        A named order goes to the layers that can take it, and is refused where none can.
+        """
+        check_order(self.order)
+        named = isinstance(self.order, str) and any(takes(x, self.order) for x in stack)
         made: dict[object, Layout] = {}
         layouts = []
         for index, each in enumerate(stack):
@@ -38,39 +43,32 @@ class Job:
             layer = index if any(keyed(p, self.bindings)[0] for p in patterns) else 0
             key = (each, layer)
             if key not in made:
-                made[key] = self.layout(each, layer)
+                plain = named and not takes(each, str(self.order))
+                made[key] = (replace(self, order="token") if plain else self).layout(each, layer)
             layouts.append(made[key])
         return tuple(layouts)
 
     def layout(self, each: Layer, layer: int) -> Layout:
-        """One layer: its distinct heads lowered, equal ones shared, and built together."""
-        patterns = each.patterns if isinstance(each, Heads) else (each,)
-        lowered: dict[object, int] = {}
-        tables: dict[bytes, int] = {}
-        zone_sets: list[ZoneSet] = []
-        head_pattern = []
-        for head, p in enumerate(patterns):
-            drawn = head if keyed(p, self.bindings)[1] else 0
-            key = (p, drawn)
-            if key not in lowered:
-                zones = self._lower(attention_only(p), layer, drawn)
-                content = (
-                    hashlib.sha256(zones.table.tobytes()).digest() if len(patterns) > 1 else b""
-                )
-                lowered[key] = tables.setdefault(content, len(zone_sets))
-                if lowered[key] == len(zone_sets):
-                    zone_sets.append(zones)
-            head_pattern.append(lowered[key])
-        block = self.block or choose_block(zone_sets)
-        made = build(
-            zone_sets, head_pattern, block, pattern=shortened(str(each)), max_tiles=self.max_tiles
+        """One layer: its distinct heads lowered, equal ones shared, and built together; one term
+        for every order that they stand in."""
+        parts = arranged(
+            each, self.order, Setting(self.frame, self.block, layer, self.bindings, {})
         )
+        text = shortened(str(each))
+        head, *rest = (self._built(part, text) for part in parts)
         recipe = Recipe(each, self.block, layer, self.order, self.max_tiles, self.bindings)
-        return replace(made, recipe=recipe)
+        return replace(head, rest=tuple(rest), recipe=recipe)
 
-    def _lower(self, p: Pattern, layer: int, head: int) -> ZoneSet:
+    def _built(self, part: Part, text: str) -> Layout:
+        """The layout of one term."""
+        block = self.block or choose_block(part.zone_sets)
+        made = build(
+            part.zone_sets, part.head_pattern, block, pattern=text, max_tiles=self.max_tiles
+        )
+        if part.order is None:
+            return made
         f = self.frame
-        return lower(p, f.n, f.n_k, f.q_offset, f.k_offset, layer=layer, head=head, **self.bindings)
+        return replace(made, q_offset=f.q_offset, k_offset=f.k_offset, order=part.order)
 
 
 def shortened(text: str) -> str:

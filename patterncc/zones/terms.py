@@ -169,6 +169,11 @@ def terms(p: Pattern, where: Where, names: Collection[str] = BOXES) -> list[Term
     return made or [Term(None, _lowered(_NOTHING, where))]
 
 
+def plain_term(p: Pattern, where: Where) -> Term:
+    """The whole pattern in token order."""
+    return Term(None, _lowered(p, where))
+
+
 def _core_term(core: Pattern, piece: Pattern, where: Where, names: Collection[str]) -> Term:
     """The edges of a core that are in a piece, in an order of the core's."""
     kind, frame = kind_of(core), slot_frame(where.frame)
