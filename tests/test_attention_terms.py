@@ -319,7 +319,7 @@ def test_what_the_op_carries() -> None:
 def test_text_shows_orders_and_terms() -> None:
     text = str(LAYOUT)
     assert "70 queries at 0, 70 keys at 0, 3 terms" in text
-    assert "term 2: tiles of 16 x 16, edges" in text
+    assert "term 1: tiles of 16 x 16, edges" in text
     assert f"order '{LAYOUT.order.name}': queries " in text  # type: ignore[union-attr]
     assert len(text.splitlines()) < 4 * 60
     assert "... 6 more terms" in str(replace(LAYOUT, rest=LAYOUT.rest * 4 + LAYOUT.rest[:1]))

@@ -19,9 +19,21 @@ if TYPE_CHECKING:
 
     from patterncc.layout.layout import Layout, Runs
 
+    U64 = NDArray[np.uint64]
+
 
 def check(layout: Layout) -> None:
     """Raise a LayoutError that names the first thing wrong."""
+    for number, term in enumerate(layout.terms):
+        try:
+            _check_term(term)
+        except LayoutError as error:
+            raise LayoutError(f"term {number}: {error}" if number else str(error)) from None
+    _check_terms(layout)
+
+
+def _check_term(layout: Layout) -> None:
+    """One term by itself."""
     _sizes(layout)
     _shapes(layout)
     _heads(layout)
@@ -30,40 +42,46 @@ def check(layout: Layout) -> None:
     _zones(layout)
     _bits(layout)
     _missing_keys(layout)
-    if not np.array_equal(corners(layout.rows, layout), corners(layout.cols, layout, turned=True)):
+    if not agree(layout):
         raise LayoutError("rows and columns do not hold the same tiles with the same mask words")
     grid = Grid(layout.n, layout.n_k, layout.block, layout.patterns)
     counted = edges_of(layout.rows, layout.zones, layout.bits, grid)
     if counted != layout.edges:
         raise LayoutError(f"edges says {layout.edges}, the tiles hold {counted}")
+    _order(layout)
 
 
-def corners(runs: Runs, layout: Layout, *, turned: bool = False) -> NDArray[np.int64]:
-    """The corners of all regions of one mask word, [m, 2]: a key that names the place, and a value.
+def agree(layout: Layout) -> bool:
+    """Whether rows and columns hold the same tiles with the same mask words.
 
-    Let W(row, column) be the mask word + 1 of a touched tile and 0 elsewhere.  The corners are
-    where W(r, c) - W(r-1, c) - W(r, c-1) + W(r-1, c-1) is not 0.  They determine W, there are at
-    most four a run, and they are the same whether W is given by rows or by columns: an exact
-    comparison of both directions that never lists the tiles.
+    With numbers a, b, g drawn anew each time, the sum of a[row] b[column] g[word] over all touched
+    tiles is the same both ways where the tiles are.  Where they are not, it is the same with odds
+    below 2**-50, whoever made the layout.  A run is one term of the sum: no tile is listed.
     """
-    lines = layout.columns if turned else layout.lines
-    line = np.repeat(np.arange(len(runs.ptr) - 1, dtype=np.int64), np.diff(runs.ptr))
-    pattern, line = np.divmod(line, max(1, lines))
-    first = runs.run[:, 0].astype(np.int64)
-    weight = runs.run[:, 2].astype(np.int64) + 1
-    keys, values = [], []
-    for step in (0, 1):
-        for place, sign in ((first, 1), (first + runs.run[:, 1], -1)):
-            r, c = (place, line + step) if turned else (line + step, place)
-            keys.append((pattern * (layout.lines + 1) + r) * (layout.columns + 1) + c)
-            values.append(weight * (sign if step == 0 else -sign))
-    key, value = np.concatenate(keys), np.concatenate(values)
-    order = np.argsort(key, kind="stable")  # four sorted sequences, merged, in the rows
-    key, value = key[order], value[order]
-    start = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else key
-    total = np.add.reduceat(value, start) if len(key) else value
-    kept = total != 0
-    return np.stack([key[start][kept], total[kept]], axis=1)
+    draw = np.random.default_rng().integers  # seeded by the operating system
+    rows, columns, words, patterns = (
+        draw(2**64, size=count, dtype=np.uint64)
+        for count in (
+            layout.lines + 1,
+            layout.columns + 1,
+            1 + len(layout.zones) + len(layout.bits),
+            layout.patterns,
+        )
+    )
+    # differences of the numbers drawn: a run's tiles add up to the difference of two
+    by_rows = _sum(layout.rows, np.multiply.outer(patterns, np.diff(rows)), columns, words)
+    by_cols = _sum(layout.cols, np.multiply.outer(patterns, np.diff(columns)), rows, words)
+    return by_rows == by_cols
+
+
+def _sum(runs: Runs, lines: U64, ends: U64, words: U64) -> int:
+    """The sum over the runs of lines[its line] (ends[its end] - ends[its start]) words[its word]."""
+    first, count, word = runs.run.T
+    total = ends[first + count]
+    total -= ends[first]
+    total *= words[word]
+    total *= np.repeat(lines.ravel(), np.diff(runs.ptr))
+    return int(total.sum())
 
 
 def _sizes(layout: Layout) -> None:
@@ -103,6 +121,11 @@ def _shape(name: str, array: NDArray[np.generic], shape: tuple[int | None, ...])
 
 def _heads(layout: Layout) -> None:
     heads = layout.head_pattern
+    if layout.sequences < 1 or len(heads) % layout.sequences:
+        raise LayoutError(
+            f"sequences is {layout.sequences}, head_pattern has {len(heads)} entries; each of the "
+            "sequences has as many"
+        )
     if not layout.patterns or not len(heads):
         raise LayoutError("no head has a pattern")
     if heads.min() < 0 or heads.max() >= layout.patterns:
@@ -114,18 +137,21 @@ def _heads(layout: Layout) -> None:
 
 def _runs(name: str, runs: Runs, across: int, layout: Layout) -> None:
     """Pointers ascend and runs of a line are sorted, apart, inside the line, and of known words."""
-    ptr, run = runs.ptr.astype(np.int64), runs.run.astype(np.int64)
-    if ptr[0] != 0 or ptr[-1] != len(run) or (np.diff(ptr) < 0).any():
+    ptr, run = runs.ptr, runs.run
+    if ptr[0] != 0 or ptr[-1] != len(run) or (ptr[1:] < ptr[:-1]).any():
         raise LayoutError(f"{name}_ptr does not ascend from 0 to {len(run)}, the number of runs")
-    first, last, word = run[:, 0], run[:, 0] + run[:, 1], run[:, 2]
-    bad = np.flatnonzero((first < 0) | (run[:, 1] < 1) | (last > across))
+    first, word = run[:, 0], run[:, 2]
+    last = first.astype(np.int64) + run[:, 1]
+    bad = np.flatnonzero((first < 0) | (last <= first) | (last > across))
     if len(bad):
         raise LayoutError(
             f"{name}_run {bad[0]} covers tiles {first[bad[0]]} .. {last[bad[0]] - 1}; "
             f"a line has {across} tiles"
         )
-    line = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
-    bad = np.flatnonzero((line[1:] == line[:-1]) & (first[1:] < last[:-1]))
+    apart = first[1:] >= last[:-1]
+    starts = ptr[1:-1]
+    apart[starts[(starts > 0) & (starts < len(run))] - 1] = True  # the first run of a line
+    bad = np.flatnonzero(~apart)
     if len(bad):
         raise LayoutError(f"{name}_run {bad[0]} and the next overlap or are not sorted")
     known = len(layout.zones) + len(layout.bits)
@@ -182,3 +208,51 @@ def _missing_keys(layout: Layout) -> None:
     bad = np.flatnonzero(last & reads[run[:, 2]])
     if len(bad):
         raise LayoutError(f"row_run {bad[0]} reads past key {layout.n_k - 1}, the last one")
+
+
+def _order(layout: Layout) -> None:
+    """Each side of the order holds every token once."""
+    if layout.order is None:
+        return
+    sides = ("queries", layout.order.queries, layout.n), ("keys", layout.order.keys, layout.n_k)
+    for name, order, count in sides:
+        _shape(f"order_{name}", order, (count,))
+        if name == "keys" and order is layout.order.queries:
+            continue
+        if count and (order.min() < 0 or order.max() >= count):
+            raise LayoutError(f"order_{name} names a token outside 0 .. {count - 1}")
+        held = np.zeros(count, dtype=bool)
+        held[order] = True
+        if not held.all():
+            raise LayoutError(
+                f"order_{name} is no permutation of 0 .. {count - 1}: {int(np.argmin(held))} is "
+                "missing"
+            )
+
+
+def _check_terms(layout: Layout) -> None:
+    """Terms are of one frame and the same heads, and do not hold more pairs than there are.
+
+    That no pair stands in two terms is not checked, only what follows from it: to list the pairs of
+    different orders would cost more than attention over them.
+    """
+    for number, term in enumerate(layout.rest, start=1):
+        if term.rest:
+            raise LayoutError(f"term {number} has a rest of its own")
+        for name in ("n", "n_k", "q_offset", "k_offset", "sequences"):
+            if getattr(term, name) != getattr(layout, name):
+                raise LayoutError(
+                    f"term {number} has {name} {getattr(term, name)}, term 0 has "
+                    f"{getattr(layout, name)}"
+                )
+        if len(term.head_pattern) != len(layout.head_pattern):
+            raise LayoutError(
+                f"term {number} is for {len(term.head_pattern)} heads, term 0 for "
+                f"{len(layout.head_pattern)}"
+            )
+    pairs = layout.n * layout.n_k
+    heads = [t.head_pattern.tolist() for t in layout.terms] if layout.rest else []
+    for head in zip(*heads, strict=True):
+        held = sum(t.edges[u] for t, u in zip(layout.terms, head, strict=True))
+        if held > pairs:
+            raise LayoutError(f"the terms hold {held} pairs of a head, there are {pairs}")

@@ -41,14 +41,14 @@ def dense(layout: Layout, *, columns: bool = False) -> NDArray[np.bool_]:
         )
     each = _united([_placed(term, columns)[term.head_pattern] for term in layout.terms])
     if layout.sequences > 1:
-        return each.reshape(layout.sequences, -1, layout.n, layout.n_k)
+        return each.reshape(layout.sequences, layout.heads or 1, layout.n, layout.n_k)
     return each[0] if layout.heads is None else each
 
 
 def _united(terms: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
     """The union of masks [heads, n, n_k] that share no pair."""
     whole = terms[0]
-    for number, term in enumerate(terms[1:], start=2):
+    for number, term in enumerate(terms[1:], start=1):
         if (both := whole & term).any():
             head, i, j = (int(x[0]) for x in np.nonzero(both))
             raise LayoutError(
@@ -123,7 +123,7 @@ def text(layout: Layout) -> str:
     ]
     if layout.sequences > 1:
         lines.append(f"  {layout.sequences} sequences")
-    for number, term in enumerate(terms[:_TERMS], start=1):
+    for number, term in enumerate(terms[:_TERMS]):
         if several:
             lines.append(f"  term {number}: {_tiles(term)}, edges {_some(term.edges, ', ')}")
         lines += _term_lines(term)
