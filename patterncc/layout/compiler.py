@@ -10,6 +10,7 @@ from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Layer, Stack
 
 if TYPE_CHECKING:
+    from patterncc.layout.batch import BatchJob
     from patterncc.layout.layout import Layout
 
 Block = int | tuple[int, int] | None
@@ -27,6 +28,9 @@ def compile(
     layer: int = ...,
     order: object = ...,
     max_tiles: int = ...,
+    doc_ids: object = ...,
+    key_lengths: object = ...,
+    prefix_lengths: object = ...,
     **bindings: object,
 ) -> Layout: ...
 @overload
@@ -41,6 +45,9 @@ def compile(
     layer: int = ...,
     order: object = ...,
     max_tiles: int = ...,
+    doc_ids: object = ...,
+    key_lengths: object = ...,
+    prefix_lengths: object = ...,
     **bindings: object,
 ) -> tuple[Layout, ...]: ...
 def compile(
@@ -54,6 +61,9 @@ def compile(
     layer: int = 0,
     order: object = None,
     max_tiles: int = MAX_TILES,
+    doc_ids: object = None,
+    key_lengths: object = None,
+    prefix_lengths: object = None,
     **bindings: object,
 ) -> Layout | tuple[Layout, ...]:
     """The layout of a pattern for n queries and n_k keys; for a Stack a tuple, one a layer.
@@ -64,6 +74,13 @@ def compile(
     layer: keys random edges; a stack counts its own layers.
     order: None lets the cost model reorder tokens where that pays; "token" keeps their order.
     bindings: names in the pattern, as in `lower`.
+
+    What changes from batch to batch (docs/batches.md); lists, numpy arrays or torch tensors:
+    doc_ids: integers [positions], or [sequences, positions] for a mask a sequence: only tokens of
+    one id read each other; -1 is padding.  Counted from position 0 up to the last query and key.
+    key_lengths: a number, or one a sequence: keys from there on are not read.
+    prefix_lengths: a number, or one a sequence: the first so many positions of the sequence read
+    each other both ways, beside the pattern's edges; documents cut this too.
 
     Equal layers of a stack are one object, equal heads of a layer share their runs.  Heads draw
     different random edges, and LongNet shifts by head, where they are listed: pc.heads([p] * 8).
@@ -107,7 +124,18 @@ def compile(
     check_bindings("compile", stack.patterns, bindings)
     frame = Frame.of(n, n_k, start, k_offset)
     _length("n_k", frame.n_k)
-    job = Job(frame, sides, order, check_int("compile", "max_tiles", max_tiles, 0), bindings)
+    check_int("compile", "max_tiles", max_tiles, 0)
+    job: Job | BatchJob = Job(frame, sides, order, max_tiles, bindings)
+    if not (doc_ids is None and key_lengths is None and prefix_lengths is None):
+        from patterncc.layout.batch import Batch, BatchJob
+
+        if order not in (None, "token"):
+            raise PatternValueError(
+                f"compile: order={order!r} with doc_ids, key_lengths or prefix_lengths; masks that "
+                'change with the batch stand in token order: leave out order, or write "token"'
+            )
+        batch = Batch.of(frame, doc_ids, key_lengths, prefix_lengths)
+        job = BatchJob(frame, sides, batch, max_tiles, bindings)
     if isinstance(p, Stack):
         if layer:
             raise PatternValueError("compile: a Stack counts its own layers; leave out layer")

@@ -1,0 +1,342 @@
+"""Masks that change from batch to batch: documents, padding and prefixes of each sequence.
+
+    query i of sequence b reads key j  <=>
+        (the pattern has (i, j), or i < prefix[b] and j < prefix[b])
+        and ids[b, i] == ids[b, j] >= 0
+        and j - k_offset < keys[b]
+
+Ids count from position 0, prefixes too, key lengths from the layout's key 0.  Equal sequences share
+one pattern.  What a kernel is generated from (tile sides, mask classes, which heads share a
+pattern) follows from the pattern and the sizes alone, so that another batch compiles nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patterncc.errors import PatternValueError
+from patterncc.layout import masks, staircase
+from patterncc.layout.build import build
+from patterncc.layout.choose import choose_block
+from patterncc.layout.layers import shortened
+from patterncc.layout.layout import Layout, Runs
+from patterncc.layout.staircase import Spans, Stairs
+from patterncc.primitives import Clusters
+from patterncc.stack import Heads, Layer, Stack
+from patterncc.zones import algebra
+from patterncc.zones.lower import attention_only, keyed, lower
+from patterncc.zones.zoneset import Frame, ZoneSet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from patterncc.pattern import Pattern
+
+    I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the sequences of a batch bring: distinct ones, and which of them each sequence is.
+
+    ids: int64 [distinct, positions], or None.  keys, prefix: int64 [distinct].
+    which: int32 [sequences]; one entry where all sequences of a batch are alike.
+    """
+
+    ids: I64 | None
+    keys: I64
+    prefix: I64
+    which: NDArray[np.int32]
+
+    @staticmethod
+    def of(frame: Frame, doc_ids: object, key_lengths: object, prefix_lengths: object) -> Batch:
+        """Checked against the frame; equal sequences found.
+
+        Raises PatternValueError for ids, lengths and batch sizes that do not fit.
+        """
+        ids = None if doc_ids is None else _ids(doc_ids, frame)
+        given = {
+            "key_lengths": _lengths("key_lengths", key_lengths, frame.n_k, "the keys"),
+            "prefix_lengths": _lengths("prefix_lengths", prefix_lengths, 2**40, "positions"),
+        }
+        counts = {name: len(x) for name, x in given.items() if x is not None and x.ndim}
+        if ids is not None and ids.ndim == 2:
+            counts = {"doc_ids": len(ids), **counts}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise PatternValueError(
+                f"compile: different numbers of sequences: {listed}; give one entry a sequence, or "
+                "one number or row for all"
+            )
+        size = max([1, *counts.values()]) if all(counts.values()) else 0
+        if not size:
+            raise PatternValueError("compile: a batch of no sequence has no mask")
+        keys, prefix = (
+            np.broadcast_to(default if x is None else x, size).astype(np.int64)
+            for x, default in zip(given.values(), (frame.n_k, 0))
+        )
+        rows = ids if ids is None or ids.ndim == 2 else ids[None]
+        return _distinct(rows, keys, prefix)
+
+    @property
+    def sequences(self) -> int:
+        """1 where one mask serves any number of sequences."""
+        return len(self.which)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _distinct(ids: I64 | None, keys: I64, prefix: I64) -> Batch:
+    """Equal sequences found by their content."""
+    seen: dict[object, int] = {}
+    which: list[int] = []
+    first: list[int] = []
+    for b, numbers in enumerate(zip(keys.tolist(), prefix.tolist())):
+        row = ids[b].tobytes() if ids is not None and len(ids) > 1 else b""
+        place = seen.setdefault((numbers, row), len(seen))
+        if place == len(first):
+            first.append(b)
+        which.append(place)
+    some = None if ids is None else ids[first] if len(ids) > 1 else np.repeat(ids, len(first), 0)
+    return Batch(some, keys[first], prefix[first], np.array(which, dtype=np.int32))
+
+
+def _ids(values: object, frame: Frame) -> I64:
+    """[positions] or [sequences, positions], int64, -1 for padding."""
+    ids = _integers("doc_ids", values, (1, 2))
+    positions = max(frame.q_offset + frame.n, frame.k_offset + frame.n_k)
+    if ids.shape[-1] != positions:
+        raise PatternValueError(
+            f"compile: doc_ids has {ids.shape[-1]} ids a sequence for {positions} positions; give "
+            "one a position, counted from position 0 up to the last query and key (-1 is padding)"
+        )
+    if ids.size and int(ids.min()) < -1:
+        where = np.unravel_index(int(np.argmax(ids < -1)), ids.shape)
+        place = ", ".join(str(int(x)) for x in where)
+        raise PatternValueError(
+            f"compile: doc_ids[{place}] is {int(ids[where])}; an id is 0 or more, or -1 for padding"
+        )
+    return ids
+
+
+def _lengths(name: str, values: object, most: int, what: str) -> I64 | None:
+    """[] or [sequences], each 0 .. most."""
+    if values is None:
+        return None
+    lengths = _integers(name, values, (0, 1))
+    bad = np.flatnonzero((lengths < 0) | (lengths > most))
+    if len(bad):
+        place = f"{name}[{bad[0]}]" if lengths.ndim else name
+        found = int(np.atleast_1d(lengths)[bad[0]])
+        raise PatternValueError(
+            f"compile: {place} is {found}; it counts {what}, at least 0 and at most {most}"
+        )
+    return lengths
+
+
+def _integers(name: str, values: object, ranks: tuple[int, int]) -> I64:
+    """An int64 array of one of two ranks; torch tensors on the CPU are read in place."""
+    try:
+        array: NDArray[Any] = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise PatternValueError(f"compile: {name} cannot be read as integers: {error}") from None
+    if array.ndim not in ranks or (array.dtype.kind not in "iu" and array.size):
+        shapes = {0: "one number", 1: "a list", 2: "a list of equal rows"}
+        raise PatternValueError(
+            f"compile: {name} is {array.dtype} of shape {list(array.shape)}; it must be integers, "
+            f"{shapes[ranks[0]]} or {shapes[ranks[1]]}"
+        )
+    return array.astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What all layers of one call share; `Job` for masks that a batch brings."""
+
+    frame: Frame
+    block: tuple[int, int] | None
+    batch: Batch
+    max_tiles: int
+    bindings: dict[str, Any]
+
+    def layers(self, stack: Stack) -> tuple[Layout, ...]:
+        """Every layer; equal ones that draw nothing from their index are one object."""
+        made: dict[object, Layout] = {}
+        layouts = []
+        for index, each in enumerate(stack):
+            drawn = any(keyed(p, self.bindings)[0] for p in _patterns(each))
+            key = (each, index if drawn else 0)
+            if key not in made:
+                made[key] = self.layout(*key)
+            layouts.append(made[key])
+        return tuple(layouts)
+
+    def layout(self, each: Layer, layer: int) -> Layout:
+        """One layer.  Heads share a pattern where they are listed alike, whatever the batch makes
+        of them."""
+        frame, batch = self.frame, self.batch
+        bases, head = self._bases(each, layer)
+        block = self.block or _block_of(bases)
+        head_pattern = (batch.which[:, None] * len(bases) + head).reshape(-1).astype(np.int32)
+        text = shortened(f"{each}, {_described(batch)}")
+        stairs = [_stairs(z, batch, b) for b in range(len(batch)) for z in bases]
+        simple = [s for s in stairs if s is not None]
+        if frame.n and frame.n_k and len(simple) == len(stairs):
+            parts = staircase.build(simple, frame, block, self.max_tiles)
+            return Layout(
+                n=frame.n,
+                n_k=frame.n_k,
+                q_offset=frame.q_offset,
+                k_offset=frame.k_offset,
+                block=block,
+                head_pattern=head_pattern,
+                pattern=text,
+                sequences=batch.sequences,
+                varies=True,
+                **vars(parts),
+            )
+        zone_sets = [_cut(z, batch, b) for b in range(len(batch)) for z in bases]
+        made = build(
+            zone_sets, head_pattern.tolist(), block, pattern=text, max_tiles=self.max_tiles
+        )
+        return replace(_one_zone_a_mask(made), sequences=batch.sequences, varies=True)
+
+    def _bases(self, each: Layer, layer: int) -> tuple[list[ZoneSet], NDArray[np.int32]]:
+        """The distinct heads lowered, before the batch, and which of them each head is."""
+        f, places = self.frame, dict[object, int]()
+        bases: list[ZoneSet] = []
+        head: list[int] = []
+        for h, p in enumerate(_patterns(each)):
+            drawn = h if keyed(p, self.bindings)[1] else 0
+            if (p, drawn) not in places:
+                places[p, drawn] = len(bases)
+                sizes = (f.n, f.n_k, f.q_offset, f.k_offset)
+                attention_only(p)
+                bases.append(lower(p, *sizes, layer=layer, head=drawn, **self.bindings))
+            head.append(places[p, drawn])
+        return bases, np.array(head, dtype=np.int32)
+
+
+def _patterns(each: Layer) -> tuple[Pattern, ...]:
+    return each.patterns if isinstance(each, Heads) else (each,)
+
+
+def _block_of(bases: Sequence[ZoneSet]) -> tuple[int, int]:
+    """The tile that the cost model chooses for the layer alone: the same for every batch."""
+    if sum(map(len, bases)) > 64:
+        return choose_block(bases)
+    return _block_of_few(bases[0].frame, tuple(z.table.tobytes("F") for z in bases))
+
+
+@lru_cache(maxsize=256)
+def _block_of_few(frame: Frame, tables: tuple[bytes, ...]) -> tuple[int, int]:
+    """Bands and their like come with every batch: chosen once."""
+    flat = (np.frombuffer(t, dtype=np.int64).reshape(6, -1).T for t in tables)
+    return choose_block([ZoneSet(frame, t) for t in flat])
+
+
+def _described(batch: Batch) -> str:
+    """What a batch adds to the pattern's text: kinds and counts, not the data."""
+    kinds = [
+        *(["documents"] if batch.ids is not None else []),
+        *(["key lengths"] if len(set(batch.keys.tolist())) > 1 else []),
+        *(["prefixes"] if batch.prefix.any() else []),
+    ]
+    many = f" of {batch.sequences} sequences" if batch.sequences > 1 else ""
+    return f"{' and '.join(kinds) or 'lengths'}{many}"
+
+
+# --- one interval of keys a row: built from its steps
+
+
+def _stairs(base: ZoneSet, batch: Batch, b: int) -> Stairs | None:
+    """Sequence b as a staircase, or None where a row may read more than one interval."""
+    frame, table = base.frame, base.table - _shift(base.frame)
+    if len(table) != 1:
+        return None
+    zone: tuple[int, ...] = tuple(table[0].tolist())
+    spans, prefix = None, int(batch.prefix[b])
+    if prefix:
+        d0, d1 = zone[4:]
+        skew = frame.k_offset - frame.q_offset
+        band = np.array([[0, frame.n, 0, frame.n_k, d0, d1]])
+        whole = np.array_equal(algebra.tighten(band), table)
+        near = (d0 + skew <= 0 or d0 <= 1 - frame.n) and (d1 + skew >= 0 or d1 >= frame.n_k)
+        if not (whole and near):
+            return None
+        zone = (0, frame.n, 0, frame.n_k, d0, d1)
+    if batch.ids is not None:
+        spans = _spans(batch.ids[b])
+        if spans is None:
+            return None
+    return Stairs(zone, spans, int(batch.keys[b]), prefix)
+
+
+def _shift(frame: Frame) -> I64:
+    skew = frame.k_offset - frame.q_offset
+    return np.array([*[frame.q_offset] * 2, *[frame.k_offset] * 2, skew, skew], dtype=np.int64)
+
+
+def _spans(ids: I64) -> Spans | None:
+    """The runs of one id each, or None where an id has several runs (it is a cluster then)."""
+    start = np.append(0, np.flatnonzero(ids[1:] != ids[:-1]) + 1)
+    label = ids[start]
+    real = label >= 0
+    ordered = np.sort(label[real])
+    if (ordered[1:] == ordered[:-1]).any():
+        return None
+    return Spans(start, np.append(start[1:], len(ids)), real)
+
+
+# --- anything else: zones met with the batch's
+
+
+def _cut(base: ZoneSet, batch: Batch, b: int) -> ZoneSet:
+    """The zones of sequence b: the base and its prefix, met with its documents and its keys."""
+    frame, table = base.frame, base.table
+    prefix = int(batch.prefix[b])
+    if prefix:
+        box = ZoneSet.make(frame, [(0, prefix, 0, prefix, -prefix, prefix)])
+        table = np.concatenate([table, box.table])
+    i0, i1, j0, _ = frame.box
+    table = algebra.tighten(algebra.clip(table, (i0, i1, j0, j0 + int(batch.keys[b]))))
+    if batch.ids is not None:
+        sizes = (frame.n, frame.n_k, frame.q_offset, frame.k_offset)
+        same = lower(Clusters("labels_of_batch"), *sizes, labels_of_batch=batch.ids[b])
+        table = algebra.intersect(table, same.table)
+    return ZoneSet(frame, table)
+
+
+def _one_zone_a_mask(layout: Layout) -> Layout:
+    """Masks of several zones as bits, so that the mask classes do not depend on the batch."""
+    several = layout.zones[:, 1].any(axis=1)
+    if not several.any():
+        return layout
+    count = len(layout.zones)
+    single = int((~several).sum())
+    word = np.empty(count + len(layout.bits) + 1, dtype=np.int32)
+    word[0] = 0
+    word[1 : count + 1][~several] = np.arange(single) + 1
+    word[1 : count + 1][several] = np.arange(count - single) + single + 1
+    word[count + 1 :] = np.arange(len(layout.bits)) + count + 1
+    drawn = masks.raster(layout.zones[several], layout.block)
+    return replace(
+        layout,
+        rows=_renamed(layout.rows, word),
+        cols=_renamed(layout.cols, word),
+        zones=layout.zones[~several],
+        bits=np.concatenate([drawn, layout.bits]),
+    )
+
+
+def _renamed(runs: Runs, word: NDArray[np.int32]) -> Runs:
+    run = runs.run.copy()
+    run[:, 2] = word[run[:, 2]]
+    return replace(runs, run=run)
