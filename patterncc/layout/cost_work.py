@@ -185,8 +185,9 @@ def _largest(table: NDArray[Any]) -> NDArray[np.int64]:
     """Slabs in which the largest zones begin or end: a global token's row stands for no other."""
     rows, keys = table[:, 1] - table[:, 0], table[:, 3] - table[:, 2]
     size = rows.astype(np.float64) * np.minimum(keys, table[:, 5] - table[:, 4] + rows)
-    some = min(SAMPLE // 4, len(table) - 1)
-    large = np.argpartition(size, -some)[-some:]
+    large = np.flatnonzero(size > 4 * size.mean())
+    if len(large) > SAMPLE // 4:
+        large = large[np.argsort(size[large])[-SAMPLE // 4 :]]
     return np.unique(np.concatenate([table[large, 0], table[large, 1] - 1]) // SLAB)
 
 
@@ -209,8 +210,15 @@ def _cut(
     sampled: bool = False,
 ) -> Part:
     """The zones within the slabs `rows`, each as often as slabs that it meets."""
-    first = np.searchsorted(rows, table[:, 0] // SLAB)
-    count = np.searchsorted(rows, (table[:, 1] - 1) // SLAB, side="right") - first
+    begin, end = table[:, 0] // SLAB, (table[:, 1] - 1) // SLAB
+    if len(table) > FEW:  # many zones: looking up is faster than searching
+        held = np.zeros(-(-frame.n // SLAB) + 1, dtype=np.int64)
+        held[rows + 1] = 1
+        before = np.cumsum(held)
+        first, count = before[begin], before[end + 1]
+    else:
+        first, count = np.searchsorted(rows, begin), np.searchsorted(rows, end, side="right")
+    count = count - first
     owner = np.repeat(np.arange(len(table)), count)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count - first, count)
     cut = table[owner]
