@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from patterncc.cli.answer import FAILED, WELL, Answer, answering, working
 from patterncc.cli.options import Block, n_option, pattern_options, read
 from patterncc.errors import PatternValueError
+
+if TYPE_CHECKING:
+    from patterncc.language import PatternFile
+    from patterncc.layout.cost_choices import Choices
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
 
@@ -21,7 +27,8 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
     default="sm_90",
     show_default=True,
     metavar="ARCH",
-    help="GPU to compile for.",
+    help="GPU to compile for: sm_80, sm_90 or sm_100.  With --explain also cpu, or a table of "
+    "patterncc bench cost.",
 )
 @click.option("--block", type=Block(), metavar="B[xB]", help="Tile size; default: chosen by cost.")
 @click.option("--head-dim", type=click.IntRange(1, 1024), default=64, show_default=True)
@@ -32,9 +39,14 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="DIR",
     help="Folder for layout, kernel source and manifest.",
+)
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Say which token orders and tile sizes are weighed, which won and why, and whether dense "
+    "attention would be faster; -o is then optional.",
 )
 @answering
 def compile_(
@@ -46,20 +58,60 @@ def compile_(
     block: tuple[int, int] | None,
     head_dim: int,
     dtype: str,
-    output: Path,
+    output: Path | None,
+    explain: bool,
 ) -> Answer:
-    """Compile FILE for N tokens: layout, readable kernel source and a manifest, in DIR."""
+    """Compile FILE for N tokens: layout, readable kernel source and a manifest, in DIR.
+
+    With --explain: the candidates that are weighed, the one that wins, and why.
+    """
+    if output is None and not explain:
+        raise click.UsageError("Missing option '-o' / '--output'; or ask with --explain.")
+    loaded = read(file, params, bind, n)
+    if output is not None:
+        check_folder(output)
+    data: dict[str, Any] = {}
+    told = []
+    with working(f"Compiling {loaded.name} for {target}") as say:
+        if explain:
+            say("weighing candidates")
+            weighed = _weighed(loaded, n, block=block, target=target, head_dim=head_dim)
+            data["choices"] = weighed.to_json()
+            told.append(weighed.text())
+        if output is not None:
+            made, text = _written(loaded, n, target, dtype, head_dim, block, output, say)
+            data |= {"output": str(output), **made}
+            told.append(text)
+    return Answer(data, "\n\n".join(told))
+
+
+def _weighed(loaded: PatternFile, n: int, **asked: Any) -> Choices:
+    """What compile weighs for a file."""
+    from patterncc.layout import choices
+
+    more: dict[str, Any] = dict(loaded.bindings)
+    return choices(loaded.stack, n, **asked, **more)
+
+
+def _written(
+    loaded: PatternFile,
+    n: int,
+    target: str,
+    dtype: str,
+    head_dim: int,
+    block: tuple[int, int] | None,
+    output: Path,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], str]:
+    """The artifact in its folder: its manifest, and what was written in words."""
     from patterncc.artifact import Artifact
     from patterncc.artifact.text import text
 
-    loaded = read(file, params, bind, n)
-    check_folder(output)
-    with working(f"Compiling {loaded.name} for {target}") as say:
-        made = Artifact.build(
-            loaded, n, target=target, dtype=dtype, head_dim=head_dim, block=block, progress=say
-        )
-        made.save(output)
-    return Answer({"output": str(output), **made.manifest}, text(output, made.manifest))
+    made = Artifact.build(
+        loaded, n, target=target, dtype=dtype, head_dim=head_dim, block=block, progress=say
+    )
+    made.save(output)
+    return made.manifest, text(output, made.manifest)
 
 
 def check_folder(output: Path) -> None:

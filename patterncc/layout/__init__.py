@@ -9,11 +9,18 @@ from patterncc.layout.compiler import compile
 
 if TYPE_CHECKING:
     from patterncc.layout.checks import check
+    from patterncc.layout.cost_choices import Choices, choices
     from patterncc.layout.layout import Layout, Runs
 
-__all__ = ["Layout", "Runs", "check", "compile"]
+__all__ = ["Choices", "Layout", "Runs", "check", "choices", "compile"]
 
-_LAZY = {"Layout": "layout", "Runs": "layout", "check": "checks"}
+_LAZY = {
+    "Choices": "cost_choices",
+    "Layout": "layout",
+    "Runs": "layout",
+    "check": "checks",
+    "choices": "cost_choices",
+}
 
 
 def __getattr__(name: str) -> Any:

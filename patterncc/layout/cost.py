@@ -32,6 +32,7 @@ class Estimate:
     full, partial: tiles, summed over patterns.  counts: "exact" where these are the layout's own;
     "bound" where `full` is a lower and `full + partial` an upper bound, as where tiles that several
     zones fill together count as partial; "sample" where some rows stood for all.
+    records: partial tiles, each as often as zones touch it without filling it.
     masked: pairs of query and key in partial tiles.  bytes: of the layout's tables, at most.
     dense_seconds: dense attention over the same queries and keys, its causal half where no edge
     looks ahead.
@@ -44,6 +45,7 @@ class Estimate:
     seconds: float
     full: int
     partial: int
+    records: int
     masked: int
     bytes: int
     dense_seconds: float
@@ -125,9 +127,10 @@ def price(
         seconds=together(*limits.values()) + more,
         full=sum(x.full for x in works),
         partial=partial,
+        records=sum(x.records for x in works),
         masked=partial * block[0] * block[1],
         bytes=sum(_table_bytes(x, frame, block) for x in works),
-        dense_seconds=_dense(frame, found, heads, head_dim, ahead),
+        dense_seconds=dense_price(frame, found, heads, head_dim, ahead),
         split_seconds=together(limits["tiles"], limits["memory"]) + more,
         copy_seconds=copy,
         merge_seconds=_merge_bytes(frame, head_dim, found) / found.bytes_per_second,
@@ -180,7 +183,7 @@ def dense_seconds(
 ) -> float:
     """Dense attention of one head over the frame; its causal half where no edge looks ahead."""
     found, frame = device(target), zone_sets[0].frame
-    return _dense(frame, found, heads, head_dim, looks_ahead(zone_sets))
+    return dense_price(frame, found, heads, head_dim, looks_ahead(zone_sets))
 
 
 def looks_ahead(zone_sets: Sequence[ZoneSet]) -> bool:
@@ -188,7 +191,8 @@ def looks_ahead(zone_sets: Sequence[ZoneSet]) -> bool:
     return any(len(z.table) and int(z.table[:, 5].max()) > 1 for z in zone_sets)
 
 
-def _dense(frame: Frame, found: Device, heads: int, head_dim: int, ahead: bool) -> float:
+def dense_price(frame: Frame, found: Device, heads: int, head_dim: int, ahead: bool) -> float:
+    """Seconds of dense attention of one head; ahead: some query reads a later position."""
     pairs = frame.n * frame.n_k
     if not ahead:
         pairs = _causal_pairs(frame.n, frame.n_k, frame.q_offset - frame.k_offset)
