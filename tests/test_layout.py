@@ -292,7 +292,7 @@ def test_too_large_is_refused_before_anything_is_made() -> None:
         with pytest.raises(SizeError, match="longest layout"):
             pc.compile(pc.causal(), n, n_k)
     with pytest.raises(SizeError, match="tile rows of 128 queries"):
-        pc.compile(pc.summary(128, 8), 2**20, block=128)
+        pc.compile(pc.summary(128, 8), 2**20, block=128, order="token")
     with pytest.raises(SizeError, match="partly filled, more than 5; use"):
         pc.compile(pc.causal(), 1000, block=16, max_tiles=5)
     longest = pc.compile(pc.full() - pc.prefix(2**31 - 3), 2**31 - 1, 1, block=256)

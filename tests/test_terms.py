@@ -16,7 +16,7 @@ from patterncc.zones.order_cores import Where
 from patterncc.zones.order_moves import moved
 from patterncc.zones.order_stairs import stairs
 from patterncc.zones.terms import BOXES, Term, cores, prepared, terms
-from tests.strategies import composed, frames, patterns, size, small
+from tests.strategies import frames, patterns, size, small
 
 labels = st.lists(st.integers(-1, 3), min_size=64, max_size=64)
 cored = st.one_of(
@@ -32,12 +32,12 @@ cored = st.one_of(
 with_cores = st.one_of(
     cored,
     st.builds(lambda a: pr.causal() & a, cored),
-    st.builds(lambda a, b: pr.causal() & (a | b), cored, composed),
-    st.builds(lambda a, b: a - b, cored, composed),
-    st.builds(lambda a, b: b - a, cored, composed),
+    st.builds(lambda a, b: pr.causal() & (a | b), cored, patterns()),
+    st.builds(lambda a, b: a - b, cored, patterns()),
+    st.builds(lambda a, b: b - a, cored, patterns()),
     st.builds(lambda a, b: (a | b).T, cored, cored),
-    st.builds(lambda a, b, c: (a & b) | c, cored, composed, cored),
-    st.builds(lambda a, b, c: ~(a | b) & c, cored, composed, cored),
+    st.builds(lambda a, b, c: (a & b) | c, cored, patterns(), cored),
+    st.builds(lambda a, b, c: ~(a | b) & c, cored, patterns(), cored),
 )
 
 

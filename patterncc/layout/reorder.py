@@ -20,9 +20,10 @@ from patterncc.layout.choose import choose_block
 from patterncc.layout.cost import estimate, in_terms
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Layer
+from patterncc.zones.algebra import areas, expand
 from patterncc.zones.lower import attention_only, keyed
 from patterncc.zones.order import Order
-from patterncc.zones.order_cores import Where
+from patterncc.zones.order_cores import Where, interleaved
 from patterncc.zones.order_moves import moved, slot_frame
 from patterncc.zones.terms import BOXES, KINDS, Term, cores, plain_term, prepared, terms
 from patterncc.zones.tiles import local
@@ -30,6 +31,8 @@ from patterncc.zones.zoneset import Frame, ZoneSet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     Block = tuple[int, int] | None
 
@@ -42,8 +45,22 @@ WORTH = 2**24
 NEAR = 4.0
 """Pairs in touched tiles to edges up to which token order is near enough to the least."""
 
+GAIN = 0.9
+"""What another order must save: its time against that of token order."""
+
+CROWDED = 8
+"""Edges to a touched tile from which a graph's own numbers are left as they are."""
+
+MAX_SEARCH = 2**22
+"""Zones of a graph up to which an order is searched unasked: beyond, that takes many seconds."""
+
 MAX_MORTON = 2**18
-"""Bands of a grid up to which Morton order is tried unasked: beyond, cutting them takes seconds."""
+"""Pieces of bands up to which Morton order is tried unasked: beyond, cutting takes seconds."""
+
+
+_SIDE = 128  # of the tiles that are counted roughly
+_MANY = 4096  # zones from which some tile rows tell about all
+_ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,52 +205,69 @@ def _best(p: Pattern, setting: Setting, where: Where) -> list[Term]:
     if not names:
         return [plain_term(p, where)]
     found: list[list[Term]] = []
-    refused: SizeError | None = None
-    try:
-        found.append([plain_term(p, where)])
-        if _fine(found[0][0].zones):
-            return found[0]
-    except SizeError as error:
-        refused = error
+    if not any(interleaved(core, where) for core in cores(prepared(p))):
+        try:
+            found.append([plain_term(p, where)])
+            if _fine(found[0][0].zones, graph=set(names) <= {"rcm", "metis"}):
+                return found[0]
+        except SizeError:
+            pass  # another order may be small
+    token = len(found)
     for tried in _unasked(names, found):
         try:
             found.append(terms(p, where, tried))
-        except SizeError as error:
-            refused = refused or error
-    if not found:
-        assert refused is not None
-        raise refused
-    if len(found) == 1:
-        return found[0]
-    return min(found, key=lambda ts: _price(ts, setting.block)[0])
+        except SizeError:
+            continue
+    if len(found) < 2:
+        return found[0] if found else [plain_term(p, where)]  # which says what is too large
+    prices = [_price(ts, setting.block)[0] for ts in found]
+    best = int(np.argmin(prices))
+    return found[0 if token and prices[best] > GAIN * prices[0] else best]
 
 
 def _unasked(names: Sequence[str], found: list[list[Term]]) -> list[tuple[str, ...]]:
     """The sets of orders that are tried: each by itself, and all orders of boxes together."""
-    tried: list[tuple[str, ...]] = [(n,) for n in names if n not in ("metis", "morton")]
+    left_out = {"metis", "morton"}
+    if found and len(found[0][0].zones) > MAX_SEARCH:
+        left_out.add("rcm")
+    tried: list[tuple[str, ...]] = [(n,) for n in names if n not in left_out]
     boxes = tuple(n for n in names if n in BOXES)
     if len(boxes) > 1:
         tried.append(boxes)
-    if "morton" in names and found and len(found[0][0].zones) <= MAX_MORTON:
-        tried.append(("morton",))
+    if "morton" in names and found:
+        table = found[0][0].zones.table
+        if int((table[:, 1] - table[:, 0]).sum()) // 8 <= MAX_MORTON:  # cut at runs of 16, twice
+            tried.append(("morton",))
     return tried
 
 
-def _fine(zones: ZoneSet) -> bool:
+def _fine(zones: ZoneSet, graph: bool) -> bool:
     """Whether token order touches few tiles, or hardly more than its edges need; counted roughly,
-    zone by zone."""
-    table, (height, width) = local(zones).astype(np.int64), (128, 128)
-    rows = (table[:, 1] - 1) // height - table[:, 0] // height + 1
-    box = (table[:, 3] - 1) // width - table[:, 2] // width + 1
-    band = (table[:, 5] - table[:, 4] + height + width - 3) // width + 1
-    frame = zones.frame
-    everything = -(-frame.n // height) * -(-frame.n_k // width)
-    touched = min(float((rows * np.minimum(box, band)).sum()), everything) * height * width
+    zone by zone, and of a graph in some tile rows."""
+    table = local(zones)
+    rows = (table[:, 1] - 1) // _SIDE - table[:, 0] // _SIDE + 1
+    box = (table[:, 3] - 1) // _SIDE - table[:, 2] // _SIDE + 1
+    band = (table[:, 5] - table[:, 4] + 2 * _SIDE - 3) // _SIDE + 1
+    everything = -(-zones.frame.n // _SIDE) * -(-zones.frame.n_k // _SIDE)
+    tiles = (rows * np.minimum(box, band).astype(np.float64)).sum()
+    touched = min(float(tiles), everything) * _SIDE * _SIDE
     if touched <= WORTH:
         return True
-    from patterncc.zones.algebra import areas
+    if graph and len(table) > _MANY and _crowded(table):
+        return True
+    return touched <= NEAR * float(areas(table).sum(dtype=np.float64))
 
-    return touched <= NEAR * float(areas(zones.table).astype(np.float64).sum())
+
+def _crowded(table: NDArray[Any]) -> bool:
+    """Whether the edges of some tile rows stand many to a tile."""
+    line = table[:, 0] // _SIDE
+    picked = np.zeros(int(line.max()) + 1, dtype=bool)
+    picked[np.random.default_rng(0).integers(0, len(picked), _ROWS)] = True
+    part = table[picked[line]].astype(np.int64)
+    zone, column = expand(part[:, 2] // _SIDE, (part[:, 3] - 1) // _SIDE + 1)
+    width = int(table[:, 3].max()) // _SIDE + 1
+    tiles = len(np.unique(part[zone, 0] // _SIDE * width + column))
+    return float(areas(part).sum(dtype=np.float64)) >= CROWDED * tiles
 
 
 def _names(p: Pattern) -> list[str]:

@@ -205,6 +205,24 @@ def _clusters(core: Pattern, where: Where) -> Places:
     return Places(f, order, q0[at], q1[at], k0[to], k1[to], 0, alike=square)
 
 
+def interleaved(core: Pattern, where: Where) -> bool:
+    """Whether clusters have more pairs of runs in token order than are ever lowered; told from
+    their counts, without listing one."""
+    if kind_of(core) != "clusters":
+        return False
+    counts = []
+    for given, first, last in zip(labels_of(core, where), *(where.frame.box[k::2] for k in (0, 1))):
+        part = given[first:last]
+        if not len(part):
+            return False
+        starts = part[np.append(True, part[1:] != part[:-1])]
+        if int(starts.max()) > len(part):  # labels that are no small numbers: left to lowering
+            return False
+        counts.append(np.bincount(starts[starts >= 0], minlength=1).astype(np.float64))
+    most = min(map(len, counts))
+    return float(counts[0][:most] @ counts[1][:most]) > MAX_ZONES
+
+
 def _label_slots(ordered: I64, top: int) -> tuple[I64, I64, I64]:
     """The labels among sorted ones, those of none left out: label, first slot, past the last."""
     first = np.flatnonzero(np.append(True, np.diff(ordered) != 0)[: len(ordered)])

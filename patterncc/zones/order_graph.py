@@ -139,9 +139,9 @@ def _parts(graph: Any) -> I32:
     count = max(1, -(-nodes // _PART))
     if count == 1 or not graph.nnz:
         return _rcm(graph)
-    _, part = pymetis.part_graph(
-        count, xadj=graph.indptr.astype(np.int64), adjncy=graph.indices.astype(np.int64)
-    )
+    graph.sort_indices()
+    ends = pymetis.CSRAdjacency(graph.indptr.astype(np.int64), graph.indices.astype(np.int64))
+    _, part = pymetis.part_graph(count, adjacency=ends)
     part = np.asarray(part, dtype=np.int64)
     owner = np.repeat(np.arange(nodes), np.diff(graph.indptr))
     a, b = part[owner], part[graph.indices]

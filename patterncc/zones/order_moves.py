@@ -22,6 +22,9 @@ MAX_MOVED = 2**23
 """Pieces of zones, or edges, that one pattern is moved as."""
 
 
+_WORTH = 4  # edges to a piece from which runs are cut: single edges join to new zones
+
+
 def moved(zones: ZoneSet, order: Order, limit: int = MAX_MOVED) -> ZoneSet:
     """The same edges in slots: a frame of the same size from 0 on, exact for every order.
 
@@ -46,14 +49,13 @@ def moved(zones: ZoneSet, order: Order, limit: int = MAX_MOVED) -> ZoneSet:
     single = algebra.single_rows(table, 1)
     held = int(algebra.areas(algebra.take(table, ~single)).astype(np.float64).sum())
     edges = int(np.count_nonzero(single)) + held
-    if single.all():
-        return ZoneSet(frame, moved_edges(table[:, 0], table[:, 2], order))
+    most = limit if edges > limit else edges // _WORTH
     queries, keys = _Runs(order.query_slots), _Runs(order.key_slots)
     pieces = queries.count(table[:, 0], table[:, 1])
-    if pieces <= min(limit, edges):
+    if pieces <= most:
         cut = queries.cut(table)
         pieces = keys.count(cut[:, 2], cut[:, 3])
-        if pieces <= min(limit, edges):
+        if pieces <= most:
             return ZoneSet(
                 frame, _placed(algebra.transpose(keys.cut(algebra.transpose(cut))), order)
             )
