@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.errors import SizeError
-from patterncc.layout import masks
+from patterncc.layout import masks, thin
+from patterncc.layout.budget import Budget
 from patterncc.layout.layout import Layout, Runs
-from patterncc.layout.limits import MAX_TILES
+from patterncc.layout.limits import MAX_BYTES, MAX_TILES
 from patterncc.layout.runs import inside, lay, merged, ordering
-from patterncc.zones.tiles import Strips, local, strips
+from patterncc.zones.algebra import take
+from patterncc.zones.tiles import Strips, local, strip_count, strips
+from patterncc.zones.zoneset import ZoneSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-
-    from patterncc.zones.zoneset import ZoneSet
 
     Intervals = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -66,20 +67,28 @@ def build(
     *,
     pattern: str = "",
     max_tiles: int = MAX_TILES,
+    max_bytes: int = MAX_BYTES,
 ) -> Layout:
     """The layout of one zone set a pattern, all in one frame.
 
-    Raises SizeError, before allocating, when more than `max_tiles` tiles would be partly filled.
+    Raises SizeError, before allocating, when more than `max_tiles` tiles would be partly filled, or
+    more than `max_bytes` bytes be at hand at once, and for a graph of so many tiles with about one
+    edge each that tiles do not help.
     """
     frame = zone_sets[0].frame
     grid = Grid(frame.n, frame.n_k, block, len(zone_sets))
-    tables = [local(z) for z in zone_sets]
-    rows = [_row_strips(t, grid) for t in tables]
-    _check_count(rows, grid, max_tiles)
+    budget = Budget(frame.n, frame.n_k, block, max_bytes, max_tiles)
+    _check_names(grid)
+    tables, lone = _split(zone_sets, grid)
+    rows = [_row_strips(t, grid, budget) for t in tables]
+    _allow_lists(rows, lone, budget)
+    strokes = thin.strokes(lone, block, grid.columns + 1)
+    budget.scatter(*thin.touched(strokes))
     full = _full_intervals(rows, grid)
-    tiles, filled, words = _masked(*_partial(tables, rows, grid, full), grid)
+    crowd, key, packed = thin.divided(strokes, *_partial(tables, rows, grid, full), full)
+    tiles, filled, words = _masked(*_sorted(key, packed), crowd, grid, budget)
     row_runs = _runs(full, filled, tiles, grid)
-    full = _full_intervals([_column_strips(t, grid) for t in tables], grid.T)
+    full = _full_intervals([_column_strips(t, grid, budget) for t in tables], grid.T)
     turned = Tiles(*_sorted(_turned(tiles.key, grid), tiles.word))
     col_runs = _runs(full, np.sort(_turned(filled, grid)), turned, grid.T)
     return Layout(
@@ -98,14 +107,35 @@ def build(
     )
 
 
-def _row_strips(table: NDArray[Any], grid: Grid) -> Strips:
+def _split(zone_sets: Sequence[ZoneSet], grid: Grid) -> tuple[list[NDArray[Any]], list[thin.Lone]]:
+    """Local tables of the zones that are taken one by one, and those that are taken as strokes."""
+    tables, lone = [], []
+    count = grid.patterns * grid.lines * (grid.columns + 1)
+    for u, zones in enumerate(zone_sets):
+        which = thin.thin_zones(zones, grid.block[0], count)
+        if which is None:
+            tables.append(local(zones))
+            continue
+        tables.append(local(ZoneSet(zones.frame, take(zones.table, ~which))))
+        lone.append(thin.lone(zones, which, u * grid.lines, grid.block[1]))
+    return tables, lone
+
+
+def _allow_lists(rows: list[Strips], lone: list[thin.Lone], budget: Budget) -> None:
+    """Predict what touches tiles and fills none; refuse before any of it is listed."""
+    partial = (s.last - s.first - (s.full_last - s.full_first) for s in rows)
+    records = sum(int(x.sum(dtype=np.int64)) for x in partial)
+    budget.list(sum(map(len, rows)), records, sum(each.count for each in lone))
+
+
+def _row_strips(table: NDArray[Any], grid: Grid, budget: Budget) -> Strips:
     """Strips of the tile rows; a tile that reaches past the last key is not filled in a layout."""
-    s = strips(table, grid.n, grid.n_k, grid.block)
+    s = _cut(table, grid, budget)
     whole = grid.n_k // grid.block[1]
     return replace(s, full_last=np.maximum(np.minimum(s.full_last, whole), s.full_first))
 
 
-def _column_strips(table: NDArray[Any], grid: Grid) -> Strips:
+def _column_strips(table: NDArray[Any], grid: Grid, budget: Budget) -> Strips:
     """Strips of the tile columns, for the zones that may fill a tile and the whole columns only."""
     height = min(grid.block[0], (grid.n - 1) % grid.block[0] + 1)  # of the shortest tile row
     width = grid.block[1]
@@ -114,24 +144,22 @@ def _column_strips(table: NDArray[Any], grid: Grid) -> Strips:
     flipped = np.empty_like(wide)
     flipped[:, :4] = wide[:, [2, 3, 0, 1]]
     flipped[:, 4], flipped[:, 5] = 1 - wide[:, 5], 1 - wide[:, 4]
-    s = strips(flipped, grid.n_k, grid.n, grid.T.block)
+    s = _cut(flipped, grid.T, budget)
     past = s.row >= grid.n_k // grid.block[1]
     return replace(s, full_first=np.where(past, s.full_last, s.full_first))
 
 
-def _check_count(rows: list[Strips], grid: Grid, max_tiles: int) -> None:
-    """Predict the partial tiles; refuse before any is listed."""
-    if grid.patterns * (grid.lines + 1) * (grid.columns + 1) >= 2**62:  # tiles are named by int64
+def _cut(table: NDArray[Any], grid: Grid, budget: Budget) -> Strips:
+    count = strip_count(table, grid.block[0])
+    budget.cut(count, grid.block[0])
+    return strips(table, grid.n, grid.n_k, grid.block, count)
+
+
+def _check_names(grid: Grid) -> None:
+    """Tiles are named by int64."""
+    if grid.patterns * (grid.lines + 1) * (grid.columns + 1) >= 2**62:
         raise SizeError(
             f"{grid.patterns} patterns of {grid.lines} x {grid.columns} tiles; use larger blocks"
-        )
-    count = sum(
-        int((s.last - s.first - (s.full_last - s.full_first)).sum(dtype=np.int64)) for s in rows
-    )
-    if count > max_tiles:
-        raise SizeError(
-            f"the pattern leaves {count} tiles of {grid.block[0]} x {grid.block[1]} partly filled, "
-            f"more than {max_tiles}; use larger blocks, fewer tokens or a pattern aligned to blocks"
         )
 
 
@@ -189,20 +217,46 @@ def _listed(
 
 
 def _masked(
-    key: NDArray[np.int64], packed: NDArray[np.int64], grid: Grid
+    key: NDArray[np.int64],
+    packed: NDArray[np.int64],
+    crowd: thin.Crowd,
+    grid: Grid,
+    budget: Budget,
 ) -> tuple[Tiles, NDArray[np.int64], masks.Words]:
     """The partial tiles, the keys of tiles that only several zones fill, and the mask tables."""
     new = np.ones(len(key), dtype=bool)
     np.not_equal(key[1:], key[:-1], out=new[1:])
     start = np.flatnonzero(new)
     tile = key[start]
-    line = tile // (grid.columns + 1) % max(1, grid.lines)
-    rows = np.minimum(grid.block[0], grid.n - line * grid.block[0])
-    words = masks.settle(packed, start, rows, grid.block)
-    partial = words.word != 0
+    kept, place = thin.distinct(crowd)
+    budget.draw(len(kept), len(tile) + len(crowd.tile), len(crowd.stroke))
+    words = masks.settle(packed, start, _existing(tile, grid), budget)
+    word = words.word
+    if len(kept):
+        drawn, place = thin.drawn(crowd, kept, place, grid.block)
+        rows = np.zeros(len(drawn), dtype=np.int64)
+        rows[place] = _existing(crowd.tile, grid)
+        whole = masks.held(drawn) == rows * grid.block[1]
+        code = len(words.zones) + len(words.bits) + np.cumsum(~whole)
+        code[whole] = 0
+        drawn = drawn[~whole] if whole.any() else drawn
+        bits = np.concatenate([words.bits, drawn]) if len(words.bits) else drawn
+        words = masks.Words(word, words.zones, bits)
+        tile, word = _sorted(
+            np.concatenate([tile, crowd.tile]),
+            np.concatenate([word, code[place].astype(np.int32)]),
+        )
+    partial = word != 0
     if partial.all():
-        return Tiles(tile, words.word), tile[:0], words
-    return Tiles(tile[partial], words.word[partial]), tile[~partial], words
+        return Tiles(tile, word), tile[:0], words
+    return Tiles(tile[partial], word[partial]), tile[~partial], words
+
+
+def _existing(tile: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
+    """How many queries of each tile exist."""
+    line = tile // (grid.columns + 1) % max(1, grid.lines)
+    existing: NDArray[np.int64] = np.minimum(grid.block[0], grid.n - line * grid.block[0])
+    return existing
 
 
 def _turned(key: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patterncc.errors import SizeError
-from patterncc.layout.limits import MAX_BITS, SLOTS
+from patterncc.layout.budget import Budget
+from patterncc.layout.limits import SLOTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ _MERGED = 2 * SLOTS  # zones of a tile that are merged where that is exact
 _COMPARED = 64  # zones of a tile of which contained ones are dropped
 _CHUNK = 2**21  # entries of the temporary arrays
 _LAST = np.iinfo(np.int64).max
-_ONES = ((1 << np.arange(33, dtype=np.uint64)) - 1).astype(np.uint32)  # [b]: bits 0 .. b - 1 set
+ONES = ((1 << np.arange(33, dtype=np.uint64)) - 1).astype(np.uint32)  # [b]: bits 0 .. b - 1 set
 
 
 def pack(
@@ -50,10 +50,10 @@ def pack(
         bounds[4] + (top - left),
         bounds[5] + (top - left),
     )
-    return _join(i0, i1, j0, j1, d0, d1)
+    return join(i0, i1, j0, j1, d0, d1)
 
 
-def _join(
+def join(
     i0: NDArray[Any],
     i1: NDArray[Any],
     j0: NDArray[Any],
@@ -136,7 +136,7 @@ def raster(zones: NDArray[np.int32], block: tuple[int, int]) -> NDArray[np.uint3
     for w in range(words):
         first, last = np.clip(low - 32 * w, 0, 32), np.clip(high - 32 * w, 0, 32)
         # an interval that ends before it begins leaves no bit
-        np.bitwise_or.reduce(_ONES[last] & ~_ONES[first], axis=1, out=out[:, :, w])
+        np.bitwise_or.reduce(ONES[last] & ~ONES[first], axis=1, out=out[:, :, w])
     return out
 
 
@@ -153,7 +153,7 @@ def settle(
     packed: NDArray[np.int64],
     start: NDArray[np.intp],
     rows: NDArray[np.int64],
-    block: tuple[int, int],
+    budget: Budget,
 ) -> Words:
     """The mask word of each tile.
 
@@ -161,11 +161,12 @@ def settle(
     masks get one word; the order of a tile's zones does not matter.
     """
     count = np.diff(start, append=len(packed))
+    block = budget.block
     single, several = np.flatnonzero(count == 1), np.flatnonzero(count > 1)
     if not len(several):
         table, place = distinct(packed[start][:, None])
         return Words((place + 1).astype(np.int32), _table(table), _no_bits(block))
-    r, entry = _resolved(packed, start[several], count[several], rows[several], block)
+    r, entry = _resolved(packed, start[several], count[several], rows[several], budget)
     alone, few = (r.kind == 1) & (r.zones[:, 1] == 0), (r.kind == 1) & (r.zones[:, 1] != 0)
     ones, place = distinct(np.concatenate([packed[start[single]], r.zones[alone, 0]])[:, None])
     word = np.zeros(len(start), dtype=np.int32)
@@ -213,9 +214,10 @@ def _resolved(
     start: NDArray[np.intp],
     count: NDArray[np.intp],
     rows: NDArray[np.int64],
-    block: tuple[int, int],
+    budget: Budget,
 ) -> tuple[_Resolved, NDArray[np.intp]]:
     """The distinct unions of tiles of several zones, resolved, and which one each tile has."""
+    block = budget.block
     owner = np.repeat(np.arange(len(start)), count)
     before = np.cumsum(count) - count
     zone = packed[np.arange(len(owner)) + np.repeat(start - before, count)]
@@ -242,7 +244,7 @@ def _resolved(
             part = unions[first : first + step]
             parts.append(_resolve(part[:, :k], part[:, k], block))
             drawn += len(parts[-1].bits)
-            _check_bits(drawn, block)
+            budget.draw(drawn)
     return (
         _Resolved(
             np.concatenate([p.kind for p in parts]),
@@ -295,7 +297,7 @@ def _merged(unions: NDArray[np.int64]) -> NDArray[np.int64]:
             zones[both[exact], a] = hull[exact]
             zones[both[exact], b] = 0
             again[both[exact]] = True
-    packed = np.where(high[..., 0] > 0, _join(*np.moveaxis(zones, -1, 0)), _LAST)
+    packed = np.where(high[..., 0] > 0, join(*np.moveaxis(zones, -1, 0)), _LAST)
     return _ascending(packed)
 
 
@@ -320,24 +322,23 @@ def _ascending(packed: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def sizes(zones: NDArray[np.int32], bits: NDArray[np.uint32]) -> NDArray[np.int64]:
     """How many pairs each mask word holds, words 1 and up."""
-    held = areas(zones[:, 0])
+    areas_of = areas(zones[:, 0])
     several = np.flatnonzero(zones[:, 1:].any(axis=(1, 2)))
     for first in range(0, len(several), _CHUNK // 64):
         part = several[first : first + _CHUNK // 64]
-        held[part] = union_areas(zones[part])
-    drawn = np.bitwise_count(bits).sum(axis=(1, 2), dtype=np.int64)
-    total: NDArray[np.int64] = np.concatenate([held, drawn])
+        areas_of[part] = union_areas(zones[part])
+    total: NDArray[np.int64] = np.concatenate([areas_of, held(bits)])
     return total
 
 
-def _check_bits(count: int, block: tuple[int, int]) -> None:
-    """Refuse bit masks past MAX_BITS bytes."""
-    size = count * block[0] * -(-block[1] // 32) * 4
-    if size > MAX_BITS:
-        raise SizeError(
-            f"{count} tiles of {block[0]} x {block[1]} need bit masks, {size} bytes, more than "
-            f"{MAX_BITS}; use smaller blocks or a pattern of fewer scattered edges"
-        )
+def held(bits: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """How many pairs each of some bit masks holds; in pieces that stay in cache."""
+    count = np.empty(len(bits), dtype=np.int64)
+    step = max(1, _CHUNK // 64 // (bits.shape[1] * bits.shape[2]))
+    for first in range(0, len(bits), step):
+        part = np.bitwise_count(bits[first : first + step])
+        count[first : first + step] = part.sum(axis=(1, 2), dtype=np.int64)
+    return count
 
 
 def distinct(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:

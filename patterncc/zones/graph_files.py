@@ -8,8 +8,8 @@ A file is an existing regular file of at most `FILE_LIMIT` bytes with at most `E
     .txt .edges .edgelist .csv .tsv
                           two integers a line, "query key"; '#' starts a comment
 
-A third column of a text, and a "weight" in GraphML, are weights: refused unless the caller says what
-they mean.
+A third column of a text, and a "weight" in GraphML, are weights: refused unless the caller says
+what they mean.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def allow_edges(count: int, owner: str) -> None:
     """Refuse before allocating a graph of more than `EDGE_LIMIT` edges."""
     if count > EDGE_LIMIT:
         raise SizeError(
-            f"{owner}: {count} edges, more than the limit of {EDGE_LIMIT}; give the edges of a part "
-            "of the tokens, or a pattern that makes them (window, random_blocks, clusters)"
+            f"{owner}: {count} edges, more than the limit of {EDGE_LIMIT}; give the edges of a "
+            "part of the tokens, or a pattern that makes them (window, random_blocks, clusters)"
         )
 
 
@@ -180,8 +180,8 @@ def _remedy(line: str, weights: str | None) -> str:
     words = line.partition("#")[0].split()
     if weights is None and len(words) == 3 and all(map(_is_number, words)):
         return (
-            '; a third column is a weight: pass weights="nonzero" for an edge wherever it is not 0, '
-            'or weights="ignore" for an edge a line'
+            '; a third column is a weight: pass weights="nonzero" for an edge wherever it is not '
+            '0, or weights="ignore" for an edge a line'
         )
     return ""
 

@@ -1,7 +1,7 @@
 """From single edges to zones: runs in a row, then boxes, bands and triangles of equal runs.
 
-An edge is one integer, ``row << bits | key``, so a sort of integers orders a graph.  Most runs of an
-irregular graph belong to no longer chain: they become zones of one row each, written straight
+An edge is one integer, ``row << bits | key``, so a sort of integers orders a graph.  Most runs of
+an irregular graph belong to no longer chain: they become zones of one row each, written straight
 into the table, and where a sample shows that hardly any run has a chain, none is looked for.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SLOPES = ((0, 0), (1, 1), (0, 1), (1, 0))
 """How the two ends of a run may move from one row to the next: a box, a band, two triangles."""
 
+_PART = 2**15  # edges that are looked at together where there are more than a cache holds
 _FAR = 2**43  # past every position and every difference of positions
 _MANY = 2**18  # runs from which a sample says whether chains are worth a look
 _SAMPLE = 2**15  # runs of that sample
@@ -68,23 +69,47 @@ def row_runs(row: NDArray[Any], col: NDArray[Any]) -> Runs:
     bits = (int(col.max()) + 1).bit_length()  # a gap: the last key of a row is next to nothing
     if int(row.max()).bit_length() + bits > 62:
         return _far_runs(row, col)
-    edge = np.left_shift(row, bits, dtype=np.int64)
-    edge |= col
-    if not (edge[1:] >= edge[:-1]).all():
+    edge = np.empty(len(row), dtype=np.int64)
+    for part in _parts(len(row)):
+        np.left_shift(row[part], bits, out=edge[part], dtype=np.int64)
+        edge[part] |= col[part]
+    if not _ascends(edge):
         edge.sort()
     given = len(edge)
-    fresh = edge[1:] != edge[:-1]
-    if not fresh.all():
-        edge = edge[np.append(True, fresh)]
-    opens = np.ones(len(edge), dtype=bool)
-    np.not_equal(edge[1:], edge[:-1] + 1, out=opens[1:])
-    first, last = edge[opens], edge[np.append(opens[1:], True)]
-    repeats = given - len(edge)
-    del edge, opens, fresh
+    if any((edge[p][1:] == edge[p][:-1]).any() for p in _parts(given, 1)):
+        edge = edge[np.append(True, edge[1:] != edge[:-1])]
+    return _cut(edge, bits, given - len(edge))
+
+
+def _cut(edge: I64, bits: int, repeats: int) -> Runs:
+    """The runs of distinct ascending edges, part by part: nothing as long as they is made."""
+    steps = [np.count_nonzero(edge[p][1:] - edge[p][:-1] != 1) for p in _parts(len(edge), 1)]
+    row, start, end = np.empty((3, sum(steps) + 1), dtype=np.int64)
     keys = (1 << bits) - 1
-    last &= keys
-    last += 1
-    return Runs(first >> bits, first & keys, last, repeats)
+    row[0], start[0], end[-1] = edge[0] >> bits, edge[0] & keys, (edge[-1] & keys) + 1
+    done = 0
+    for part in _parts(len(edge), 1):
+        edges = edge[part]
+        opens = np.flatnonzero(edges[1:] - edges[:-1] != 1)
+        to = slice(done, done + len(opens))
+        ended = edges[opens]
+        opens += 1
+        opened = edges[opens]
+        np.right_shift(opened, bits, out=row[1:][to])
+        np.bitwise_and(opened, keys, out=start[1:][to])
+        np.bitwise_and(ended, keys, out=end[to])
+        end[to] += 1
+        done += len(opens)
+    return Runs(row, start, end, repeats)
+
+
+def _ascends(values: I64) -> bool:
+    return all(bool((values[p][1:] >= values[p][:-1]).all()) for p in _parts(len(values), 1))
+
+
+def _parts(length: int, more: int = 0) -> list[slice]:
+    """Slices that stay in cache, each with the first of the next where `more` is 1."""
+    return [slice(a, min(a + _PART + more, length)) for a in range(0, max(1, length - more), _PART)]
 
 
 def _far_runs(row: NDArray[Any], col: NDArray[Any]) -> Runs:
@@ -106,11 +131,12 @@ def zones_of_runs(runs: Runs) -> I64:
     table = np.empty((6, long + len(row)), dtype=np.int64)
     if long:
         table[:, :long] = algebra.tighten(np.concatenate(chains, axis=1).T).T
-    i0, i1, j0, j1, d0, d1 = table[:, long:]
-    i0[:], j0[:], j1[:] = row, start, end
-    np.add(row, 1, out=i1)
-    np.subtract(start, row, out=d0)
-    np.subtract(end, row, out=d1)
+    for part in _parts(len(row)):
+        i0, i1, j0, j1, d0, d1 = table[:, long:][:, part]
+        i0[:], j0[:], j1[:] = row[part], start[part], end[part]
+        np.add(i0, 1, out=i1)
+        np.subtract(j0, i0, out=d0)
+        np.subtract(j1, i0, out=d1)
     return table.T
 
 

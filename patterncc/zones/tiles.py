@@ -65,6 +65,16 @@ def local(zones: ZoneSet) -> NDArray[Any]:
     return table.astype(np.int32) if frame.n + frame.n_k < 2**30 else table
 
 
+def strip_count(table: NDArray[Any], height: int) -> int:
+    """How many strips a table of tight zones has, without making any.
+
+    >>> strip_count(np.array([[0, 512, 0, 512, -511, 1]]), 128)
+    4
+    """
+    last = (table[:, 1] - 1) // height
+    return int((last - table[:, 0] // height).sum(dtype=np.int64)) + len(table)
+
+
 def strips(
     table: NDArray[Any], n: int, n_k: int, block: tuple[int, int], max_strips: int = MAX_STRIPS
 ) -> Strips:
