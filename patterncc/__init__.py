@@ -30,6 +30,7 @@ from patterncc.errors import (
 from patterncc.pattern import Pattern
 from patterncc.primitives import (
     axial,
+    boxes,
     butterfly,
     causal,
     chunked,
@@ -50,6 +51,7 @@ from patterncc.primitives import (
     recurrent,
     routing,
     sink,
+    spans,
     strided,
     summary,
     topk,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from patterncc.artifact import Artifact
     from patterncc.attend import SparseAttention, attention
     from patterncc.cache import CachePlan, cache_plan
+    from patterncc.integrations.maskmod import from_mask_mod
     from patterncc.integrations.networkx import from_networkx, to_networkx
     from patterncc.integrations.planned_cache import PlannedCache
     from patterncc.integrations.scipy import from_scipy
@@ -94,6 +97,7 @@ _LAZY = {
     "to_networkx": "patterncc.integrations.networkx",
     "from_networkx": "patterncc.integrations.networkx",
     "from_scipy": "patterncc.integrations.scipy",
+    "from_mask_mod": "patterncc.integrations.maskmod",
 }
 
 __all__ = [
@@ -125,6 +129,8 @@ __all__ = [
     "axial",
     "tree",
     "edges",
+    "spans",
+    "boxes",
     "recurrent",
     "convolution",
     "Stack",
@@ -147,6 +153,7 @@ __all__ = [
     "to_networkx",
     "from_networkx",
     "from_scipy",
+    "from_mask_mod",
     "PatternError",
     "PatternSyntaxError",
     "PatternValueError",

@@ -8,12 +8,17 @@ back the expression in the language of pattern files.  Sizes come in only when a
 
 from __future__ import annotations
 
+import hashlib
 import keyword
 import operator
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import NoReturn
+from typing import NoReturn, overload
 
 from patterncc.errors import PatternError, PatternValueError
+
+_SHOWN = 64  # integers that are written out
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,51 @@ class Primitive(Pattern):
                 continue
             shown.append(f"{f.name}={_value(value)}" if keyword else _value(value))
         return f"{name_of(type(self))}({', '.join(shown)})"
+
+    __repr__ = __str__
+
+
+class Integers(Sequence[int]):
+    """Many integers in 8 bytes each: a frozen sequence, equal and hashed by content.
+
+    Its text is a list as pattern files have it; a long one is told by its length and a digest.
+
+    >>> Integers([3, 1]), Integers(range(100))
+    ([3, 1], <100 integers, 4e655a94>)
+    """
+
+    __slots__ = ("data",)
+    data: bytes
+
+    def __init__(self, values: Iterable[int] | bytes) -> None:
+        data = values if isinstance(values, bytes) else array("q", values).tobytes()
+        object.__setattr__(self, "data", data)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("Integers are frozen")
+
+    def __len__(self) -> int:
+        return len(self.data) // 8
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Integers: ...
+    def __getitem__(self, index: int | slice) -> int | Integers:
+        view = memoryview(self.data).cast("q")
+        return Integers(view[index].tobytes()) if isinstance(index, slice) else view[index]
+
+    def __eq__(self, other: object) -> bool:
+        return self.data == other.data if isinstance(other, Integers) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.data)
+
+    def __str__(self) -> str:
+        if len(self) <= _SHOWN:
+            return str(memoryview(self.data).cast("q").tolist())
+        digest = hashlib.blake2b(self.data, digest_size=4).hexdigest()
+        return f"<{len(self)} integers, {digest}>"
 
     __repr__ = __str__
 

@@ -7,12 +7,13 @@ at the end of this module are what people write.  Every class states its edges: 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from patterncc.errors import PatternValueError
-from patterncc.pattern import Primitive, check_binding, check_int, name_of
+from patterncc.pattern import Integers, Primitive, check_binding, check_int, name_of
 
 _SMALL = 2**31 - 1  # what is counted in degrees, steps and seeds
 
@@ -170,15 +171,70 @@ class Documents(Primitive):
 
 @dataclass(frozen=True, repr=False)
 class Clusters(Primitive):
-    """labels[i] == labels[j], and the label is not -1.
+    """labels[i] == labels[j], and the label is not -1; with `keys`, labels[i] == keys[j].
 
     A label for every position, or a name bound at lowering.
     """
 
     labels: Sequence[int] | str
+    keys: Sequence[int] | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _listed("clusters", "labels", self.labels, -1))
+        if self.keys is not None:
+            object.__setattr__(self, "keys", _listed("clusters", "keys", self.keys, -1))
+
+
+@dataclass(frozen=True, repr=False)
+class Spans(Primitive):
+    """first[i] <= j < last[i]: each query reads one run of keys, or none where last <= first.
+
+    Each is a bound for every query position, one integer for all, or a name bound at lowering;
+    without `last` a query reads all keys from `first` on.  In `.T` each key is read by one run of
+    queries.
+    """
+
+    first: Sequence[int] | str | int
+    last: Sequence[int] | str | int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("first", "last"):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                object.__setattr__(self, name, check_int("spans", name, value, 0))
+            elif value is not None:
+                object.__setattr__(self, name, _many("spans", name, value))
+        first, last = self.first, self.last
+        if isinstance(first, Integers) and isinstance(last, Integers) and len(first) != len(last):
+            raise PatternValueError(
+                f"spans: {len(first)} first keys and {len(last)} last ones; "
+                "give both for every query"
+            )
+
+
+@dataclass(frozen=True, repr=False)
+class Boxes(Primitive):
+    """Any of the boxes i0 <= i < i1, j0 <= j < j1, each cut by a band d0 <= j - i < d1.
+
+    `table` lists six integers a box: i0, i1, j0, j1, d0, d1.  With `n` and `n_k` the list is said
+    to hold all edges of n queries and n_k keys, and lowering past them is refused.
+    """
+
+    table: Sequence[int]
+    n: int | None = None
+    n_k: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", _many("boxes", "table", self.table))
+        if len(self.table) % 6:
+            raise PatternValueError(
+                f"boxes: table has {len(self.table)} integers; give six a box: "
+                "i0, i1, j0, j1, d0, d1"
+            )
+        for name in ("n", "n_k"):
+            if getattr(self, name) is not None:
+                value = check_int("boxes", name, getattr(self, name), 0)
+                object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, repr=False)
@@ -322,22 +378,38 @@ class Edges(Primitive):
     """An explicit graph.
 
     A file (.npz, GraphML, edge list), or in Python a networkx graph, a scipy.sparse matrix, a bool
-    [n, n] array or an int [E, 2] array of (query, key) pairs.
+    [n, n] array or an int [E, 2] array of (query, key) pairs.  Edges given more than once are kept
+    once, with a PatternWarning; self edges are edges as any other.
+
+    weights: what weights mean.  "nonzero": an edge wherever its weight is not 0; "ignore": an edge
+    wherever one is listed.  Not given, entries of sparse matrices are edges where they are not 0,
+    and other weights (a third column, a "weight" other than 1 in a graph) are refused.
     """
 
     source: Any = field(hash=False)
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, os.PathLike):
+            object.__setattr__(self, "source", os.fspath(self.source))
+        if self.weights not in (None, "nonzero", "ignore"):
+            raise PatternValueError(
+                f"edges: weights is 'nonzero' (an edge where the weight is not 0) or 'ignore' (an "
+                f"edge wherever one is listed), not {self.weights!r}"
+            )
 
     def __eq__(self, other: object) -> bool:
         """Equal file names, or the very same object: graphs are not compared edge by edge."""
         if not isinstance(other, Edges):
             return NotImplemented
         named = isinstance(self.source, str) and isinstance(other.source, str)
-        return self.source is other.source or (named and self.source == other.source)
+        same = self.source is other.source or (named and self.source == other.source)
+        return same and self.weights == other.weights
 
     def __str__(self) -> str:
-        if isinstance(self.source, str):
-            return f'edges("{self.source}")'
-        return f"edges(<{type(self.source).__name__}>)"
+        name = isinstance(self.source, str)
+        source = f'"{self.source}"' if name else f"<{type(self.source).__name__}>"
+        return f'edges({source}, weights="{self.weights}")' if self.weights else f"edges({source})"
 
     __repr__ = __str__
 
@@ -371,6 +443,8 @@ random_blocks = RandomBlocks
 random_edges = RandomEdges
 documents = Documents
 clusters = Clusters
+spans = Spans
+boxes = Boxes
 routing = Routing
 topk = Topk
 butterfly = Butterfly
@@ -389,7 +463,7 @@ PRIMITIVES: dict[str, type[Primitive]] = {
     for kind in (
         *(Full, Causal, Window, Dilated, Strided, Summary, Chunked, GlobalTokens, Sink, Prefix),
         *(RandomBlocks, RandomEdges, Documents, Clusters, Routing, Topk, Butterfly, LogSparse),
-        *(LongNet, Expander, Grid, Axial, Tree, Edges, Recurrent, Convolution),
+        *(LongNet, Expander, Grid, Axial, Tree, Edges, Spans, Boxes, Recurrent, Convolution),
     )
 }
 
@@ -423,6 +497,30 @@ def _tokens(owner: str, value: object) -> tuple[int, ...] | range:
             f"write {owner}([{value}]) for one token or {owner}(range({value})) for the first ones"
         )
     return tuple(sorted({check_int(owner, "tokens", v, 0) for v in value}))
+
+
+def _many(owner: str, name: str, value: object) -> Integers | str:
+    """Integers within 2**43, or a binding's name left as it is."""
+    if isinstance(value, str) and owner == "spans":
+        return check_binding(owner, value)
+    try:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise TypeError
+        kept = value if isinstance(value, Integers) else Integers(value)
+    except (TypeError, OverflowError):
+        raise PatternValueError(
+            f"{owner}: {name} is a list of integers below 2**43, not {_brief(value)}"
+        ) from None
+    view = memoryview(kept.data).cast("q")
+    for extreme in (min(view, default=0), max(view, default=0)):
+        if abs(extreme) > 2**43:
+            raise PatternValueError(f"{owner}: {name} holds {extreme}, past 2**43")
+    return kept
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
 def _listed(owner: str, name: str, value: object, least: int) -> Any:

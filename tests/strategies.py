@@ -59,6 +59,15 @@ tokens = st.one_of(
     st.lists(small, max_size=6),
     st.builds(range, small, small, st.integers(1, 5)),
 )
+labels = st.lists(st.integers(-1, 3), min_size=64, max_size=64)
+bounds = st.one_of(
+    st.integers(0, 9),
+    st.lists(st.integers(-3, 40), min_size=64, max_size=64),
+    st.tuples(st.lists(st.integers(0, 1), min_size=64, max_size=64), st.integers(-4, 9)).map(
+        lambda t: [t[1] + sum(t[0][: k + 1]) for k in range(64)]  # stands still or moves by one
+    ),
+)
+
 structured = st.one_of(
     st.just(pr.full()),
     st.just(pr.causal()),
@@ -79,7 +88,11 @@ structured = st.one_of(
     st.builds(pr.axial, shape),
     st.builds(pr.tree, parents),
     st.builds(pr.documents, st.lists(st.integers(0, 9), max_size=8)),
-    st.builds(pr.clusters, st.lists(st.integers(-1, 3), min_size=64, max_size=64)),
+    st.builds(pr.clusters, labels, st.one_of(st.none(), labels)),
+    st.builds(pr.spans, bounds, st.one_of(st.none(), bounds)),
+    st.lists(st.lists(st.integers(-9, 40), min_size=6, max_size=6), max_size=4).map(
+        lambda rows: pr.boxes([x for row in rows for x in row])
+    ),
 )
 
 composed = st.recursive(

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,17 @@ MEANING: dict[type[Pattern], Edge] = {
     ),
     pr.Tree: lambda p, i, j: max(i, j) < len(p.parents) and j in path(p.parents, i),
     pr.Documents: lambda p, i, j: -1 != document(p.lengths, i) == document(p.lengths, j),
-    pr.Clusters: lambda p, i, j: -1 != p.labels[i] == p.labels[j],
+    pr.Clusters: lambda p, i, j: -1 != p.labels[i] == (p.labels if p.keys is None else p.keys)[j],
+    pr.Spans: lambda p, i, j: bound(p.first, i) <= j and (p.last is None or j < bound(p.last, i)),
+    pr.Boxes: lambda p, i, j: any(
+        i0 <= i < i1 and j0 <= j < j1 and d0 <= j - i < d1
+        for i0, i1, j0, j1, d0, d1 in zip(*(p.table[k::6] for k in range(6)))
+    ),
 }
+
+
+def bound(values: int | Sequence[int], i: int) -> int:
+    return values if isinstance(values, int) else values[i]
 
 
 def document(lengths: tuple[int, ...], i: int) -> int:

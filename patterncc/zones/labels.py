@@ -45,10 +45,14 @@ def documents(p: Documents, at: Site) -> I64:
 
 def clusters(p: Clusters, at: Site) -> I64:
     """One box for each pair of runs of one label."""
-    if isinstance(p.labels, str):
-        labels = integers("clusters", p.labels, at.bound("clusters", p.labels))
-        return _same_label("clusters", p.labels, labels, at)
-    return _same_label("clusters", "labels", np.array(p.labels, dtype=np.int64), at)
+    given = [(p.labels, "labels"), *([(p.keys, "keys")] if p.keys is not None else [])]
+    sides = [
+        (x, integers("clusters", x, at.bound("clusters", x)))
+        if isinstance(x, str)
+        else (name, np.array(x, dtype=np.int64))
+        for x, name in given
+    ]
+    return _same_label("clusters", at, *sides)
 
 
 def routing(p: Routing, at: Site) -> I64:
@@ -60,24 +64,31 @@ def routing(p: Routing, at: Site) -> I64:
             f"routing: label {int(labels[where])} of position {where} is not below the "
             f"{p.clusters} clusters of {p}"
         )
-    return _same_label("routing", "routing", labels, at)
+    return _same_label("routing", at, ("routing", labels))
 
 
-def _same_label(owner: str, name: str, labels: I64, at: Site) -> I64:
-    """Boxes (run of queries) x (run of keys) for every pair of runs with one label from 0 up."""
-    if len(labels) < at.positions:
-        raise PatternValueError(
-            f"{owner}: {name} has {len(labels)} labels for {at.positions} positions; "
-            "give one label a position, counted from position 0 (-1 for none)"
-        )
-    if len(labels) and int(labels.min()) < -1:
-        where = int(np.argmax(labels < -1))
-        raise PatternValueError(
-            f"{owner}: label {int(labels[where])} of position {where} is below -1 (in no cluster)"
-        )
+def _same_label(owner: str, at: Site, *sides: tuple[str, I64]) -> I64:
+    """Boxes (run of queries) x (run of keys) for every pair of runs with one label from 0 up.
+
+    One (name, labels) for both, or one for the queries and one for the keys.
+    """
+    _, i1, _, j1 = at.frame.box
+    needed = (at.positions,) if len(sides) == 1 else (i1, j1)
+    for (name, labels), positions in zip(sides, needed):
+        if len(labels) < positions:
+            raise PatternValueError(
+                f"{owner}: {name} has {len(labels)} labels for {positions} positions; "
+                "give one label a position, counted from position 0 (-1 for none)"
+            )
+        if len(labels) and int(labels.min()) < -1:
+            where = int(np.argmax(labels < -1))
+            raise PatternValueError(
+                f"{owner}: label {int(labels[where])} of position {where} is below -1 "
+                "(in no cluster)"
+            )
     r = at.region
-    q0, q1, q_label = _label_runs(labels, r.i0, r.i1)
-    k0, k1, k_label = _label_runs(labels, r.j0, r.j1)
+    q0, q1, q_label = _label_runs(sides[0][1], r.i0, r.i1)
+    k0, k1, k_label = _label_runs(sides[-1][1], r.j0, r.j1)
     order = np.argsort(k_label, kind="stable")
     first = np.searchsorted(k_label, q_label, side="left", sorter=order)
     count = np.searchsorted(k_label, q_label, side="right", sorter=order) - first
