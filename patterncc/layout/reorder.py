@@ -49,7 +49,8 @@ GAIN = 0.9
 """What another order must save: its time against that of token order."""
 
 CROWDED = 8
-"""Edges to a touched tile from which a graph's own numbers are left as they are."""
+"""Edges to a touched tile from which a graph's own numbers are left as they are, where most of the
+tiles of a row are untouched."""
 
 MAX_SEARCH = 2**22
 """Zones of a graph up to which an order is searched unasked: beyond, that takes many seconds."""
@@ -266,8 +267,10 @@ def _crowded(table: NDArray[Any]) -> bool:
     part = table[picked[line]].astype(np.int64)
     zone, column = expand(part[:, 2] // _SIDE, (part[:, 3] - 1) // _SIDE + 1)
     width = int(table[:, 3].max()) // _SIDE + 1
-    tiles = len(np.unique(part[zone, 0] // _SIDE * width + column))
-    return float(areas(part).sum(dtype=np.float64)) >= CROWDED * tiles
+    key = np.unique(part[zone, 0] // _SIDE * width + column)
+    lines = len(np.unique(key // width))
+    few = 2 * len(key) <= lines * width
+    return few and float(areas(part).sum(dtype=np.float64)) >= CROWDED * len(key)
 
 
 def _names(p: Pattern) -> list[str]:
