@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,58 @@ def test_a_layout_from_a_file_is_cut_and_never_grown(tmp_path: Path) -> None:
     assert loaded.at(99).hash == pc.compile(p, 99, block=32).hash
     with pytest.raises(LayoutError, match="holds no pattern, as no layout from a file does"):
         loaded.at(301)
+
+
+STRIDES = pc.causal() & pc.strided(16)
+
+
+@pytest.mark.parametrize(
+    ("p", "order"),
+    [
+        (STRIDES, "residue"),
+        (STRIDES | pc.causal() & pc.window(20), "residue"),
+        (pc.clusters([i * 7 % 5 for i in range(400)]), "clusters"),
+        (pc.causal() & pc.window(40), np.arange(300)[::-1]),
+        (pc.full() - pc.window(3, 3), (np.arange(300)[::-1], np.roll(np.arange(300), 7))),
+    ],
+    ids=["residue", "two terms", "clusters", "reversed", "a pair"],
+)
+def test_orders_are_cut_by_compiling_again(p: Pattern, order: object) -> None:
+    whole = pc.compile(p, 300, block=16, order=order)
+    assert any(t.order is not None for t in whole.terms)
+    for n in (299, 130, 16, 0):
+        assert (whole.at(n).dense() == whole.dense()[:n, :n]).all()
+    assert (whole.at(90, 130).dense() == whole.dense()[:90, :130]).all()
+    if isinstance(order, str):
+        assert (whole.at(400).dense() == pc.lower(p, 400).dense()).all()
+    else:
+        with pytest.raises(PatternValueError, match="its order is a permutation that was given"):
+            whole.at(301)
+
+
+def test_orders_that_cannot_be_cut(tmp_path: Path) -> None:
+    pc.compile(STRIDES, 300, block=16, order="residue").save(tmp_path / "layout")
+    loaded = Layout.load(tmp_path / "layout")
+    with pytest.raises(LayoutError, match="cannot be cut: it stands in another order than that of"):
+        loaded.at(100)
+    drawn = pc.compile(pc.random_edges(2), 64, block=16, order=np.arange(64)[::-1])
+    with pytest.raises(PatternValueError, match='compile with order="token", whose layouts'):
+        drawn.at(60)
+
+
+def test_terms_in_token_order_are_cut_one_by_one() -> None:
+    first = pc.compile(pc.causal() & pc.window(30), 200, block=16, order="token")
+    second = pc.compile(pc.causal() - pc.window(99), 200, block=(32, 64), order="token")
+    both = replace(first, rest=(second,))
+    assert (both.at(150).dense() == both.dense()[:150, :150]).all()
+    assert len(both.at(150).terms) == 2
+    assert not both.at(90).rest  # nothing of the second is left
+
+
+def test_sequences_of_a_batch_are_cut_alike() -> None:
+    layout = pc.compile(pc.heads([pc.causal(), pc.window(5, 5)]), 100, block=16, order="token")
+    batch = replace(layout, sequences=2, head_pattern=np.array([0, 1, 1, 1], dtype=np.int32))
+    assert (batch.at(37).dense() == batch.dense()[..., :37, :37]).all()
 
 
 def test_lengths_that_cannot_be() -> None:

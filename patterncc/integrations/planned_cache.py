@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 
     I64 = NDArray[np.int64]
 
-_DTYPES = {
-    4: (torch.float32,),
-    2: (torch.bfloat16, torch.float16),
-    1: (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8),
-}
-
 
 class _Slots:
     """Which slot holds which key: a free slot for every key that is alive."""

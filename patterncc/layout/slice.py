@@ -17,6 +17,7 @@ import numpy as np
 
 from patterncc.errors import LayoutError, PatternValueError
 from patterncc.layout import masks
+from patterncc.layout.budget import Budget
 from patterncc.layout.build import Grid, edges_of
 from patterncc.layout.layout import Layout, Recipe, Runs
 from patterncc.layout.limits import MAX_LENGTH
@@ -186,7 +187,8 @@ def _settled(layout: Layout, kind: NDArray[np.intp], word: NDArray[np.intp], cut
     full = alive & (masks.areas(masks.unpack(packed)) == (queries * width)[:, None])
     some = alive.any(axis=1) & ~full.any(axis=1)
     left, owners = packed[some][alive[some]], np.count_nonzero(alive[some], axis=1)
-    made = masks.settle(left, np.cumsum(owners) - owners, queries[some], layout.block)
+    budget = Budget(cut.grid.n, cut.grid.n_k, layout.block)
+    made = masks.settle(left, np.cumsum(owners) - owners, queries[some], budget)
     out = np.where(full.any(axis=1), 0, -1).astype(np.int32)
     out[some] = made.word
     return _Masks(out, made.zones, made.bits)
@@ -249,48 +251,49 @@ def _again(layout: Layout, n: int, n_k: int, to: str) -> Layout:
             f"{asked}: {why}it holds no pattern, as no layout from a file does; compile the "
             f"pattern for n={n}"
         )
-    _check_growth(recipe, asked)
+    _check_draws(recipe, asked, to)
     made = compile(
         recipe.source,
         n,
         n_k,
         layout.q_offset,
         layout.k_offset,
-        layout.block,
+        layout.block if len(layout.terms) == 1 else recipe.block,
         layer=recipe.layer,
-        order=_order_at(recipe.order, n, n_k, asked),
+        order=_order_at(layout, recipe.order, n, n_k, asked),
         max_tiles=recipe.max_tiles,
         **recipe.bindings,
     )
     assert isinstance(made, Layout)
-    return replace(made, device=layout.device)
+    return replace(made, device=layout.device, recipe=recipe)
 
 
-def _check_growth(recipe: Recipe, asked: str) -> None:
+def _check_draws(recipe: Recipe, asked: str, to: str) -> None:
     """Refuse patterns whose edges among the first tokens change with the length."""
     source = recipe.source
     for p in source.patterns if isinstance(source, Heads) else (source,):
         for leaf in leaves(p):
             if getattr(leaf, "past", True) and not isinstance(leaf, Expander):
                 continue
-            remedy = "write it with past=True" if hasattr(leaf, "past") else "name another graph"
+            known = "write it with past=True, or " if hasattr(leaf, "past") else ""
+            cut = "compile once at the longest length and take slices of it"
+            if to == "be cut":
+                cut = 'compile with order="token", whose layouts are cut as they are'
             raise PatternValueError(
                 f"{asked}: the edges of {leaf} are drawn for one length, another length is another "
-                f"graph; {remedy}, or compile once at the longest length and take slices of it"
+                f"graph; {known}{cut}"
             )
 
 
-def _order_at(order: object, n: int, n_k: int, asked: str) -> object:
-    """An order as it was given, a permutation cut to the tokens that are left."""
+def _order_at(layout: Layout, order: object, n: int, n_k: int, asked: str) -> object:
+    """An order as it was given; a permutation without the tokens that are cut off."""
     if order is None or isinstance(order, str):
         return order
-    pair = isinstance(order, tuple) and len(order) == 2 and np.ndim(order[0]) == 1
-    given = order if isinstance(order, tuple) and pair else (order,)
-    sides = [np.asarray(side) for side in given]
-    if any(len(side) < most for side, most in zip(sides, (n, n_k))):
+    given = layout.order
+    assert given is not None  # a permutation is taken as it is given
+    if n > layout.n or n_k > layout.n_k:
         raise PatternValueError(
-            f"{asked}: its order was given for {len(sides[0])} tokens; compile for n={n} with an "
-            "order of as many, or without one"
+            f"{asked}: its order is a permutation that was given for this length; compile for "
+            f"n={n} with one of as many tokens, or without"
         )
-    cut = [side[side < most] for side, most in zip(sides, (n, n_k))]
-    return (cut[0], cut[1]) if pair else cut[0]
+    return given.queries[given.queries < n], given.keys[given.keys < n_k]
