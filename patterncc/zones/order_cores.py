@@ -165,11 +165,11 @@ def labels_of(core: Pattern, where: Where) -> tuple[I64, I64]:
     """The labels of queries and of keys, by position, checked as lowering checks them."""
     at = where.site
     i0, _, j0, _ = where.frame.box
+    assert isinstance(core, leaf.Clusters | leaf.Routing)
     RULES[type(core)](core, at.within(Region(i0, i0 + 1, j0, j0 + 1)))
     if isinstance(core, leaf.Routing):
         values = integers("routing", "routing", chosen(core, at))
         return values, values
-    assert isinstance(core, leaf.Clusters)
     values = _listed(core.labels, at)
     return values, values if core.keys is None else _listed(core.keys, at)
 
@@ -240,10 +240,9 @@ def _summary(core: leaf.Summary, where: Where) -> Places:
     keys = np.concatenate([np.flatnonzero(held), np.flatnonzero(~held)]).astype(np.int32)
     made = Order("summary", np.arange(f.n, dtype=np.int32), keys)
     order = where.orders.setdefault(("summary", core, f), made)
-    sides = [np.array([x], dtype=np.int64) for x in (0, f.n, 0, count)]
-    if not f.n or not count:
-        sides = [x[:0] for x in sides]
-    return Places(f, order, *sides, 0)
+    some = 1 if f.n and count else 0
+    q0, q1, k0, k1 = (np.full(some, x, dtype=np.int64) for x in (0, f.n, 0, count))
+    return Places(f, order, q0, q1, k0, k1, 0)
 
 
 def _seen_from_keys(where: Where) -> Where:
