@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _MERGED = 2 * SLOTS  # zones of a tile that are merged where that is exact
 _COMPARED = 64  # zones of a tile of which contained ones are dropped
+_TOGETHER = 2**10  # unions of few zones up to which those of two, three ... are decided together
 _CHUNK = 2**21  # entries of the temporary arrays
 _LAST = np.iinfo(np.int64).max
 ONES = ((1 << np.arange(33, dtype=np.uint64)) - 1).astype(np.uint32)  # [b]: bits 0 .. b - 1 set
@@ -99,7 +100,7 @@ def unpack(packed: NDArray[np.int64]) -> NDArray[np.int32]:
 
 def areas(zones: NDArray[Any]) -> NDArray[np.int64]:
     """How many pairs each tight zone [..., 6] holds: its box less what the band cuts off."""
-    i0, i1, j0, j1, d0, d1 = np.moveaxis(zones, -1, 0)
+    i0, i1, j0, j1, d0, d1 = (zones[..., c] for c in range(6))
     above = np.maximum(j1 - i0 - d1, 0)  # the upper right corner, a staircase of this many steps
     below = np.maximum(d0 - (j0 - i1 + 1), 0)
     held = (i1 - i0) * (j1 - j0) - (above * (above + 1) + below * (below + 1)) // 2
@@ -229,20 +230,25 @@ def _resolved(
     count = np.bincount(owner, minlength=len(start))
     start = np.cumsum(count) - count
     entry = np.zeros(len(start), dtype=np.intp)
-    parts: list[_Resolved] = []
-    offset = drawn = 0
+    groups: list[NDArray[np.int64]] = []
+    offset = 0
     for k in np.unique(count).tolist():
         where = np.flatnonzero(count == k)
         unions = np.empty((len(where), k + 1), dtype=np.int64)
-        unions[:, :k] = zone[start[where][:, None] + np.arange(k)]
-        unions[:, k] = rows[where]
+        unions[:, 0] = rows[where]
+        unions[:, 1:] = zone[start[where][:, None] + np.arange(k)]
         unions, place = distinct(unions)
         entry[where] = place + offset
         offset += len(unions)
+        groups.append(unions)
+    parts: list[_Resolved] = []
+    drawn = 0
+    for unions in _padded(groups):
+        k = unions.shape[1] - 1
         step = max(1, _CHUNK // (k * max(k, block[0])))
         for first in range(0, len(unions), step):
             part = unions[first : first + step]
-            parts.append(_resolve(part[:, :k], part[:, k], block))
+            parts.append(_resolve(part[:, 1:], part[:, 0], block))
             drawn += len(parts[-1].bits)
             budget.draw(drawn)
     return (
@@ -255,8 +261,20 @@ def _resolved(
     )
 
 
+def _padded(groups: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Groups of few zones as one where they are short: many small steps take longer than one."""
+    few = [g for g in groups if g.shape[1] <= _MERGED + 1]
+    if len(few) < 2 or sum(map(len, few)) > _TOGETHER:
+        return groups
+    one = np.zeros((sum(map(len, few)), few[-1].shape[1]), dtype=np.int64)
+    ends = np.cumsum([len(g) for g in few]).tolist()
+    for group, end in zip(few, ends, strict=True):
+        one[end - len(group) : end, : group.shape[1]] = group
+    return [one, *groups[len(few) :]]
+
+
 def _resolve(unions: NDArray[np.int64], rows: NDArray[Any], block: tuple[int, int]) -> _Resolved:
-    """Decide unions of k distinct packed zones [m, k], ascending."""
+    """Decide unions of up to k distinct packed zones [m, k], ascending, filled up with 0."""
     if unions.shape[1] <= _MERGED:
         unions = _merged(unions)
     elif unions.shape[1] <= _COMPARED:
@@ -277,28 +295,30 @@ def _resolve(unions: NDArray[np.int64], rows: NDArray[Any], block: tuple[int, in
 
 
 def _merged(unions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pairs of zones whose hull holds no further pair replaced by it; zeros moved to the end."""
+    """Pairs of zones whose hull holds no further pair replaced by it, one a turn in each union;
+    zeros moved to the end."""
     zones = unpack(unions)
-    low, high = zones[..., 0::2], zones[..., 1::2]  # views: what is merged is seen at once
-    again = np.ones(len(unions), dtype=bool)
-    while again.any():
-        again[:] = False
-        for a, b in combinations(range(unions.shape[1]), 2):
-            both = np.flatnonzero((high[:, a, 0] > 0) & (high[:, b, 0] > 0))
-            hull = np.empty((len(both), 6), dtype=np.int32)
-            hull[:, 0::2] = np.minimum(low[both, a], low[both, b])
-            hull[:, 1::2] = np.maximum(high[both, a], high[both, b])
-            pair = zones[both][:, [a, b]]
-            exact = areas(hull) <= areas(pair).sum(axis=1)  # else there is surely something between
-            if not exact.any():
-                continue
-            both, hull, pair = both[exact], hull[exact], pair[exact]
-            exact = areas(hull) == union_areas(pair)
-            zones[both[exact], a] = hull[exact]
-            zones[both[exact], b] = 0
-            again[both[exact]] = True
-    packed = np.where(high[..., 0] > 0, join(*np.moveaxis(zones, -1, 0)), _LAST)
-    return _ascending(packed)
+    left, right = np.triu_indices(unions.shape[1], 1)
+    todo = np.arange(len(unions) if len(left) else 0)
+    while len(todo):
+        part = zones[todo]
+        hull = np.empty((len(todo), len(left), 6), dtype=np.int32)
+        hull[..., 0::2] = np.minimum(part[:, left, 0::2], part[:, right, 0::2])
+        hull[..., 1::2] = np.maximum(part[:, left, 1::2], part[:, right, 1::2])
+        held, used = areas(part), part[..., 1] > 0
+        # else there is surely something between
+        near = areas(hull) <= held[:, left] + held[:, right]
+        union, pair = np.nonzero(near & used[:, left] & used[:, right])
+        both = np.stack([part[union, left[pair]], part[union, right[pair]]], axis=1)
+        exact = areas(hull[union, pair]) == union_areas(both)
+        union, pair = union[exact], pair[exact]
+        first = np.flatnonzero(np.diff(union, prepend=-1))
+        union, pair = union[first], pair[first]
+        todo = todo[union]
+        zones[todo, left[pair]] = hull[union, pair]
+        zones[todo, right[pair]] = 0
+    columns = (zones[..., c] for c in range(6))
+    return _ascending(np.where(zones[..., 1] > 0, join(*columns), _LAST))
 
 
 def _without_contained(unions: NDArray[np.int64]) -> NDArray[np.int64]:
