@@ -66,10 +66,16 @@ if TYPE_CHECKING:
     from patterncc.artifact import Artifact
     from patterncc.attend import SparseAttention, attention
     from patterncc.cache import CachePlan, cache_plan
+    from patterncc.integrations.deepspeed import from_deepspeed, to_deepspeed
+    from patterncc.integrations.fa4 import to_fa4
+    from patterncc.integrations.flashinfer import to_flashinfer
+    from patterncc.integrations.flex import to_flex
     from patterncc.integrations.maskmod import from_mask_mod
+    from patterncc.integrations.matrix import to_bsr, to_coo, to_csr
     from patterncc.integrations.networkx import from_networkx, to_networkx
     from patterncc.integrations.planned_cache import PlannedCache
     from patterncc.integrations.scipy import from_scipy
+    from patterncc.integrations.sdpa import to_sdpa
     from patterncc.language import PatternFile, load, loads
     from patterncc.layout import Layout, compile
     from patterncc.zones import Frame, ZoneSet
@@ -97,6 +103,15 @@ _LAZY = {
     "to_networkx": "patterncc.integrations.networkx",
     "from_networkx": "patterncc.integrations.networkx",
     "from_scipy": "patterncc.integrations.scipy",
+    "to_coo": "patterncc.integrations.matrix",
+    "to_csr": "patterncc.integrations.matrix",
+    "to_bsr": "patterncc.integrations.matrix",
+    "to_sdpa": "patterncc.integrations.sdpa",
+    "to_flex": "patterncc.integrations.flex",
+    "to_flashinfer": "patterncc.integrations.flashinfer",
+    "to_fa4": "patterncc.integrations.fa4",
+    "to_deepspeed": "patterncc.integrations.deepspeed",
+    "from_deepspeed": "patterncc.integrations.deepspeed",
     "from_mask_mod": "patterncc.integrations.maskmod",
 }
 
@@ -153,6 +168,15 @@ __all__ = [
     "to_networkx",
     "from_networkx",
     "from_scipy",
+    "to_coo",
+    "to_csr",
+    "to_bsr",
+    "to_sdpa",
+    "to_flex",
+    "to_flashinfer",
+    "to_fa4",
+    "to_deepspeed",
+    "from_deepspeed",
     "from_mask_mod",
     "PatternError",
     "PatternSyntaxError",

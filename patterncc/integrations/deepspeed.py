@@ -19,7 +19,16 @@ from patterncc.integrations.deepspeed_config import MAX_BLOCKS, Config, Section
 from patterncc.integrations.tiles import allow, head_patterns, in_token_order, tiles_of
 from patterncc.layout.layout import Layout
 from patterncc.pattern import Pattern, check_int
-from patterncc.primitives import chunked, documents, full, random_blocks, sink, summary, window
+from patterncc.primitives import (
+    causal,
+    chunked,
+    documents,
+    full,
+    random_blocks,
+    sink,
+    summary,
+    window,
+)
 from patterncc.stack import Heads
 from patterncc.stack import heads as heads_of
 
@@ -179,8 +188,8 @@ class _Plan:
         return upto if first <= 0 else upto - sink(first * self.block)
 
     def before(self, blocks: int = 1) -> Pattern:
-        """Reading up to one's own group of so many blocks."""
-        return window(-1, 0, block=blocks * self.block)
+        """Reading up to one's own group of so many blocks: few zones, however it is intersected."""
+        return causal() | chunked(blocks * self.block)
 
     def sliding(self) -> int:
         """Blocks to each side of a sliding window."""
