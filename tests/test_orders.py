@@ -260,7 +260,7 @@ def test_patterns_that_cannot_gain_are_lowered_once(monkeypatch: pytest.MonkeyPa
         raise AssertionError("weighed")
 
     monkeypatch.setattr(reorder, "terms", never)
-    monkeypatch.setattr(reorder, "estimate", never)
+    monkeypatch.setattr(reorder, "price", never)
     c = pc.causal()
     for p in (c & pc.window(512), c & (pc.window(64) | pc.global_tokens([3])), c & pc.chunked(64)):
         pc.compile(p, MILLION, block=128)

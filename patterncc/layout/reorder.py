@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.errors import PatternError, PatternValueError, SizeError, suggest
-from patterncc.layout.choose import choose_block
-from patterncc.layout.cost import estimate, in_terms
+from patterncc.layout.choose import CANDIDATES
+from patterncc.layout.cost import Estimate, in_terms, price
+from patterncc.layout.cost_tables import device
+from patterncc.layout.cost_work import SLAB, part
+from patterncc.layout.cost_work import Part as Counted
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Layer
 from patterncc.zones.algebra import areas, expand
@@ -48,9 +51,15 @@ NEAR = 4.0
 GAIN = 0.9
 """What another order must save: its time against that of token order."""
 
+TARGET = "sm_90"
+"""The device that orders are weighed for; what is fewer tiles is faster on any."""
+
 CROWDED = 8
 """Edges to a touched tile from which a graph's own numbers are left as they are, where most of the
 tiles of a row are untouched."""
+
+MAX_COUNTED = 2**17
+"""Zones times slabs of rows up to which tiles are counted exactly before orders are compared."""
 
 MAX_SEARCH = 2**22
 """Zones of a graph up to which an order is searched unasked: beyond, that takes many seconds."""
@@ -183,8 +192,33 @@ def _candidate(name: str, each: Layer, setting: Setting) -> Candidate:
 
 def _price(found: Sequence[Term], block: Block) -> list[float]:
     """Predicted seconds, full and partial tiles, terms."""
-    parts = [estimate([t.zones], block or choose_block([t.zones]), order=t.order) for t in found]
+    parts = [_estimate(t, block) for t in found]
     return [in_terms(parts), sum(e.full for e in parts), sum(e.partial for e in parts), len(parts)]
+
+
+def _estimate(term: Term, block: Block) -> Estimate:
+    """A term in the tile size that it would get."""
+    ready, target = [_counted(term.zones)], device(TARGET)
+    sizes = [block] if block else CANDIDATES
+    priced = [price(ready, size, target, order=term.order) for size in sizes]
+    return min(priced, key=lambda e: e.seconds)
+
+
+def _counted(zones: ZoneSet) -> Counted:
+    """The zones as the cost model counts them; where they meet very many rows, some slabs of rows,
+    one drawn from each of equal stretches, stand for all."""
+    table, slabs = local(zones), -(-zones.frame.n // SLAB)
+    begin, end = table[:, 0] // SLAB, (table[:, 1] - 1) // SLAB
+    if slabs < 4 * _ROWS or int((end - begin + 1).sum(dtype=np.int64)) <= MAX_COUNTED:
+        return part(zones)
+    drawn = np.arange(_ROWS) + np.random.default_rng(0).random(_ROWS)
+    slab = (drawn * (slabs / _ROWS)).astype(np.int64)
+    zone, place = expand(np.searchsorted(slab, begin), np.searchsorted(slab, end, side="right"))
+    cut, start = table[zone], (slab[place] * SLAB).astype(table.dtype)
+    cut[:, 0] = np.maximum(cut[:, 0], start)
+    cut[:, 1] = np.minimum(cut[:, 1], start + SLAB)
+    weight = np.full(_ROWS, slabs / _ROWS)
+    return Counted(zones.frame, cut, place, weight, len(table), sampled=True)
 
 
 def _terms(p: Pattern, given: str | Order | None, setting: Setting, where: Where) -> list[Term]:
