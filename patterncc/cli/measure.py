@@ -147,7 +147,7 @@ def explain(
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["compile", "reach", "cpu"]))
+@click.argument("what", type=click.Choice(["compile", "reach", "cpu", "cost"]))
 @click.option(
     "--repeats", type=click.IntRange(1, 1000), help="Runs of each way; medians are shown."
 )

@@ -33,7 +33,7 @@ class Estimate:
     "bound" where `full` is a lower and `full + partial` an upper bound, as where tiles that several
     zones fill together count as partial; "sample" where some rows stood for all.
     records: partial tiles, each as often as zones touch it without filling it.
-    masked: pairs of query and key in partial tiles.  bytes: of the layout's tables, at most.
+    masked: pairs of query and key in partial tiles.  bytes: of the layout's tables, about.
     dense_seconds: dense attention over the same queries and keys, its causal half where no edge
     looks ahead.
     split_seconds: the same as seconds, were heavy rows split over processors.

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patterncc.errors import PatternError
+from patterncc.errors import PatternError, PatternValueError, SizeError, joined
 from patterncc.layout.build import build
 from patterncc.layout.choose import choose_block
 from patterncc.layout.cost import HEADS, dense_price, in_terms, looks_ahead, price
 from patterncc.layout.cost_tables import MASKS, Device, device
 from patterncc.layout.cost_work import part
+from patterncc.layout.limits import MAX_LENGTH, SIDES
 from patterncc.layout.reorder import NAMES, Part, Setting, arranged, takes
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Layer, Stack
@@ -49,7 +50,7 @@ class Row:
     was built.  classes: partial tiles by mask class, or None where it was not.
     zones_a_tile: of the mean partial tile.
     seconds: predicted, one forward pass of one head; split_seconds: with heavy rows split.
-    bytes: of the layout's tables, at most.  bound: what the slowest term is bound by.
+    bytes: of the layout's tables, about.  bound: what the slowest term is bound by.
     """
 
     order: str
@@ -136,7 +137,7 @@ def choices(
     n_k: int | None = None,
     q_offset: int | None = None,
     k_offset: int = 0,
-    block: Sides | None = None,
+    block: int | Sides | None = None,
     *,
     layer: int = 0,
     order: object = None,
@@ -162,7 +163,11 @@ def choices(
     check_bindings("compile", stack.patterns, bindings)
     start = q_offset if q_offset is not None else stack.memory if stack is p else 0
     frame = Frame.of(check_int("compile", "n", n, 0), n_k, start, k_offset)
-    asking = _Asking(frame, block, order, table, head_dim, heads, bindings)
+    if max(frame.n, frame.n_k) > MAX_LENGTH:
+        raise SizeError(
+            f"compile: {max(frame.n, frame.n_k)} tokens are past {MAX_LENGTH}, the most"
+        )
+    asking = _Asking(frame, _sides(block), order, table, head_dim, heads, bindings)
     groups: dict[Layer, list[int]] = {}
     for index, each in enumerate(stack):
         groups.setdefault(each, []).append(index)
@@ -279,6 +284,17 @@ class _Ready:
     parts: list[Any]
 
 
+def _sides(block: int | Sides | None) -> Sides | None:
+    """The two sides of a tile, checked."""
+    if block is None:
+        return None
+    height, width = (block, block) if isinstance(block, int) else block
+    for side in (height, width):
+        if check_int("compile", "block", side, SIDES[0], SIDES[-1]) not in SIDES:
+            raise PatternValueError(f"compile: block {side} is not one of {joined(SIDES)}")
+    return height, width
+
+
 def _patterns(each: Layer) -> tuple[Pattern, ...]:
     return each.patterns if isinstance(each, Heads) else (each,)
 
@@ -304,9 +320,9 @@ def _classes(terms: Sequence[_Ready], blocks: Sequence[Sides]) -> dict[str, int]
 def mask_classes(layout: Layout) -> dict[str, int]:
     """How many tiles of one term are full, or have masks of one, two, up to four zones, or bits.
 
-    >>> from patterncc import causal, compile, sink, window
-    >>> mask_classes(compile(causal() & (window(20) | sink(4)), 96, block=32))
-    {'full': 0, 'zones1': 3, 'zones2': 3, 'zones4': 0, 'bits': 0}
+    >>> from patterncc import causal, compile
+    >>> mask_classes(compile(causal(), 96, block=32))
+    {'full': 3, 'zones1': 3, 'zones2': 0, 'zones4': 0, 'bits': 0}
     """
     slots = layout.zones.any(axis=2).sum(axis=1)
     kinds = np.full(1 + len(layout.zones) + len(layout.bits), 4)

@@ -40,7 +40,7 @@ class Work:
     """What one pattern's tiles amount to.
 
     full, partial: tiles.  records: pairs of a zone and a tile that it touches and does not fill.
-    runs: of the forward direction, at most.  rows: tile rows that hold a tile.
+    runs: of the forward direction, about.  rows: tile rows that hold a tile.
     longest: tiles of the longest row.
     counts: "exact" where `full` and `partial` are the layout's; "bound" where `full` is a lower and
     `full + partial` an upper bound; "sample" where some of the rows stood for all.
@@ -112,7 +112,10 @@ def work(p: Part, block: tuple[int, int]) -> Work:
     # a tile that reaches past the last key is not full in a layout
     full_last = np.maximum(np.minimum(s.full_last, frame.n_k // width), s.full_first)
     wide, filled = s.last - s.first, full_last - s.full_first
-    parts = (s.full_first > s.first, filled > 0, s.last > full_last)
+    # a slanted edge crosses so many tiles, each with a mask of its own; others are alike
+    slanted = -(-(height - 1) // width) + 1
+    left, right = s.full_first - s.first, s.last - full_last
+    parts = (np.minimum(left, 2 * slanted + 1), filled > 0, np.minimum(right, slanted))
     times = None if p.place is None else p.weight[p.place[s.zone]]
     records = _sum(wide - filled, times)
     runs = sum(_sum(x, times) for x in parts)
