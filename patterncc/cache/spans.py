@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class Spans:
         """The spans of a table of tight causal zones (no key after its query)."""
         i1, j0, j1, d0 = (zones[:, k] for k in (1, 2, 3, 4))
         turn = np.clip(i1 + d0, j0, j1)  # from here on the last query of the zone is the reader
+        if bool((j0[1:] >= j1[:-1]).all()):  # no two zones share a key: documents, chunks
+            return Spans(_settled(_interleaved((j0, turn, 1, -d0), (turn, j1, 0, i1 - 1))))
         points = _points(zones)
         level = _covering(points, turn, j1, i1 - 1, _NONE)
         slant = _covering(points, j0, turn, -d0, _BELOW)
@@ -139,11 +141,20 @@ def _envelope(points: I64, level: I64, slant: I64) -> I64:
     """Pieces of max(level, slant + key) over the stretches, equal neighbours joined."""
     start, stop = points[:-1], points[1:]
     cross = np.clip(level - slant + 1, start, stop)  # from here on the slanted piece is above
-    rows = np.empty((len(start), 2, 4), dtype=np.int64)
-    rows[:, 0] = np.stack([start, cross, np.zeros_like(start), level], axis=1)
-    rows[:, 1] = np.stack([cross, stop, np.ones_like(start), slant], axis=1)
-    table = rows.reshape(-1, 4)
-    table = _joined(table[(table[:, 0] < table[:, 1]) & (table[:, 3] >= 0)])
+    return _settled(_interleaved((start, cross, 0, level), (cross, stop, 1, slant)))
+
+
+def _interleaved(first: tuple[Any, ...], second: tuple[Any, ...]) -> I64:
+    """Rows of two tables in turn, given by their columns; stored column by column."""
+    flat = np.empty((4, len(first[0]), 2), dtype=np.int64)
+    for k in range(4):
+        flat[k, :, 0], flat[k, :, 1] = first[k], second[k]
+    return flat.reshape(4, -1).T
+
+
+def _settled(table: I64) -> I64:
+    """Pieces that hold some key, equal ones joined; the only form of these spans."""
+    table = _joined(algebra.take(table, (table[:, 0] < table[:, 1]) & (table[:, 3] >= 0)))
     # a single key is level, so that equal spans have equal tables
     alone = (table[:, 1] - table[:, 0] == 1) & (table[:, 2] == 1)
     table[alone, 3] += table[alone, 0]
@@ -153,9 +164,10 @@ def _envelope(points: I64, level: I64, slant: I64) -> I64:
 
 def _joined(table: I64) -> I64:
     """Neighbours on one line as one piece."""
+    first, last, slope, offset = table.T
     opens = np.ones(len(table), dtype=bool)
-    opens[1:] = (table[1:, 0] != table[:-1, 1]) | (table[1:, 2:] != table[:-1, 2:]).any(axis=1)
-    joined = table[opens]
+    opens[1:] = (first[1:] != last[:-1]) | (slope[1:] != slope[:-1]) | (offset[1:] != offset[:-1])
+    joined = algebra.take(table, opens)
     if len(table):
-        joined[:, 1] = table[np.append(opens[1:], True), 1]
+        joined[:, 1] = last[np.append(opens[1:], True)]
     return joined
