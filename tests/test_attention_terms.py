@@ -111,7 +111,7 @@ def test_dense_is_by_original_positions(made: tuple[Layout, Masks]) -> None:
     assert sum(t.head_edges for t in layout.terms) == masks.sum()  # no pair in two terms
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(split(), st.sampled_from(["cpu", "reference"]))
 def test_output_and_gradients(made: tuple[Layout, Masks], backend: str) -> None:
     layout, masks = made
@@ -120,7 +120,7 @@ def test_output_and_gradients(made: tuple[Layout, Masks], backend: str) -> None:
     check(layout, per_head[0] if len(masks) == 1 else per_head, backend, heads)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(split(), st.data())
 @torch.no_grad()
 def test_decode(made: tuple[Layout, Masks], data: st.DataObject) -> None:
@@ -226,18 +226,42 @@ def test_precision(dtype: torch.dtype) -> None:
         assert error <= 2 * (b.double() - c).abs().max() + rounding + least
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+@torch.no_grad()
+def test_a_step_copies_only_the_keys_of_its_tile_rows(heads: int) -> None:
+    """All else in the copy is NaN here, as torch fills what nobody has written."""
+    n, rng = 600, np.random.default_rng(heads)
+    masks = np.array([pc.lower(pc.window(9, 9), n).dense() & (rng.random((n, n)) < 0.7)] * heads)
+    order = Order.of("by residue", np.argsort(np.arange(n) % 3, kind="stable"))
+    keys = Order.of("keys alone", np.arange(n), order.queries)
+    for orders in ([order, None], [order, order], [None, order], [keys, None]):
+        owner = rng.integers(0, 2, (n, n))
+        layout = in_terms(masks, owner, orders)
+        q, k, v = tensors(n, n, heads=2)
+        exact, _ = reference.attention(q, k, v, torch.from_numpy(masks))
+        at = torch.tensor([0, 597])
+        rows = torch.stack([q[b, :, f : f + 3] for b, f in enumerate(at.tolist())])
+        prepared, plan, _ = runtime.prepared(layout, q.device, "cpu")
+        spec = terms.parsed(plan)
+        assert isinstance(spec, terms.Terms)
+        partly = [p.cached(k, v).partly for p in terms._parts(spec, prepared)]
+        assert partly == [o is not None for o in orders]
+        torch.use_deterministic_algorithms(True)
+        try:
+            step = pc.attention(rows, k, v, layout, position=at, enable_gqa=True)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        for b, f in enumerate(at.tolist()):
+            whole = exact[b, :, f : f + 3].float()
+            torch.testing.assert_close(step[b], whole, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_by_differences() -> None:
-    layout, _ = example(Frame(6, 7), density=0.5)
+    layout, _ = example(Frame(5, 6), density=0.6)
     draw = torch.Generator().manual_seed(0)
-    shapes = [(1, 4, 6, 4), (1, 2, 7, 4), (1, 2, 7, 3)]
+    shapes = [(1, 2, 5, 3), (1, 1, 6, 3), (1, 1, 6, 2)]
     inputs = [torch.randn(s, generator=draw, dtype=torch.float64).requires_grad_() for s in shapes]
-    for backend in ("cpu", "reference"):
-        torch.autograd.gradcheck(
-            lambda q, k, v, way=backend: pc.attention(
-                q, k, v, layout, enable_gqa=True, backend=way
-            ),
-            inputs,
-        )
+    torch.autograd.gradcheck(lambda q, k, v: pc.attention(q, k, v, layout, enable_gqa=True), inputs)
 
 
 def test_rows_outside_the_layout() -> None:
@@ -248,24 +272,23 @@ def test_rows_outside_the_layout() -> None:
     rows = torch.tensor([[0, 69, 70, -1]])
     spec = Spec.of(LAYOUT, "triton")
     slots = torch.arange(70, dtype=torch.int32).flip(0)
-    assert terms._slots(rows, slots, spec).tolist() == [[69], [0], [70], [70]]
+    assert terms._positions(rows, slots, spec).tolist() == [[69], [0], [70], [70]]
 
 
 def test_opcheck() -> None:
     q, k, v = tensors(70, 70)
-    for layout in (LAYOUT, LAYOUT.terms[0]):
-        prepared, plan, _ = runtime.prepared(layout, q.device, "auto")
-        torch.library.opcheck(torch.ops.patterncc.attention.default, (q, k, v, prepared, plan, 0.2))
-        out, lse = torch.ops.patterncc.attention(q, k, v, prepared, plan, 0.2)
-        args = [x.detach() for x in (torch.ones_like(out), q, k, v, out, lse)]
-        torch.library.opcheck(
-            torch.ops.patterncc.attention_backward.default, (*args, prepared, plan, 0.2)
-        )
-        step = [x.detach() for x in (q[:, :, :2], k, v)]
-        position = torch.tensor([3, 5], dtype=torch.int32)
-        torch.library.opcheck(
-            torch.ops.patterncc.decode.default, (*step, prepared, plan, 0.2, position)
-        )
+    prepared, plan, _ = runtime.prepared(LAYOUT, q.device, "auto")
+    torch.library.opcheck(torch.ops.patterncc.attention.default, (q, k, v, prepared, plan, 0.2))
+    out, lse = torch.ops.patterncc.attention(q, k, v, prepared, plan, 0.2)
+    args = [x.detach() for x in (torch.ones_like(out), q, k, v, out, lse)]
+    torch.library.opcheck(
+        torch.ops.patterncc.attention_backward.default, (*args, prepared, plan, 0.2)
+    )
+    step = [x.detach() for x in (q[:, :, :2], k, v)]
+    position = torch.tensor([3, 5], dtype=torch.int32)
+    torch.library.opcheck(
+        torch.ops.patterncc.decode.default, (*step, prepared, plan, 0.2, position)
+    )
 
 
 def test_compiles_as_one_graph() -> None:
@@ -303,8 +326,10 @@ def test_what_the_op_carries() -> None:
     tensors, text, _ = runtime.prepared(plain, cpu, "cpu")
     assert text == Spec.of(plain, "cpu").text() and len(tensors) == 7
     up, down = np.arange(70), np.arange(70)[::-1]
-    kinds = [(up, up, (None, None), 0), (down, up, (0, None), 2), (up, down, (None, 0), 2)]
-    kinds += [(down, down, (0, 0), 2), (down, np.roll(up, 1), (0, 2), 4)]
+    tensors, text, _ = runtime.prepared(replace(plain, order=Order.of("x", up)), cpu, "cpu")
+    assert isinstance(terms.parsed(text), Spec) and len(tensors) == 7
+    kinds = [(down, up, (0, None), 2), (up, down, (None, 0), 3)]
+    kinds += [(down, down, (0, 0), 3), (down, np.roll(up, 1), (0, 2), 5)]
     for queries, keys, places, extra in kinds:
         layout = replace(plain, order=Order.of("x", queries, keys))
         tensors, text, _ = runtime.prepared(layout, cpu, "cpu")

@@ -175,9 +175,24 @@ def _carried(layout: Layout, backend: Backend, device: torch.device) -> tuple[li
         spec = Spec.of(plain, backend)
         tables = _tensors(plain, spec, device)
         indices, queries, keys = _indices(term, device)
-        terms.append(Term(spec, len(tables), queries, keys))
+        before, reach = _tiles_before(term)
+        if keys is None:
+            terms.append(Term(spec, len(tables), queries))
+        else:
+            terms.append(Term(spec, len(tables), queries, keys, reach))
+            indices.append(torch.from_numpy(before).to(device))
         tensors += [*tables, *indices]
+    only = terms[0]
+    if len(terms) == 1 and only.queries is None and only.keys is None:
+        return tensors, only.spec.text()
     return tensors, Terms(tuple(terms)).text()
+
+
+def _tiles_before(term: Layout) -> tuple[NDArray[np.int64], int]:
+    """Tiles before each run of the rows, [runs + 1], and the tiles of the longest tile row."""
+    before = np.zeros(len(term.rows.run) + 1, dtype=np.int64)
+    np.cumsum(term.rows.run[:, 1], out=before[1:])
+    return before, int(np.diff(before[term.rows.ptr]).max(initial=0))
 
 
 def _indices(term: Layout, device: torch.device) -> tuple[list[Tensor], int | None, int | None]:

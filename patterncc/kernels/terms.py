@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, assert_never
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from patterncc.errors import TensorError
 from patterncc.kernels.cpu_heads import merged, wide
 from patterncc.kernels.plan import Backend, Spec
+from patterncc.kernels.terms_keys import fill, slots_of_row
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -37,17 +38,21 @@ class Term:
     spec: its tiles, a layout of slots.  tables: how many tensors the backend takes of it.
     queries, keys: None in token order, else where after the tables the two index tensors of that
     side stand, 0 or 2: the token of each slot, then the slot of each token.
+    reach: tiles of the longest tile row, where keys have an order.  Then the last tensor holds the
+    tiles before each run of the rows, int64 [runs + 1].
     """
 
     spec: Spec
     tables: int
     queries: int | None = None
     keys: int | None = None
+    reach: int = 0
 
     @property
     def tensors(self) -> int:
         """How many tensors the op carries for this term."""
-        return self.tables + 2 * len({self.queries, self.keys} - {None})
+        sides = len({self.queries, self.keys} - {None})
+        return self.tables + 2 * sides + (self.keys is not None)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Terms:
     def text(self) -> str:
         """One line of JSON; equal terms have equal texts."""
         each = [
-            {"keys": t.keys, "queries": t.queries, "spec": t.spec.text(), "tables": t.tables}
+            {**{f.name: getattr(t, f.name) for f in fields(t)}, "spec": t.spec.text()}
             for t in self.terms
         ]
         return json.dumps({"terms": each}, separators=(",", ":"))
@@ -82,10 +87,7 @@ def parsed(plan: str) -> Spec | Terms:
     if not plan.startswith(_MARK):
         return Spec.parse(plan)
     return Terms(
-        tuple(
-            Term(Spec.parse(t["spec"]), t["tables"], t["queries"], t["keys"])
-            for t in json.loads(plan)["terms"]
-        )
+        tuple(Term(**{**t, "spec": Spec.parse(t["spec"])}) for t in json.loads(plan)["terms"])
     )
 
 
@@ -135,6 +137,38 @@ class _Part:
     tables: Sequence[Tensor]
     queries: _Side
     keys: _Side
+    reach: int
+    before: Tensor
+
+    def cached(self, k: Tensor, v: Tensor) -> _Cached:
+        """K and V for decode steps: gathered whole where a row may read most of them."""
+        if self.keys.order is None:
+            return _Cached(self, k, v, k, v)
+        if 2 * self.reach * self.spec.patterns * self.spec.block[1] >= self.spec.n_k:
+            return _Cached(self, k, v, self.keys.gather(k), self.keys.gather(v))
+        return _Cached(self, k, v, k.new_empty(k.shape), v.new_empty(v.shape), partly=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cached:
+    """K and V by tokens, and by the slots of a part: all of them, or as far as rows need them."""
+
+    part: _Part
+    k: Tensor
+    v: Tensor
+    key: Tensor
+    value: Tensor
+    partly: bool = False
+
+    def of_row(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Both by slots, sound wherever the rows at positions [B] read."""
+        part = self.part
+        if self.partly and part.keys.order is not None:
+            slots = position - part.spec.q_offset
+            slots = slots_of_row(slots, part.reach, part.before, part.tables, part.spec)
+            fill(self.key, self.k, slots, part.keys.order)
+            fill(self.value, self.v, slots, part.keys.order)
+        return self.key, self.value
 
 
 def _parts(spec: Terms, tensors: Sequence[Tensor]) -> Iterator[_Part]:
@@ -143,11 +177,11 @@ def _parts(spec: Terms, tensors: Sequence[Tensor]) -> Iterator[_Part]:
     for t in spec.terms:
         own = tensors[start : start + t.tensors]
         start += t.tensors
-        sides = [
+        queries, keys = (
             _Side() if at is None else _Side(own[t.tables + at], own[t.tables + at + 1])
             for at in (t.queries, t.keys)
-        ]
-        yield _Part(t.spec, own[: t.tables], *sides)
+        )
+        yield _Part(t.spec, own[: t.tables], queries, keys, t.reach, own[-1])
 
 
 def forward(
@@ -215,8 +249,8 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """The rows that stand at `position` .. of each sequence, position int32 [B].
 
-    In a term with an order they stand at scattered slots, so each row is one run of the backend, on
-    all keys gathered anew: a step costs a copy of K and V, not only the keys that it reads.
+    In a term with an order they stand at scattered slots, so each row is one run of the backend,
+    on a copy of the keys that its tile row reads (of all keys where those are most of them).
     A row outside the layout reads nothing.  Nothing here waits for the device.
 
     Raises TensorError on the CPU for such a row.
@@ -228,14 +262,14 @@ def decode(
     _check_rows(rows, spec.first)
     whole = None
     for part in _parts(spec, tensors):
-        key, value = part.keys.gather(k), part.keys.gather(v)
-        given = part.tables, part.spec, scale
-        if part.queries.slots is None:
-            out, lse = run.decode(q, key, value, *given, position)
+        given, cached = (part.tables, part.spec, scale), part.cached(k, v)
+        if part.queries.slots is None and not cached.partly:
+            out, lse = run.decode(q, cached.key, cached.value, *given, position)
         else:
-            at = _slots(rows, part.queries.slots, part.spec)
+            at = _positions(rows, part.queries.slots, part.spec)
             each = [
-                run.decode(q[:, :, r : r + 1], key, value, *given, at[r]) for r in range(q.shape[2])
+                run.decode(q[:, :, r : r + 1], *cached.of_row(at[r]), *given, at[r])
+                for r in range(q.shape[2])
             ]
             out, lse = (torch.cat(x, 2) for x in zip(*each, strict=True))
         whole = _united(whole, out, lse)
@@ -243,10 +277,10 @@ def decode(
     return whole[0].to(q.dtype), whole[1]
 
 
-def _slots(rows: Tensor, slots: Tensor, spec: Spec) -> Tensor:
+def _positions(rows: Tensor, slots: Tensor | None, spec: Spec) -> Tensor:
     """Where rows [B, L] stand in a term, as positions: int32 [L, B]; past the last for no row."""
     inside = (rows >= 0) & (rows < spec.n)
-    slot = slots[rows.clamp(0, spec.n - 1)]
+    slot = rows if slots is None else slots[rows.clamp(0, spec.n - 1)]
     placed = torch.where(inside, slot, spec.n) + spec.q_offset
     return placed.t().to(torch.int32).contiguous()
 
