@@ -22,7 +22,7 @@ from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.gallery import folder
 from patterncc.layout import choices, cost_work
 from patterncc.layout.build import build
-from patterncc.layout.choose import CANDIDATES, choose_block
+from patterncc.layout.choose import CANDIDATES, NEAR, choose_block
 from patterncc.layout.cost import dense_seconds, estimate, estimate_tiles, in_terms
 from patterncc.layout.cost_tables import MASKS, TABLES, Device, device, targets
 from patterncc.layout.cost_work import Part, Work, part, work
@@ -322,7 +322,7 @@ def test_a_tile_is_chosen_for_the_device() -> None:
         assert choose_block([narrow], target=target) == (64, 64)
         best = choose_block([wide], target=target)
         costs = {b: estimate([wide], b, target=target).seconds for b in CANDIDATES}
-        assert costs[best] == min(costs.values())
+        assert costs[best] <= NEAR * min(costs.values())
 
 
 GALLERY = ("bigbird", "longformer", "mistral-7b", "sparse-transformer-fixed", "logsparse",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from patterncc.layout.choose import NEAR
 from patterncc.layout.layers import shortened
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _why(layer: LayerChoice) -> str:
     others = [r for r in layer.rows if r.order == best.order and r is not best]
     if len(layer.rows) == 1:
         return f"{said}: it was asked for."
-    if faster.seconds < 0.98 * best.seconds:
+    if best.seconds > NEAR * faster.seconds:
         gain = best.seconds / faster.seconds
         return (
             f"{said}.  {faster.order} order with tiles of {named(faster)} would take "
@@ -135,6 +136,8 @@ def _why(layer: LayerChoice) -> str:
 def _beside(best: Row, second: Row) -> str:
     """What tells the chosen tile size from the next one."""
     ratio = second.seconds / best.seconds
+    if ratio < 1:
+        return f"; {named(second)} would take {1 - ratio:.1%} less, finer than the model can tell"
     if ratio < 1.01:
         return f"; {named(second)} would take as long"
     said = f"; {named(second)} would take {ratio:.2f} times as long"
