@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from patterncc.errors import PatternError, PatternValueError, TensorError
-from patterncc.kernels import op, runtime
+from patterncc.kernels import dynamic, op, runtime
+from patterncc.kernels.dynamic import DynamicLayout
 from patterncc.kernels.plan import HEAD_DIMS, Backend
 from patterncc.layout import compile as compile_layout
 from patterncc.layout.layout import Layout
@@ -33,7 +34,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: Layout,
+    layout: Layout | DynamicLayout,
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -46,7 +47,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: Layout,
+    layout: Layout | DynamicLayout,
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -58,7 +59,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: Layout,
+    layout: Layout | DynamicLayout,
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -92,7 +93,7 @@ def attention(
     Raises TensorError for tensors that do not fit each other or the layout, BackendError for a
     backend that cannot run here.
     """
-    if not isinstance(layout, Layout):
+    if not isinstance(layout, Layout | DynamicLayout):
         raise TensorError(
             f"attention: the layout is a {type(layout).__name__}; give what pc.compile returns, "
             "one layer at a time"
@@ -100,7 +101,12 @@ def attention(
     _check_tensors(q, k, v, enable_gqa)
     _check_layout(q, k, layout, position)
     at = None if position is None else _positions(position, q, layout)
-    out, lse = _run(q, k, v, _prepared(layout, q.device, backend), scale, at)
+    carried = (
+        _prepared(layout, q.device, backend)
+        if isinstance(layout, Layout)
+        else dynamic.prepared(layout, q.device, backend)
+    )
+    out, lse = _run(q, k, v, carried, scale, at)
     return (out, lse) if return_lse else out
 
 
@@ -177,7 +183,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
         )
 
 
-def _check_layout(q: Tensor, k: Tensor, layout: Layout, position: object) -> None:
+def _check_layout(q: Tensor, k: Tensor, layout: Layout | DynamicLayout, position: object) -> None:
     rows = q.shape[2]
     if k.shape[2] != layout.n_k or (position is None and rows != layout.n):
         raise TensorError(
@@ -210,7 +216,7 @@ def _check_backend(q: Tensor, v: Tensor, backend: Backend) -> None:
             )
 
 
-def _positions(position: int | Tensor, q: Tensor, layout: Layout) -> Tensor:
+def _positions(position: int | Tensor, q: Tensor, layout: Layout | DynamicLayout) -> Tensor:
     """The first row's absolute position in each sequence, int32 [B] on q's device."""
     first, last = layout.q_offset, layout.q_offset + layout.n
     if isinstance(position, Tensor):
@@ -307,7 +313,7 @@ class SparseAttention(nn.Module):
         self,
         x: Tensor,
         *,
-        layout: Layout | None = None,
+        layout: Layout | DynamicLayout | None = None,
         cache: tuple[Tensor, Tensor] | None = None,
         position: int | None = None,
     ) -> Tensor:

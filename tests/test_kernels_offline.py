@@ -48,6 +48,17 @@ def test_every_mask_class_on_sm_90(kind: Kind) -> None:
     assert used.tensor_cores.keys() == {"wgmma.mma_async"}
 
 
+@pytest.mark.parametrize("kind", ["forward", "dq", "dkdv", "decode"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_a_pattern_for_each_sequence(kind: Kind, target: Target) -> None:
+    """What every layout of documents asks for: full tiles, one zone, bits."""
+    spec = Spec(5000, 5000, 0, 0, (128, 128), 3, True, 1, True, "", "triton", sequences=8)
+    plan = choose(kind, spec, target, "bfloat16", 64, 64, heads=16 if kind == "decode" else 1)
+    used = compiled(plan)
+    assert plan.per_sequence and used.fits
+    assert used.stack <= max(STACK[kind], 64 if target == "sm_100" else 0)
+
+
 def test_a_source_that_does_not_compile_is_named() -> None:
     plan = default("forward", "sm_90", 64)
     broken = emit(plan).replace("tl.cdiv(n, 128)", "tl.no_such_function(n)")

@@ -29,6 +29,7 @@ from patterncc.primitives import Clusters
 from patterncc.stack import Heads, Layer, Stack
 from patterncc.zones import algebra
 from patterncc.zones.lower import attention_only, keyed, lower
+from patterncc.zones.site import FAR
 from patterncc.zones.zoneset import Frame, ZoneSet
 
 if TYPE_CHECKING:
@@ -182,8 +183,8 @@ class BatchJob:
         """One layer.  Heads share a pattern where they are listed alike, whatever the batch makes
         of them."""
         frame, batch = self.frame, self.batch
-        bases, head = self._bases(each, layer)
-        block = self.block or _block_of(bases)
+        bases, head = self.bases_of(each, frame, layer, self.bindings)
+        block = self.block_of(bases, self.block)
         head_pattern = (batch.which[:, None] * len(bases) + head).reshape(-1).astype(np.int32)
         text = shortened(f"{each}, {_described(batch)}")
         stairs = [_stairs(z, batch, b) for b in range(len(batch)) for z in bases]
@@ -208,31 +209,37 @@ class BatchJob:
         )
         return replace(_one_zone_a_mask(made), sequences=batch.sequences, varies=True)
 
-    def _bases(self, each: Layer, layer: int) -> tuple[list[ZoneSet], NDArray[np.int32]]:
+    @staticmethod
+    def bases_of(
+        each: Layer, f: Frame, layer: int, bindings: dict[str, Any]
+    ) -> tuple[list[ZoneSet], NDArray[np.int32]]:
         """The distinct heads lowered, before the batch, and which of them each head is."""
-        f, places = self.frame, dict[object, int]()
+        places: dict[object, int] = {}
         bases: list[ZoneSet] = []
         head: list[int] = []
         for h, p in enumerate(_patterns(each)):
-            drawn = h if keyed(p, self.bindings)[1] else 0
+            drawn = h if keyed(p, bindings)[1] else 0
             if (p, drawn) not in places:
                 places[p, drawn] = len(bases)
                 sizes = (f.n, f.n_k, f.q_offset, f.k_offset)
                 attention_only(p)
-                bases.append(lower(p, *sizes, layer=layer, head=drawn, **self.bindings))
+                bases.append(lower(p, *sizes, layer=layer, head=drawn, **bindings))
             head.append(places[p, drawn])
         return bases, np.array(head, dtype=np.int32)
+
+    @staticmethod
+    def block_of(bases: Sequence[ZoneSet], block: tuple[int, int] | None) -> tuple[int, int]:
+        """The tile asked for, or what the cost model chooses for the layer alone: the same for
+        every batch."""
+        if block is not None:
+            return block
+        if sum(map(len, bases)) > 64:
+            return choose_block(bases)
+        return _block_of_few(bases[0].frame, tuple(z.table.tobytes("F") for z in bases))
 
 
 def _patterns(each: Layer) -> tuple[Pattern, ...]:
     return each.patterns if isinstance(each, Heads) else (each,)
-
-
-def _block_of(bases: Sequence[ZoneSet]) -> tuple[int, int]:
-    """The tile that the cost model chooses for the layer alone: the same for every batch."""
-    if sum(map(len, bases)) > 64:
-        return choose_block(bases)
-    return _block_of_few(bases[0].frame, tuple(z.table.tobytes("F") for z in bases))
 
 
 @lru_cache(maxsize=256)
@@ -264,19 +271,36 @@ def _stairs(base: ZoneSet, batch: Batch, b: int) -> Stairs | None:
     zone: tuple[int, ...] = tuple(table[0].tolist())
     spans, prefix = None, int(batch.prefix[b])
     if prefix:
-        d0, d1 = zone[4:]
-        skew = frame.k_offset - frame.q_offset
-        band = np.array([[0, frame.n, 0, frame.n_k, d0, d1]])
-        whole = np.array_equal(algebra.tighten(band), table)
-        near = (d0 + skew <= 0 or d0 <= 1 - frame.n) and (d1 + skew >= 0 or d1 >= frame.n_k)
-        if not (whole and near):
+        band = band_of(base)
+        if band is None:
             return None
+        d0, d1 = (far if d is None else d for d, far in zip(band, (-FAR, FAR)))
         zone = (0, frame.n, 0, frame.n_k, d0, d1)
     if batch.ids is not None:
         spans = _spans(batch.ids[b])
         if spans is None:
             return None
     return Stairs(zone, spans, int(batch.keys[b]), prefix)
+
+
+def band_of(base: ZoneSet) -> tuple[int | None, int | None] | None:
+    """(low, high) of key minus query, local, where a zone set is a band of its whole frame with
+    each token's own place in it; None for a bound that cuts nothing off.
+
+    >>> from patterncc import causal, window
+    >>> band_of(lower(causal() & window(4), 9)), band_of(lower(window(3, 0, block=4), 9))
+    ((-4, 1), None)
+    """
+    frame, table = base.frame, base.table - _shift(base.frame)
+    if len(table) != 1:
+        return None
+    d0, d1 = table[0, 4:].tolist()
+    low = None if d0 <= 1 - frame.n else d0
+    high = None if d1 >= frame.n_k else d1
+    skew = frame.k_offset - frame.q_offset
+    band = np.array([[0, frame.n, 0, frame.n_k, d0, d1]])
+    near = (low is None or low + skew <= 0) and (high is None or high + skew >= 1)
+    return (low, high) if near and np.array_equal(algebra.tighten(band), table) else None
 
 
 def _shift(frame: Frame) -> I64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, overload
 
 from patterncc.errors import PatternError, PatternValueError, SizeError, joined
@@ -81,6 +82,7 @@ def compile(
     key_lengths: a number, or one a sequence: keys from there on are not read.
     prefix_lengths: a number, or one a sequence: the first so many positions of the sequence read
     each other both ways, beside the pattern's edges; documents cut this too.
+    Where they are tensors on a GPU, a `DynamicLayout` is built there without waiting for it.
 
     Equal layers of a stack are one object, equal heads of a layer share their runs.  Heads draw
     different random edges, and LongNet shifts by head, where they are listed: pc.heads([p] * 8).
@@ -134,6 +136,18 @@ def compile(
                 f"compile: order={order!r} with doc_ids, key_lengths or prefix_lengths; masks that "
                 'change with the batch stand in token order: leave out order, or write "token"'
             )
+        if any(_on_device(x) for x in (doc_ids, key_lengths, prefix_lengths)):
+            if isinstance(p, Stack):
+                raise PatternValueError(
+                    "compile: a Stack with ids on a device; compile its layers one by one, or give "
+                    "the ids as a list, an array or a CPU tensor"
+                )
+            # the kernels' room comes after this one and is loaded by its name, with torch
+            dynamic = import_module("patterncc.kernels.dynamic")
+            made: Layout = dynamic.compile_dynamic(
+                p, frame, sides, doc_ids, key_lengths, prefix_lengths, bindings
+            )
+            return made
         batch = Batch.of(frame, doc_ids, key_lengths, prefix_lengths)
         job = BatchJob(frame, sides, batch, max_tiles, bindings)
     if isinstance(p, Stack):
@@ -141,6 +155,12 @@ def compile(
             raise PatternValueError("compile: a Stack counts its own layers; leave out layer")
         return job.layers(p)
     return job.layout(p, layer)
+
+
+def _on_device(given: object) -> bool:
+    """A tensor whose values are not in the host's memory (arrays say "cpu" in a word)."""
+    device = getattr(given, "device", None)
+    return getattr(device, "type", "cpu") != "cpu"
 
 
 def _length(name: str, value: int) -> int:
