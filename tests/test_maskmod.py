@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import and_masks, create_mask, noop_mask, or_masks
+from torch.nn.attention.flex_attention import create_mask
 
 import patterncc as pc
 

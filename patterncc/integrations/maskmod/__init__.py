@@ -25,7 +25,9 @@ from patterncc.integrations.maskmod.read import Reader
 from patterncc.integrations.maskmod.tables import Frame
 from patterncc.integrations.maskmod.trace import trace
 from patterncc.pattern import Pattern, check_int
-from patterncc.stack import Heads, heads as layer_of
+from patterncc.primitives import Boxes
+from patterncc.stack import Heads
+from patterncc.stack import heads as layer_of
 
 MOST_POSITIONS = 2**27  # that a table of values is written out for
 
@@ -74,13 +76,19 @@ def from_mask_mod(
         if value is not None
     }
     try:
-        return _read(trace(fn), given)
+        return _read(_traced(fn), given)
     except PatternError as error:
         raise type(error)(f"from_mask_mod: {title(fn)}: {error}") from None
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        raise PatternError(
-            f"from_mask_mod: {title(fn)} cannot be traced: {type(error).__name__}: {error}"
-        ) from error
+
+
+def _traced(fn: Callable[..., Any]) -> Node:
+    """What the function computes; what goes wrong inside it is told as it stands."""
+    try:
+        return trace(fn)
+    except PatternError:
+        raise
+    except Exception as error:
+        raise PatternError(f"the function raises {type(error).__name__}: {error}") from error
 
 
 def _read(node: Node, given: dict[str, int]) -> Pattern | Heads:
@@ -113,7 +121,10 @@ def _read(node: Node, given: dict[str, int]) -> Pattern | Heads:
 
 def _head(node: Node, given: dict[str, int]) -> Pattern:
     node = tidy(node)
-    return Reader(_frame(node, given)).pattern(node)
+    frame = _frame(node, given)
+    if frame is not None and not (frame.n and frame.n_k):
+        return Boxes((), frame.n, frame.n_k)
+    return Reader(frame).pattern(node)
 
 
 def _frame(node: Node, given: dict[str, int]) -> Frame | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from patterncc.integrations.maskmod.join import Coordinate
 from patterncc.integrations.maskmod.marks import K
 from patterncc.integrations.maskmod.nodes import Call, Const, Node
-from patterncc.integrations.maskmod.tables import Frame, I64
+from patterncc.integrations.maskmod.tables import I64, Frame
 from patterncc.pattern import Pattern
 from patterncc.primitives import Grid
 
@@ -58,7 +59,7 @@ def as_grid(at: Frame, asked: dict[Node, Coordinate]) -> Pattern | None:
     listed = [d for v in ordered if (d := digits[v]) is not None]
     if listed[-1].step != 1:
         return None
-    for outer, inner in zip(listed, listed[1:]):
+    for outer, inner in pairwise(listed):
         if inner.size == 0 or inner.step * inner.size != outer.step:
             return None
     rows = -(-at.n // listed[0].step)
@@ -79,7 +80,7 @@ def _values(x: Coordinate) -> tuple[I64, I64]:
 def _cut(shape: list[int], places: list[I64], bounds: list[tuple[I64, I64]]) -> Pattern | None:
     """Every coordinate within so many steps."""
     window = []
-    for size, x, (low, high) in zip(shape, places, bounds):
+    for x, (low, high) in zip(places, bounds):
         steps = int(max((high - x).max(), (x - low).max()))
         if steps < 0:
             return None

@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 
 from patterncc.errors import SizeError
 from patterncc.integrations.maskmod.tables import (
+    I64,
     MOST_RUNS,
     Column,
     Frame,
-    I64,
     expanded,
     interval,
+    ranked,
     row_runs,
     table,
 )
-from patterncc.zones import algebra
 from patterncc.pattern import Pattern
+from patterncc.zones import algebra
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Coordinate:
     def of(value: Column, low: Column | None, high: Column | None, n: int) -> Coordinate:
         """Ranks among the values that keys have: the first at or above `low`, the last at or
         below `high`; any values that can be ordered."""
-        there, rank = np.unique(value, return_inverse=True)
+        there, rank = ranked(value)
         first = np.zeros(n, dtype=np.int64)
         last = np.full(n, len(there) - 1, dtype=np.int64)
         if low is not None:
             first = np.searchsorted(there, low, side="left").astype(np.int64)
         if high is not None:
             last = np.searchsorted(there, high, side="right").astype(np.int64) - 1
-        return Coordinate(rank.astype(np.int64).reshape(-1), first, last)
+        return Coordinate(rank, first, last)
 
     @property
     def grows(self) -> bool:
@@ -113,7 +114,7 @@ def _sought(at: Frame, rest: list[Coordinate], first: I64, last: I64, what: str)
     if met.sum() <= wide.sum():
         row, start, end = _by_pieces(rows, piece, first, last, met)
     else:
-        row, start, end = _by_index(at, rows, first, last, wide)
+        row, start, end = _by_index(rows, first, last, wide)
     keep = start < end
     row, start, end = _merged(row[keep], start[keep], end[keep])
     return row_runs(at, i0[row], i1[row], start, end)
@@ -151,31 +152,38 @@ def _wide(rows: list[Coordinate]) -> I64:
     return total.astype(np.float64).clip(0, 2.0**60).astype(np.int64)
 
 
-def _by_index(
-    at: Frame, rows: list[Coordinate], first: I64, last: I64, wide: I64
-) -> tuple[I64, I64, I64]:
-    """Keys sorted by all coordinates and then by position: a run of the index for a row and a
-    setting, cut into runs of neighbouring keys."""
+def _by_index(rows: list[Coordinate], first: I64, last: I64, wide: I64) -> tuple[I64, I64, I64]:
+    """Runs of keys with equal coordinates, sorted by these: a stretch of them for a row and a
+    setting of all coordinates."""
+    n_k = len(rows[0].value)
+    values = np.stack([x.value for x in rows])
+    begin = np.flatnonzero(np.append(True, (np.diff(values, axis=1) != 0).any(axis=0)))
+    ends = np.append(begin[1:], n_k)
     row, nth = expanded(wide)
-    code, asked, known = _coded(rows, row, nth)
-    order = np.lexsort((np.arange(at.n_k), code))
-    ranked = code[order] * (at.n_k + 1) + order
-    low = np.searchsorted(ranked, asked * (at.n_k + 1) + first[row], side="left")
-    high = np.searchsorted(ranked, asked * (at.n_k + 1) + last[row], side="left")
+    code, asked, known = _coded(rows, begin, row, nth)
+    order = np.argsort(code, kind="stable")
+    step = len(begin) + 1
+    place = code[order] * step + order
+    head = np.searchsorted(begin, first, side="right") - 1  # the run that holds the first key
+    tail = np.searchsorted(begin, last, side="left")
+    low = np.searchsorted(place, asked * step + head[row], side="left")
+    high = np.searchsorted(place, asked * step + tail[row], side="left")
     count = np.where(known, np.maximum(0, high - low), 0)
     if count.sum() > MOST_RUNS:
         raise SizeError(
-            f"a mask marks more than {MOST_RUNS} scattered keys ({int(count.sum())}); "
+            f"the mask marks {int(count.sum())} scattered runs of keys, more than {MOST_RUNS}; "
             "read a shorter n, or intersect it with a window"
         )
     which, more = expanded(count)
-    key = order[low[which] + more]
-    return row[which], key, key + 1
+    run, row = order[low[which] + more], row[which]
+    return row, np.maximum(begin[run], first[row]), np.minimum(ends[run], last[row])
 
 
-def _coded(rows: list[Coordinate], row: I64, nth: I64) -> tuple[I64, I64, NDArray[np.bool_]]:
-    """One integer for the coordinates of every key and of every setting asked for."""
-    code = np.zeros(len(rows[0].value), dtype=np.int64)
+def _coded(
+    rows: list[Coordinate], begin: I64, row: I64, nth: I64
+) -> tuple[I64, I64, NDArray[np.bool_]]:
+    """One integer for the coordinates of every run of keys and of every setting asked for."""
+    code = np.zeros(len(begin), dtype=np.int64)
     asked = np.zeros(len(row), dtype=np.int64)
     known = np.ones(len(row), dtype=bool)
     for x in rows:
@@ -183,8 +191,9 @@ def _coded(rows: list[Coordinate], row: I64, nth: I64) -> tuple[I64, I64, NDArra
         value = x.low[row] + nth % width
         nth = nth // width
         size = int(x.value.max()) + 1
-        there, code = np.unique(code * size + x.value, return_inverse=True)
+        there, code = ranked(code * size + x.value[begin])
         sought = asked * size + value
+        known &= (value >= 0) & (value < size)
         place = np.minimum(np.searchsorted(there, sought), len(there) - 1)
         known &= there[place] == sought
         asked = place

@@ -17,7 +17,6 @@ from patterncc.integrations.maskmod.nodes import (
     Const,
     Lookup,
     Node,
-    Var,
     call,
     is_bool,
     is_int,
@@ -198,7 +197,7 @@ def _divided(x: Node, c: int) -> Node:
 
 def _remainder(x: Node, c: int) -> Node:
     low, high = bounds(x)
-    if 0 <= low and high < c:
+    if low >= 0 and high < c:
         return x
     match x:
         case _ if c == 1:
@@ -237,21 +236,21 @@ def split(form: Linear, term: Node, op: str) -> Node | None:
     match term:
         case Call("where", (test, a, b)):
             yes, no = holds(linear(a)), holds(linear(b))
-            other = call("~", test, dtype=torch.bool)
-            return _joined("|", both(test, yes), both(other, no))
+            not_so = call("~", test, dtype=torch.bool)
+            return _joined("|", both(test, yes), both(not_so, no))
         case Call("abs", (x,)):
-            kind, a, b = "max", linear(x), linear(x).times(-1)
+            kind, first, second = "max", linear(x), linear(x).times(-1)
         case Call("min" | "max" as kind, (x, y)):
-            a, b = linear(x), linear(y)
+            first, second = linear(x), linear(y)
         case _:
             return None
     if op == "<=":  # the larger is at most r: both are; the smaller is at most r: one is
         every = (kind == "max") == (factor > 0)
-        return _joined("&" if every else "|", holds(a), holds(b))
-    first, second = (at_most(b, a), at_most(a, b))
+        return _joined("&" if every else "|", holds(first), holds(second))
+    one, other = at_most(second, first), at_most(first, second)  # that the first is the larger
     if kind == "min":
-        first, second = second, first
-    return _joined("|", both(first, holds(a)), both(second, holds(b)))
+        one, other = other, one
+    return _joined("|", both(one, holds(first)), both(other, holds(second)))
 
 
 def is_case(node: Node) -> bool:

@@ -29,7 +29,8 @@ class Marks:
     def meet(self, other: Marks) -> Marks:
         """The pairs of both."""
         assert self.block == other.block
-        return Marks(*(_meet(getattr(self, x), getattr(other, x)) for x in "ijd"), self.block)
+        met = _meet(self.i, other.i), _meet(self.j, other.j), _meet(self.d, other.d)
+        return Marks(*met, self.block)
 
     def parts(self) -> list[Pattern]:
         """Patterns whose intersection is this."""

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -269,11 +268,12 @@ def _value(
             places = tuple(value(k).to(torch.int64) for k in index)
             for k, place, size in zip(index, places, table.values.shape):
                 _within(x, k, place, size)
-            return table.values[places]
+            found: torch.Tensor = table.values[places]
+            return found
         case Call(op, args, dtype, listed):
             if op == "where":
-                test, *both = map(value, args)
-                return torch.where(test, *(v.to(dtype) for v in both))
+                test, a, b = map(value, args)
+                return torch.where(test, a.to(dtype), b.to(dtype))
             values = [value(a).to(dtype) for a in args]
             if listed is None:
                 return OPS[op](*values)
@@ -324,11 +324,6 @@ def _text(node: Node, level: int, depth: int) -> str:
             shown = f" {_INFIX.get(op, op)} ".join(_text(x, own + 1, depth - 1) for x in args)
             return f"({shown})" if level > 0 and own < 99 else shown
         case Call(op, args, _, table):
-            shown = [_text(x, 0, depth - 1) for x in args]
             names = {"min": "minimum", "max": "maximum"}
-            return f"{names.get(op, op)}({', '.join([*shown, *([table.name] if table else [])])})"
-
-
-def placeholder(shape: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Ones: torch is asked for the dtype and shape of a result with them, never divided by 0."""
-    return torch.ones(shape, dtype=dtype)
+            listed = [_text(x, 0, depth - 1) for x in args] + ([table.name] if table else [])
+            return f"{names.get(op, op)}({', '.join(listed)})"

@@ -70,7 +70,7 @@ def _bounds(op: str, given: list[tuple[int, int]]) -> tuple[int, int] | None:
             return a
         case "bits&" if min(a[0], b[0]) >= 0:
             return 0, min(a[1], b[1])
-        case "<<" if a[0] >= 0 and 0 <= b[0] and b[1] < 62:
+        case "<<" if a[0] >= 0 and b[0] >= 0 and b[1] < 62:
             return 0, a[1] << b[1]
         case ">>" if b[0] >= 0:
             return min(a[0], a[0] >> b[0]), max(a[1], a[1] >> b[0])

@@ -16,7 +16,7 @@ import torch
 
 from patterncc.errors import PatternError
 from patterncc.integrations.maskmod import tables
-from patterncc.integrations.maskmod.grids import as_grid
+from patterncc.integrations.maskmod.grids import as_grid, digit
 from patterncc.integrations.maskmod.join import Coordinate, joined
 from patterncc.integrations.maskmod.linear import INT, Linear, is_case, linear, reduced, split
 from patterncc.integrations.maskmod.marks import K, Marks, Q, blocks_of, chunk, periodic, zone_of
@@ -29,13 +29,13 @@ from patterncc.integrations.maskmod.nodes import (
     rebuilt,
     text,
     variables,
-    walk,
 )
 from patterncc.integrations.maskmod.tables import Frame, depends_on_distance
 from patterncc.pattern import Pattern
 from patterncc.primitives import Full
 
 BOTH = frozenset(("q_idx", "kv_idx"))
+SIDES = {frozenset({"q_idx"}), frozenset({"kv_idx"})}
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,8 @@ class Reader:
                 clause.parts.append(self.pattern(node, negated))
             case Call("<=" | "<" | "==" as op, (a, b)) if is_int(a) and is_int(b):
                 self._integers(op, linear(a) - linear(b), negated, clause)
-            case Call("<=" | "<" | "==" as op, (a, b)) if {
-                variables(a),
-                variables(b),
-            } == {frozenset({"q_idx"}), frozenset({"kv_idx"})}:
-                self._sides(op, a, b, negated, clause)
+            case Call("<=" | "<" | "==", (a, b)) if {variables(a), variables(b)} == SIDES:
+                self._sides(node, negated, clause)
             case _:
                 clause.parts.append(self._other(node, negated))
 
@@ -237,11 +234,23 @@ class Reader:
             made = Compared(keys.times(-1).node(), "==" if op == "==" else ">=", rows.node(), shown)
         self._compared(made, negated, clause)
 
-    def _sides(self, op: str, a: Node, b: Node, negated: bool, clause: Clause) -> None:
+    def _sides(self, node: Call, negated: bool, clause: Clause) -> None:
         """A comparison of a function of the query with one of the key that are no integers."""
         if self.frame is None:
-            raise refused(call(op, a, b, dtype=INT), "it compares values of q_idx and of kv_idx")
-        clause.parts.append(self._other(call(op, a, b, dtype=_wide(a, b)), negated))
+            raise refused(node, "it compares values of q_idx with values of kv_idx")
+        a, b = (call("cast", x, dtype=node.dtype) for x in node.args)
+        columns = [self.frame.column(x, *variables(x)) for x in (a, b)]
+        if any(np.isnan(x).any() for x in columns):
+            clause.parts.append(self._other(node, negated))
+            return
+        op, strict = ("==", False) if node.op == "==" else ("<=", node.op == "<")
+        if strict:  # a < b where b <= a does not hold
+            a, b = b, a
+        if variables(a) == {"kv_idx"}:
+            made = Compared(a, op, b, text(node))
+        else:
+            made = Compared(b, "==" if op == "==" else ">=", a, text(node))
+        self._compared(made, negated != strict, clause)
 
     def _compared(self, made: Compared, negated: bool, clause: Clause) -> None:
         if negated:
@@ -282,28 +291,23 @@ class Reader:
             return [tables.by_key(at, compared)]
         if set(by_value) == {K}:
             return [tables.by_query(at, compared, causal)]
-        asked: dict[Node, Coordinate] = {}
-        labels: dict[Node, Pattern] = {}
-        for value, group in by_value.items():
-            keys = at.column(value, "kv_idx")
-            low: np.ndarray | None = None
-            high: np.ndarray | None = None
-            for x in group:
-                bound = at.column(x.bound, "q_idx")
-                if x.op in ("==", ">="):
-                    low = bound if low is None else np.maximum(low, bound)
-                if x.op in ("==", "<="):
-                    high = bound if high is None else np.minimum(high, bound)
-            asked[value] = Coordinate.of(keys, low, high, at.n)
-            if [x.op for x in group] == ["=="] and value != K:
-                labels[value] = tables.equal(at, group[0].bound, value)
-        if (whole := as_grid(at, asked)) is not None:
-            return [whole]
-        rest = [x for value, x in asked.items() if value not in labels]
         shown = " & ".join(dict.fromkeys(x.shown for x in compared))
-        if rest and not all(x.grows or x.flipped().grows for x in rest):
+        if len(by_value) > 1 and all(map(digit, by_value)):
+            asked = {value: _coordinate(at, value, group) for value, group in by_value.items()}
+            if (whole := as_grid(at, asked)) is not None:
+                return [whole]
             return joined(at, list(asked.values()), shown)
-        return [*labels.values(), *(joined(at, rest, shown) if rest else [])]
+        labels = {
+            value: group
+            for value, group in by_value.items()
+            if [x.op for x in group] == ["=="] and value != K
+        }
+        rest = [_coordinate(at, v, group) for v, group in by_value.items() if v not in labels]
+        if not all(x.grows or x.flipped().grows for x in rest):
+            rest += [_coordinate(at, value, group) for value, group in labels.items()]
+            return joined(at, rest, shown)
+        made = [tables.equal(at, group[0].bound, value) for value, group in labels.items()]
+        return [*made, *(joined(at, rest, shown) if rest else [])]
 
     def _rewritten(self, form: Linear) -> Linear:
         """The sum with what is known to be equal written alike, where that leaves fewer terms."""
@@ -313,6 +317,19 @@ class Reader:
             if tried.terms and _weight(tried) < _weight(best):
                 best = tried
         return best
+
+
+def _coordinate(at: Frame, value: Node, group: list[Compared]) -> Coordinate:
+    """The bounds of one value of the key, from all that is compared with it."""
+    low: tables.Column | None = None
+    high: tables.Column | None = None
+    for x in group:
+        bound = at.column(x.bound, "q_idx")
+        if x.op in ("==", ">="):
+            low = bound if low is None else np.maximum(low, bound)
+        if x.op in ("==", "<="):
+            high = bound if high is None else np.minimum(high, bound)
+    return Coordinate.of(at.column(value, "kv_idx"), low, high, at.n)
 
 
 def _one_of_each(form: Linear) -> bool:
@@ -370,10 +387,6 @@ def _flat(node: Node, negated: bool, op: str) -> Iterable[tuple[Node, bool]]:
                 yield from _flat(x, negated, op)
         case _:
             yield node, negated
-
-
-def _wide(a: Node, b: Node) -> torch.dtype:
-    return torch.float64 if not (is_int(a) and is_int(b)) else INT
 
 
 def refused(node: Node, why: str, names: Iterable[str] = ()) -> PatternError:

@@ -27,8 +27,8 @@ from patterncc.integrations.maskmod.nodes import (
 from patterncc.pattern import Integers, Pattern
 from patterncc.primitives import Boxes, Clusters, Documents, GlobalTokens, Spans
 from patterncc.zones import algebra
-from patterncc.zones.spans import chains
 from patterncc.zones.merge import Runs, zones_of_runs
+from patterncc.zones.spans import chains
 
 I64 = NDArray[np.int64]
 Column = NDArray[Any]  # int64, bool or float64, one value a position
@@ -72,6 +72,24 @@ def runs(mask: NDArray[np.bool_]) -> tuple[I64, I64]:
     """
     edges = np.diff(mask.astype(np.int8), prepend=0, append=0)
     return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+
+
+def ranked(values: Column) -> tuple[Column, I64]:
+    """The distinct values in order, and the rank of each; np.unique, in linear time where integers
+    lie close together.
+
+    >>> ranked(np.array([7, 3, 7]))
+    (array([3, 7]), array([1, 0, 1]))
+    """
+    if len(values) and values.dtype == np.int64:
+        low, high = int(values.min()), int(values.max())
+        if high - low < 4 * len(values) + 1024:
+            there = np.zeros(high - low + 1, dtype=bool)
+            there[values - low] = True
+            rank = np.cumsum(there) - 1
+            return np.flatnonzero(there) + low, rank[values - low]
+    distinct, found = np.unique(values, return_inverse=True)
+    return distinct, found.reshape(-1).astype(np.int64)
 
 
 def boxes(at: Frame, *columns: I64 | int) -> Pattern:
@@ -125,15 +143,14 @@ def covered(node: Node) -> int | None:
 def equal(at: Frame, label: Node, key: Node) -> Pattern:
     """label(i) == key(j): documents where every label is one run of looked-up positions, else
     clusters."""
-    labels, keys = at.column(label, "q_idx"), at.column(key, "kv_idx")
-    short = min(len(labels), len(keys))
-    _, both = np.unique(np.concatenate([labels, keys]), return_inverse=True)
-    rows, columns = both[: len(labels)], both[len(labels) :]
-    if not (rows[:short] == columns[:short]).all():
-        return Clusters(tuple(rows.tolist()), tuple(columns.tolist()))
-    whole = rows if len(rows) > short else columns
+    rows, columns = at.column(label, "q_idx"), at.column(key, "kv_idx")
+    short = min(at.n, at.n_k)
+    if not np.array_equal(rows[:short], columns[:short]):
+        _, both = ranked(np.concatenate([rows, columns]))
+        return Clusters(tuple(both[: at.n].tolist()), tuple(both[at.n :].tolist()))
+    _, whole = ranked(rows if at.n > short else columns)
     first = np.flatnonzero(np.diff(whole, prepend=-1))
-    once = len(np.unique(whole[first])) == len(first)
+    once = len(ranked(whole[first])[0]) == len(first)
     if once and max(covered(label) or 0, covered(key) or 0) == len(whole):
         return Documents(tuple(np.diff(np.append(first, len(whole))).tolist()))
     return Clusters(tuple(whole.tolist()))
@@ -170,7 +187,7 @@ def by_query(at: Frame, compared: Iterable[Any], causal: bool) -> Pattern:
 
 
 def by_key(at: Frame, compared: Iterable[Any]) -> Pattern:
-    """value(j) against q_idx + c: one run of queries for each key, whatever the number of queries."""
+    """value(j) against q_idx + c: one run of queries for each key, however many queries."""
     first, last = np.zeros(at.n_k, dtype=np.int64), np.full(at.n_k, _FAR)
     for x in compared:
         offset = evaluate(x.bound, {"q_idx": torch.zeros((), dtype=torch.int64)})
@@ -208,9 +225,10 @@ def kinds(columns: list[Column], size: int) -> tuple[I64, I64]:
     """Positions with equal values in all columns are one kind: the kind of each, one of each."""
     kind = np.zeros(size, dtype=np.int64)
     for column in columns:
-        _, rank = np.unique(column, return_inverse=True)
-        _, kind = np.unique(kind * (int(rank.max(initial=0)) + 1) + rank, return_inverse=True)
-    _, place = np.unique(kind, return_index=True)
+        _, rank = ranked(column)
+        _, kind = ranked(kind * (int(rank.max(initial=0)) + 1) + rank)
+    place = np.zeros(int(kind.max(initial=-1)) + 1, dtype=np.int64)
+    place[kind[::-1]] = np.arange(size)[::-1]
     return kind, place
 
 
@@ -290,8 +308,6 @@ def depends_on_distance(node: Node) -> bool:
         cancel = whole.get("q_idx", 0) + whole.get("kv_idx", 0) == 0
         if rest != [node]:
             return cancel and all(map(depends_on_distance, rest))
-    return (
-        isinstance(node, Call | Lookup)
-        and all(map(depends_on_distance, children(node)))
-        or (not children(node))
+    return (isinstance(node, Call | Lookup) and all(map(depends_on_distance, children(node)))) or (
+        not children(node)
     )
