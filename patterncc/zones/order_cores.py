@@ -125,29 +125,39 @@ def residues(core: Pattern, base: int, period: int, where: Where) -> Places:
 
 
 def _by_residue(base: int, period: int, where: Where) -> tuple[Order, I64, I64]:
-    """The order by classes, and the first slot of each class of queries and of keys."""
-    f = where.frame
-    queries, q_start = _by_class(f.n, f.q_offset, base, period)
-    if f.n == f.n_k and f.q_offset == f.k_offset:
-        keys, k_start = queries, q_start
-    else:
-        keys, k_start = _by_class(f.n_k, f.k_offset, base, period)
-    name = f"residue {base}" if base == period else f"residue {base} in {period}"
-    made = Order(name, queries, keys)
-    return where.orders.setdefault(("residue", base, period), made), q_start, k_start
+    """The order by class modulo `base`, then modulo `period`, then position; the first slot of each
+    class modulo `period`, of queries and of keys."""
+    f, key = where.frame, ("residue", base, period)
+    if key not in where.orders:
+        name = f"residue {base}" if base == period else f"residue {base} in {period}"
+        queries = _by_class(f.n, f.q_offset, base, period)
+        square = f.n == f.n_k and f.q_offset == f.k_offset
+        keys = queries if square else _by_class(f.n_k, f.k_offset, base, period)
+        where.orders[key] = Order(name, queries, keys)
+    q_start = _starts(f.n, f.q_offset, base, period)
+    return where.orders[key], q_start, _starts(f.n_k, f.k_offset, base, period)
 
 
-def _by_class(count: int, offset: int, base: int, period: int) -> tuple[NDArray[np.int32], I64]:
-    """Tokens sorted by class modulo `base`, then modulo `period`, then position; first slot of each
-    class modulo `period`, and where it would end."""
-    fine = np.arange(period, dtype=np.int64).reshape(-1, base).T.ravel()  # classes in order
-    local = (fine - offset) % period
+def _by_class(count: int, offset: int, base: int, period: int) -> NDArray[np.int32]:
+    """Tokens sorted by their classes, counted from the first."""
+    local = (_classes(base, period) - offset) % period
     rows = -(-count // period)
     tokens = np.arange(rows * period, dtype=np.int32).reshape(rows, period)[:, local].T.ravel()
-    sizes = np.maximum(0, -(-(count - local) // period))
+    return np.ascontiguousarray(tokens[tokens < count])
+
+
+def _starts(count: int, offset: int, base: int, period: int) -> I64:
+    """The first slot of each class modulo `period`."""
+    classes = _classes(base, period)
+    sizes = np.maximum(0, -(-(count - (classes - offset) % period) // period))
     start = np.empty(period, dtype=np.int64)
-    start[fine] = np.cumsum(sizes) - sizes
-    return np.ascontiguousarray(tokens[tokens < count]), start
+    start[classes] = np.cumsum(sizes) - sizes
+    return start
+
+
+def _classes(base: int, period: int) -> I64:
+    """The classes modulo `period`, those of one class modulo `base` together."""
+    return np.arange(period, dtype=np.int64).reshape(-1, base).T.ravel()
 
 
 def _within(
