@@ -174,14 +174,44 @@ def test_orders_are_cut_by_compiling_again(p: Pattern, order: object) -> None:
             whole.at(301)
 
 
-def test_orders_that_cannot_be_cut(tmp_path: Path) -> None:
-    pc.compile(STRIDES, 300, block=16, order="residue").save(tmp_path / "layout")
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(patterns(), min_size=1, max_size=2),
+    st.integers(1, 64),
+    st.integers(1, 64),
+    st.sampled_from([16, (32, 16), (16, 64)]),
+    st.data(),
+)
+def test_a_cut_of_any_order(
+    heads: list[Pattern], n: int, n_k: int, block: int, data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(n))), data.draw(st.permutations(range(n_k)))
+    whole = pc.compile(pc.heads(heads), n, n_k, block=block, order=order)
+    short, keys = data.draw(st.integers(0, n)), data.draw(st.integers(0, n_k))
+    part = whole.at(short, keys)
+    assert (held(part) == whole.dense()[..., :short, :keys]).all()
+
+
+def test_orders_from_a_file_are_cut(tmp_path: Path) -> None:
+    whole = pc.compile(STRIDES | pc.causal() & pc.window(20), 300, block=16, order="residue")
+    whole.save(tmp_path / "layout")
     loaded = Layout.load(tmp_path / "layout")
-    with pytest.raises(LayoutError, match="cannot be cut: it stands in another order than that of"):
-        loaded.at(100)
-    drawn = pc.compile(pc.random_edges(2), 64, block=16, order=np.arange(64)[::-1])
-    with pytest.raises(PatternValueError, match='compile with order="token", whose layouts'):
-        drawn.at(60)
+    for n in (299, 100, 0):
+        assert (held(loaded.at(n)) == whole.dense()[:n, :n]).all()
+    with pytest.raises(LayoutError, match="holds no pattern"):
+        loaded.at(301)
+
+
+def test_a_cut_of_an_order_keeps_its_tiles_dense() -> None:
+    """Classes of a stride lose their ends: the tiles that are left are near those of a
+    compilation."""
+    p = pc.causal() & pc.strided(64)
+    whole = pc.compile(p, 2**15, block=64, order="residue")
+    part, wanted = whole.at(20_000), pc.compile(p, 20_000, block=64, order="residue")
+    assert part.edges == wanted.edges
+    assert part.full_tiles == wanted.full_tiles
+    assert part.partial_tiles == wanted.partial_tiles
+    assert not len(part.bits)
 
 
 def test_terms_in_token_order_are_cut_one_by_one() -> None:

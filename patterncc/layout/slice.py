@@ -21,6 +21,7 @@ from patterncc.layout.budget import Budget
 from patterncc.layout.build import Grid, edges_of
 from patterncc.layout.layout import Layout, Recipe, Runs
 from patterncc.layout.limits import MAX_LENGTH
+from patterncc.layout.recut import recut
 from patterncc.pattern import check_int
 from patterncc.primitives import Expander
 from patterncc.stack import Heads
@@ -81,11 +82,10 @@ def at(layout: Layout, n: int, n_k: int | None = None) -> Layout:
     if (n, n_k) == (layout.n, layout.n_k):
         return layout
     if n > layout.n or n_k > layout.n_k:
-        return _again(layout, n, n_k, "grow")
-    if any(t.order is not None for t in layout.terms):
-        # cutting an order moves every later slot to other tiles
-        return _again(layout, n, n_k, "be cut")
-    first, *rest = (_shorter(t, n, n_k) for t in layout.terms)
+        return _longer(layout, n, n_k)
+    # in another order every later slot moves: tiles are laid out anew
+    terms = [_shorter(t, n, n_k) if t.order is None else recut(t, n, n_k) for t in layout.terms]
+    first, *rest = terms
     return replace(first, rest=tuple(t for t in rest if len(t.rows.run)), recipe=layout.recipe)
 
 
@@ -239,19 +239,23 @@ def _joined(kept: _Kept, words: I32, grid: Grid) -> Runs:
     return Runs(grid.lines, ptr, run)
 
 
-def _again(layout: Layout, n: int, n_k: int, to: str) -> Layout:
-    """The layout compiled anew at another length, where that is the same graph."""
+def _longer(layout: Layout, n: int, n_k: int) -> Layout:
+    """The layout compiled anew for more tokens, where that is the same graph."""
     from patterncc.layout.compiler import compile
 
     recipe = layout.recipe
-    asked = f"layout.at({n}): this layout of {layout.n} queries and {layout.n_k} keys cannot {to}"
+    asked = f"layout.at({n}): this layout of {layout.n} queries and {layout.n_k} keys cannot grow"
     if recipe is None:
-        why = "it stands in another order than that of tokens and " if to == "be cut" else ""
         raise LayoutError(
-            f"{asked}: {why}it holds no pattern, as no layout from a file does; compile the "
-            f"pattern for n={n}"
+            f"{asked}: it holds no pattern, as no layout from a file does; compile the pattern "
+            f"for n={n}"
         )
-    _check_draws(recipe, asked, to)
+    _check_draws(recipe, asked)
+    if recipe.order is not None and not isinstance(recipe.order, str):
+        raise PatternValueError(
+            f"{asked}: its order is a permutation that was given for this length; compile for "
+            f"n={n} with one of as many tokens, or without"
+        )
     made = compile(
         recipe.source,
         n,
@@ -260,7 +264,7 @@ def _again(layout: Layout, n: int, n_k: int, to: str) -> Layout:
         layout.k_offset,
         layout.block if len(layout.terms) == 1 else recipe.block,
         layer=recipe.layer,
-        order=_order_at(layout, recipe.order, n, n_k, asked),
+        order=recipe.order,
         max_tiles=recipe.max_tiles,
         **recipe.bindings,
     )
@@ -268,7 +272,7 @@ def _again(layout: Layout, n: int, n_k: int, to: str) -> Layout:
     return replace(made, device=layout.device, recipe=recipe)
 
 
-def _check_draws(recipe: Recipe, asked: str, to: str) -> None:
+def _check_draws(recipe: Recipe, asked: str) -> None:
     """Refuse patterns whose edges among the first tokens change with the length."""
     source = recipe.source
     for p in source.patterns if isinstance(source, Heads) else (source,):
@@ -276,24 +280,7 @@ def _check_draws(recipe: Recipe, asked: str, to: str) -> None:
             if getattr(leaf, "past", True) and not isinstance(leaf, Expander):
                 continue
             known = "write it with past=True, or " if hasattr(leaf, "past") else ""
-            cut = "compile once at the longest length and take slices of it"
-            if to == "be cut":
-                cut = 'compile with order="token", whose layouts are cut as they are'
             raise PatternValueError(
                 f"{asked}: the edges of {leaf} are drawn for one length, another length is another "
-                f"graph; {known}{cut}"
+                f"graph; {known}compile once at the longest length and take slices of it"
             )
-
-
-def _order_at(layout: Layout, order: object, n: int, n_k: int, asked: str) -> object:
-    """An order as it was given; a permutation without the tokens that are cut off."""
-    if order is None or isinstance(order, str):
-        return order
-    given = layout.order
-    assert given is not None  # a permutation is taken as it is given
-    if n > layout.n or n_k > layout.n_k:
-        raise PatternValueError(
-            f"{asked}: its order is a permutation that was given for this length; compile for "
-            f"n={n} with one of as many tokens, or without"
-        )
-    return given.queries[given.queries < n], given.keys[given.keys < n_k]
