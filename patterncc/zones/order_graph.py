@@ -35,7 +35,7 @@ _SAMPLE = 512  # nodes that say whether it is worth to count all triangles
 _LEAST, _MOST = 0.25, 0.999  # edges that close triangles, of all, where the others are left out
 _PART = 4096  # tokens of a METIS part
 _STEPS = 2**24  # paths of two edges that are looked at together
-_TILE = 8  # the side of a square of a grid that stays together
+_BITS = 7  # a square (or cube) of a grid that stays together has 2**7 positions, a tile's side
 
 
 def graph_order(name: str, i: I64, j: I64, frame: Frame) -> Order:
@@ -159,24 +159,26 @@ def _parts(graph: Any) -> I32:
 
 
 def grid_order(p: Grid, frame: Frame) -> Order:
-    """Morton order of squares (or cubes) of a grid: within a square row by row, so that its rows
-    stay runs; squares along the curve; positions past the grid last."""
+    """Morton order of squares (or cubes) of 128 positions: within a square row by row, so that its
+    rows stay runs; squares along the curve; positions past the grid last."""
     shape = tuple(p.shape)
     total = min(math.prod(shape), max(frame.box[1], frame.box[3]))
     rest = np.arange(total, dtype=np.int64)
     curve, inner = np.zeros_like(rest), np.zeros_like(rest)
     axes = [a for a, size in enumerate(shape) if size > 1]
+    wide = _BITS // max(1, len(axes))
+    last = _BITS - wide * (len(axes) - 1)  # of the last axis, whose neighbours are runs
     parts: list[tuple[I64, I64]] = []
     for axis in reversed(range(len(shape))):
         rest, x = np.divmod(rest, shape[axis])
         if axis in axes:
-            side = _TILE if axis != axes[-1] else 2 * _TILE
-            parts.insert(0, (x // side, x % side))
+            bits = last if axis == axes[-1] else wide
+            parts.insert(0, (x >> bits, x & ((1 << bits) - 1)))
     for bit in range(max(1, max(shape).bit_length())):
         for k, (square, _) in enumerate(reversed(parts)):
             curve |= ((square >> bit) & 1) << (bit * len(parts) + k)
     for _, within in parts:
-        inner = inner * (2 * _TILE) + within
+        inner = (inner << _BITS) + within
     ranked = np.lexsort((inner, curve))
     past = np.arange(total, max(frame.box[1], frame.box[3]))
     return restricted("morton", np.concatenate([ranked, past]), frame)
