@@ -3,7 +3,8 @@
 Shorter is a cut of the arrays: the tile rows and columns that are left keep their runs, and only
 the masks of the last tile row and the last tile column change.  A tile that was full and reaches
 past the new last key gets a mask that leaves the missing keys out.  Nothing is lowered again, so a
-layout from a file, and one of random edges drawn for its own length, are cut just the same.
+layout from a file, and one of random edges drawn for its own length, are cut just the same.  Terms
+in another order than that of tokens are laid out anew (`recut`).
 
 Longer needs the pattern: the layout is compiled again as its `recipe` says.
 """
