@@ -49,7 +49,7 @@ class FA4Blocks:
     full_block_idx: I32 | None
     block_size: tuple[int, int]
 
-    def tensors(self, device: object = "cuda") -> dict[str, torch.Tensor | tuple[int, int] | None]:
+    def tensors(self, device: object = "cuda") -> dict[str, Any]:
         """The keyword arguments of BlockSparseTensorsTorch."""
         import torch
 

@@ -7,7 +7,7 @@ conversion of its masks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class FlashInferBlocks:
         parts = [row.transpose(1, 0, 2).reshape(-1) for row in rows]
         return np.concatenate([np.zeros(0, dtype=bool), *parts])
 
-    def plan(self, device: object = "cuda") -> dict[str, torch.Tensor | int | None]:
+    def plan(self, device: object = "cuda") -> dict[str, Any]:
         """The keyword arguments of `plan` that say which edges there are; heads, head_dim and
         dtypes are yours to add: ``wrapper.plan(**blocks.plan(), num_qo_heads=32, ...)``."""
         import torch

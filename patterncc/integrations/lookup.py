@@ -71,10 +71,15 @@ def edge(t: Tables, b: Any, h: Any, i: Any, j: Any) -> Any:
     return (t.bits[code, row, column >> 5] >> (column & 31) & 1) == 1
 
 
+def _across(layout: Layout) -> int:
+    """Pages of a tile row, at least one."""
+    return max(1, -(-layout.columns >> _PAGE))
+
+
 def table_bytes(layout: Layout) -> int:
     """What the tables take at most, before they are made."""
     words = layout.block[0] * -(-layout.block[1] // 32)
-    across = -(-layout.columns >> _PAGE)
+    across = _across(layout)
     lower = min(layout.patterns * layout.lines * across, 3 * len(layout.rows.run)) << _PAGE
     masks = 2 + len(layout.zones) + len(layout.bits)
     return 4 * (masks * words + layout.patterns * layout.lines * across + lower)
@@ -100,7 +105,7 @@ def tables(layout: Layout) -> Tables:
 
 def _pages(layout: Layout) -> tuple[I32, I32]:
     """Both levels of the table of codes; pages that are full throughout are one page."""
-    side, across = 1 << _PAGE, -(-layout.columns >> _PAGE)
+    side, across = 1 << _PAGE, _across(layout)
     at, start, count, code = _pieces(layout)
     whole = (code == 1) & (count == side)
     pages = np.zeros(layout.patterns * layout.lines * across, dtype=np.int32)
@@ -117,7 +122,7 @@ def _pages(layout: Layout) -> tuple[I32, I32]:
 
 def _pieces(layout: Layout) -> tuple[NDArray[np.int64], ...]:
     """Runs cut where pages end: page over all lines, first tile in it, tiles, code."""
-    across = -(-layout.columns >> _PAGE)
+    across = _across(layout)
     line = np.repeat(np.arange(len(layout.rows.ptr) - 1), np.diff(layout.rows.ptr))
     first, count, word = layout.rows.run.T.astype(np.int64)
     parts = (first + count - 1 >> _PAGE) - (first >> _PAGE) + 1
