@@ -151,7 +151,7 @@ def test_equal_tiles_are_stored_once() -> None:
 
 def test_sums_that_collide_do_not_merge_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thin, "MANY", 1)
-    monkeypatch.setattr(thin, "_mixed", lambda values: np.ones(len(values), dtype=np.uint64))
+    monkeypatch.setattr(thin, "mixed", lambda values: np.ones(len(values), dtype=np.uint64))
     rng = np.random.default_rng(6)
     mask = rng.random((256, 256)) < 0.2
     made = pc.compile(pc.edges(mask), 256, block=64, order="token")

@@ -15,6 +15,7 @@ import numpy as np
 
 from patterncc.layout.budget import Budget
 from patterncc.layout.limits import SLOTS
+from patterncc.layout.shared import distinct_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -176,13 +177,10 @@ def settle(
     code[alone] = place[len(single) :] + 1
     table, place = distinct(r.zones[few])
     code[few] = place + (len(ones) + 1)
-    seen: dict[bytes, int] = {}
-    drawn = [seen.setdefault(b.tobytes(), len(seen)) for b in r.bits]
-    code[r.kind == 2] = np.array(drawn, dtype=np.int64) + (len(ones) + len(table) + 1)
+    once, place = distinct_bits(r.bits)
+    code[r.kind == 2] = place + (len(ones) + len(table) + 1)
     word[several] = code[entry]
-    bits = np.frombuffer(b"".join(seen), dtype=np.uint32).reshape(-1, *_no_bits(block).shape[1:])
-    # a copy: torch warns of arrays that cannot be written
-    return Words(word, np.concatenate([_table(ones), _table(table)]), bits.copy())
+    return Words(word, np.concatenate([_table(ones), _table(table)]), r.bits[once])
 
 
 def _table(packed: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patterncc.layout import masks
+from patterncc.layout.limits import SLOTS
 from patterncc.layout.runs import inside
+from patterncc.layout.shared import distinct_bits, first_of_each, mixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,12 +35,12 @@ if TYPE_CHECKING:
 MANY = 2**13
 """Zones of one query from which they are taken as strokes."""
 
-CROWDED = 8
-"""Strokes above which a tile is drawn; fewer are merged where that is exact."""
+CROWDED = SLOTS
+"""Strokes above which a tile is drawn; up to as many stay zones, merged where that is exact."""
 
 _SHIFT = 24
 _PART = 2**15  # zones and strokes that are looked at together, so that they stay in cache
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_SALT = np.uint64(0x9E3779B97F4A7C15)  # tells zones from strokes
 
 
 def thin_zones(zones: ZoneSet, height: int, tiles: int) -> NDArray[np.bool_] | None:
@@ -227,24 +229,14 @@ def _zones(stroke: I64) -> I64:
 
 
 def distinct(crowd: Crowd) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Of tiles with equal strokes and zones the first, and for each tile its place among those.
+    """Of tiles with equal strokes and zones the first, and for each tile its place among those."""
+    others = np.searchsorted(crowd.owner, np.arange(len(crowd.tile)))
 
-    Tiles are found by a sum of mixed strokes, then compared stroke by stroke.
-    """
-    every = np.arange(len(crowd.tile))
-    sums = _sums(crowd)
-    order = np.argsort(sums, kind="stable")
-    same = np.zeros(len(order), dtype=bool)
-    same[1:] = sums[order[1:]] == sums[order[:-1]]
-    leader = np.empty(len(order), dtype=np.intp)
-    leader[order] = order[np.maximum.accumulate(np.where(same, 0, every))]
-    copies = np.flatnonzero(leader != every)
-    local = crowd.stroke & (2**_SHIFT - 1) if len(copies) else crowd.stroke
-    equal = _equal(local, crowd.start, copies, leader[copies])
-    equal &= _equal(crowd.zone, np.searchsorted(crowd.owner, every), copies, leader[copies])
-    leader[copies[~equal]] = copies[~equal]
-    kept = np.flatnonzero(leader == every)
-    return kept, np.searchsorted(kept, leader)
+    def equal(a: NDArray[np.intp], b: NDArray[np.intp]) -> NDArray[np.bool_]:
+        drawn = _equal(crowd.stroke, crowd.start, a, b, 2**_SHIFT - 1)
+        return drawn & _equal(crowd.zone, others, a, b, -1)
+
+    return first_of_each(_sums(crowd), equal)
 
 
 def _sums(crowd: Crowd) -> NDArray[np.uint64]:
@@ -254,34 +246,25 @@ def _sums(crowd: Crowd) -> NDArray[np.uint64]:
     step = _PART // 64
     for a in range(0, len(sums), step):
         first, last = crowd.start[a], end[min(a + step, len(sums)) - 1]
-        mixed = _mixed(crowd.stroke[first:last] & (2**_SHIFT - 1))
-        sums[a : a + step] = np.add.reduceat(mixed, crowd.start[a : a + step] - first)
-    np.add.at(sums, crowd.owner, _mixed(crowd.zone) * _GOLDEN)
+        spread = mixed(crowd.stroke[first:last] & (2**_SHIFT - 1))
+        sums[a : a + step] = np.add.reduceat(spread, crowd.start[a : a + step] - first)
+    np.add.at(sums, crowd.owner, mixed(crowd.zone) * _SALT)
     return sums
 
 
 def _equal(
-    values: I64, start: NDArray[np.intp], a: NDArray[np.intp], b: NDArray[np.intp]
+    values: I64, start: NDArray[np.intp], a: NDArray[np.intp], b: NDArray[np.intp], bits: int
 ) -> NDArray[np.bool_]:
-    """Whether lists a[k] and b[k] are the same; list x is values[start[x] : start[x + 1]]."""
+    """Whether lists a[k] and b[k] agree in some bits; list x is values[start[x] : start[x + 1]]."""
     size = np.diff(start, append=len(values))
     equal: NDArray[np.bool_] = size[a] == size[b]
-    for first in range(0, len(a), _PART // 64):
-        some = first + np.flatnonzero(equal[first : first + _PART // 64])
-        count = size[a[some]]
-        before = np.cumsum(count) - count
-        step = np.arange(int(count.sum())) - np.repeat(before, count)
-        left, right = (values[np.repeat(start[x[some]], count) + step] for x in (a, b))
-        equal[np.repeat(some, count)[left != right]] = False
+    some = np.flatnonzero(equal)
+    count = size[a[some]]
+    before = np.cumsum(count) - count
+    step = np.arange(int(count.sum())) - np.repeat(before, count)
+    left, right = (values[np.repeat(start[x[some]], count) + step] for x in (a, b))
+    equal[np.repeat(some, count)[(left ^ right) & bits != 0]] = False
     return equal
-
-
-def _mixed(values: I64) -> NDArray[np.uint64]:
-    z = values.astype(np.uint64) * _GOLDEN
-    z ^= z >> np.uint64(32)
-    z *= np.uint64(0xD6E8FEB86659FD93)
-    z ^= z >> np.uint64(32)
-    return z
 
 
 def drawn(
@@ -309,11 +292,8 @@ def drawn(
         return made, place
     _add_zones(crowd, kept, made, block)
     # other zones may cut one drawing in several ways
-    seen: dict[bytes, int] = {}
-    same = np.array([seen.setdefault(b.tobytes(), len(seen)) for b in made], dtype=np.intp)
-    if len(seen) == len(made):
-        return made, place
-    return made[np.unique(same, return_index=True)[1]], same[place]
+    once, same = distinct_bits(made)
+    return (made, place) if len(once) == len(made) else (made[once], same[place])
 
 
 def _draw(
