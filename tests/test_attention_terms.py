@@ -176,6 +176,27 @@ def test_heads_that_differ_and_share_keys(backend: str, kv_heads: int) -> None:
     torch.testing.assert_close(out, exact.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_sequences_with_masks_of_their_own(heads: int) -> None:
+    made, mask = example(heads=2 * heads)
+    layout = replace(
+        made, sequences=2, rest=tuple(replace(t, sequences=2) for t in made.rest), pattern="two"
+    )
+    masks = mask.reshape(2, heads, 70, 70)
+    assert np.array_equal(layout.dense(), masks.numpy())
+    assert "2 sequences" in str(layout)
+    for backend in ("cpu", "reference"):
+        check(layout, masks, backend, heads=2)
+    q, k, v = (x.detach() for x in tensors(70, 70, heads=2))
+    whole, _ = reference.attention(q, k, v, masks)
+    at = torch.tensor([40, 7])
+    rows = torch.stack([q[0, :, 40:42], q[1, :, 7:9]])
+    expected = torch.stack([whole[0, :, 40:42], whole[1, :, 7:9]]).float()
+    for backend in ("cpu", "reference"):
+        step = pc.attention(rows, k, v, layout, enable_gqa=True, position=at, backend=backend)
+        torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_frames_with_offsets() -> None:
     layout, mask = example(Frame(40, 60, 20, 0))
     check(layout, mask)
@@ -234,7 +255,8 @@ def test_a_step_copies_only_the_keys_of_its_tile_rows(heads: int) -> None:
     masks = np.array([pc.lower(pc.window(9, 9), n).dense() & (rng.random((n, n)) < 0.7)] * heads)
     order = Order.of("by residue", np.argsort(np.arange(n) % 3, kind="stable"))
     keys = Order.of("keys alone", np.arange(n), order.queries)
-    for orders in ([order, None], [order, order], [None, order], [keys, None]):
+    several: list[Orders] = [[order, None], [order, order], [None, order], [keys, None]]
+    for orders in several:
         owner = rng.integers(0, 2, (n, n))
         layout = in_terms(masks, owner, orders)
         q, k, v = tensors(n, n, heads=2)

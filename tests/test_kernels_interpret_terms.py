@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 import patterncc as pc
 from patterncc.kernels import reference
 from patterncc.zones import Frame
-from tests.test_attention_terms import example, tensors
+from patterncc.zones.order import Order
+from tests.test_attention_terms import example, in_terms, tensors
 
 
 def test_terms_through_the_kernels() -> None:
@@ -41,3 +43,20 @@ def test_decode_of_terms_through_the_kernels() -> None:
         if last == 54:
             torch.testing.assert_close(step[1], exact[1, :, 38:40].float(), rtol=1e-4, atol=1e-5)
     assert (step[1, :, 1] == 0).all() and (lse[1, :, 1] == -torch.inf).all()
+
+
+@torch.no_grad()
+def test_a_step_copies_only_the_keys_of_its_tile_row() -> None:
+    """All else in the copy is NaN here, as torch fills what nobody has written."""
+    n = 200
+    order = Order.of("by residue", np.argsort(np.arange(n) % 3, kind="stable"))
+    mask = pc.lower(pc.window(6, 6), n).dense()
+    layout = in_terms(mask[None], np.zeros((n, n), dtype=np.int64), [order])
+    q, k, v = tensors(n, n, heads=2)
+    exact, _ = reference.attention(q, k, v, torch.from_numpy(mask))
+    torch.use_deterministic_algorithms(True)
+    try:
+        step = pc.attention(q[:, :, 70:71], k, v, layout, position=70, backend="triton")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(step, exact[:, :, 70:71].float(), rtol=1e-4, atol=1e-5)

@@ -294,8 +294,9 @@ def test_equal_sides_of_an_order_are_kept_once(tmp_path: Path) -> None:
 
 def placed(x: Layout, side: str, values: list[int]) -> Layout:
     assert x.order is not None
-    order = replace(x.order, **{side: np.array(values, dtype=np.int32)})
-    return replace(x, order=order)
+    sides = {"queries": x.order.queries, "keys": x.order.keys}
+    sides[side] = np.array(values, dtype=np.int32)
+    return replace(x, order=Order(x.order.name, sides["queries"], sides["keys"]))
 
 
 def second(x: Layout, change: Change) -> Layout:
