@@ -143,7 +143,7 @@ def test_a_layout_from_a_file_is_cut_and_never_grown(tmp_path: Path) -> None:
     pc.compile(p, 300, block=32).save(tmp_path / "layout")
     loaded = Layout.load(tmp_path / "layout")
     assert loaded.at(99).hash == pc.compile(p, 99, block=32).hash
-    with pytest.raises(LayoutError, match="holds no pattern, as no layout from a file does"):
+    with pytest.raises(LayoutError, match="holds no pattern, as layouts from files"):
         loaded.at(301)
 
 
@@ -161,7 +161,7 @@ STRIDES = pc.causal() & pc.strided(16)
     ],
     ids=["residue", "two terms", "clusters", "reversed", "a pair"],
 )
-def test_orders_are_cut_by_compiling_again(p: Pattern, order: object) -> None:
+def test_orders_are_cut(p: Pattern, order: object) -> None:
     whole = pc.compile(p, 300, block=16, order=order)
     assert any(t.order is not None for t in whole.terms)
     for n in (299, 130, 16, 0):
@@ -227,6 +227,18 @@ def test_sequences_of_a_batch_are_cut_alike() -> None:
     layout = pc.compile(pc.heads([pc.causal(), pc.window(5, 5)]), 100, block=16, order="token")
     batch = replace(layout, sequences=2, head_pattern=np.array([0, 1, 1, 1], dtype=np.int32))
     assert (batch.at(37).dense() == batch.dense()[..., :37, :37]).all()
+
+
+def test_batches_are_cut_and_never_grown() -> None:
+    ids = np.repeat([0, 1, 2], [30, 50, 20])
+    layout = pc.compile(pc.causal() & pc.window(20), 100, block=16, doc_ids=[ids, ids[::-1]])
+    assert layout.sequences == 2
+    part = layout.at(61)
+    assert (part.dense() == layout.dense()[..., :61, :61]).all()
+    assert (part.varies, part.sequences) == (layout.varies, 2)
+    assert digest(part) == digest(layout)
+    with pytest.raises(LayoutError, match="as layouts from files and of batches"):
+        layout.at(101)
 
 
 def test_lengths_that_cannot_be() -> None:

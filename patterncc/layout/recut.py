@@ -56,6 +56,7 @@ def recut(term: Layout, n: int, n_k: int) -> Layout:
         k_offset=term.k_offset,
         device=term.device,
         sequences=term.sequences,
+        varies=term.varies,
         order=order,
     )
 

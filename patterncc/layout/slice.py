@@ -248,8 +248,8 @@ def _longer(layout: Layout, n: int, n_k: int) -> Layout:
     asked = f"layout.at({n}): this layout of {layout.n} queries and {layout.n_k} keys cannot grow"
     if recipe is None:
         raise LayoutError(
-            f"{asked}: it holds no pattern, as no layout from a file does; compile the pattern "
-            f"for n={n}"
+            f"{asked}: it holds no pattern, as layouts from files and of batches do not; compile "
+            f"the pattern for n={n}"
         )
     _check_draws(recipe, asked)
     if recipe.order is not None and not isinstance(recipe.order, str):
