@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from patterncc.layout.choose import NEAR
@@ -52,8 +53,25 @@ def _heading(found: Choices, layer: LayerChoice) -> str:
     count = sum(len(x.layers) for x in found.layers)
     if count == 1:
         return pattern
-    named = ", ".join(map(str, layer.layers[:8])) + (", ..." if len(layer.layers) > 8 else "")
-    return f"layer{'s' if len(layer.layers) > 1 else ''} {named} of {count}: {pattern}"
+    return (
+        f"layer{'s' if len(layer.layers) > 1 else ''} {spans(layer.layers)} of {count}: {pattern}"
+    )
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers, those that follow each other joined.
+
+    >>> spans([0, 1, 2, 5, 7, 8])
+    '0-2, 5, 7-8'
+    """
+    found: list[list[int]] = []
+    for k in numbers:
+        if found and found[-1][-1] == k - 1:
+            found[-1][1:] = [k]
+        else:
+            found.append([k])
+    named = ["-".join(map(str, x)) for x in found]
+    return ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
 
 
 def _table(layer: LayerChoice) -> list[str]:

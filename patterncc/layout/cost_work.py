@@ -13,7 +13,8 @@ of tiles divide 256), so the first and the last slab of such a stretch tell the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,7 +32,9 @@ Counts = Literal["exact", "bound", "sample"]
 SLAB = 256  # the largest side of a tile
 FEW = 8  # zones whose bounds are compared pair by pair
 NEAR = 3  # slabs beside a corner in which rounding to tiles may still be uneven
-SAMPLE = 256  # slabs that stand for all where there are many zones
+SAMPLE = 256  # slabs that stand for all where there are many zones, at most
+CROWD = 100_000  # zones that are looked at where there are very many
+MOST = 16  # slabs at least, however many zones each holds
 MANY_STRIPS = 1_000_000  # more are not counted one by one
 
 
@@ -81,16 +84,22 @@ class Part:
 def part(zones: ZoneSet, quick: bool = False) -> Part:
     """The zones as they are counted, for any size of tile.
 
-    quick: of many zones, count some slabs only.
+    quick: of many zones, count some slabs only, as is done of very many in any case.
     """
-    table, frame = local(zones), zones.frame
+    frame, count = zones.frame, len(zones.table)
+    quick = quick or count > MANY_STRIPS
     slabs = -(-frame.n // SLAB)
-    if len(table) <= FEW:
-        if slabs > 64 * max(1, len(table)):
+    if quick and count > 4 * CROWD and _by_query(zones.table):
+        spaced = _spaced(slabs, CROWD * slabs // count + MOST)
+        return _cut(frame, _reading(zones, spaced), spaced, _stand_for(spaced, slabs), True)
+    table = local(zones)
+    if count <= FEW:
+        if slabs > 64 * max(1, count):
             return _cut(frame, table, *_stretches(_corners(table, frame.n), slabs))
-    elif quick and len(table) + slabs > 16 * SAMPLE:
-        return _cut(frame, table, *_drawn(_largest(table), slabs), sampled=True)
-    return Part(frame, table, None, np.ones(0), len(table))
+    elif quick and count + slabs > 16 * SAMPLE:
+        some = min(SAMPLE, CROWD * slabs // count + MOST)
+        return _cut(frame, table, *_drawn(_largest(table), slabs, some), sampled=True)
+    return Part(frame, table, None, np.ones(0), count)
 
 
 def work(p: Part, block: tuple[int, int]) -> Work:
@@ -196,13 +205,41 @@ def _largest(table: NDArray[Any]) -> NDArray[np.int64]:
 
 def _drawn(alone: NDArray[np.int64], slabs: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Slabs to count, spread evenly, and how many are nearest to each; `alone` for themselves."""
-    spaced = np.setdiff1d(np.linspace(0, slabs - 1, min(SAMPLE, slabs)).astype(np.int64), alone)
-    cuts = np.concatenate([[0], (spaced[1:] + spaced[:-1] + 1) // 2, [slabs]])
-    weight = np.diff(cuts - np.searchsorted(alone, cuts)).astype(np.float64)
+    spaced = np.setdiff1d(_spaced(slabs, some), alone)
+    weight = _stand_for(spaced, slabs, alone)
     rows = np.concatenate([alone, spaced])
     weight = np.concatenate([np.ones(len(alone)), weight])
     order = np.argsort(rows)
     return rows[order], weight[order]
+
+
+def _spaced(slabs: int, count: int) -> NDArray[np.int64]:
+    """So many slabs, spread evenly."""
+    return np.unique(np.linspace(0, slabs - 1, min(count, slabs)).astype(np.int64))
+
+
+def _stand_for(
+    spaced: NDArray[np.int64], slabs: int, but: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """How many slabs are nearest to each of the spaced ones, `but` some."""
+    cuts = np.concatenate([[0], (spaced[1:] + spaced[:-1] + 1) // 2, [slabs]])
+    taken = 0 if but is None else np.searchsorted(but, cuts)
+    return np.diff(cuts - taken).astype(np.float64)
+
+
+def _by_query(table: NDArray[np.int64]) -> bool:
+    """Whether a table of very many zones seems to be sorted by query, each zone low."""
+    some = table[:: len(table) // 2**14]
+    return bool((np.diff(some[:, 0]) >= 0).all()) and int((some[:, 1] - some[:, 0]).max()) <= SLAB
+
+
+def _reading(zones: ZoneSet, spaced: NDArray[np.int64]) -> NDArray[Any]:
+    """The zones of such a table that begin in some slabs, found by bisection."""
+    begins, first = zones.table[:, 0], zones.frame.q_offset
+    starts = [bisect_left(begins, first + s * SLAB) for s in spaced.tolist()]
+    ends = [bisect_left(begins, first + (s + 1) * SLAB) for s in spaced.tolist()]
+    rows = np.concatenate([zones.table[a:b] for a, b in zip(starts, ends)])
+    return local(replace(zones, table=rows))
 
 
 def _cut(
