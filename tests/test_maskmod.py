@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
 import patterncc as pc
+from tests.maskmods import GYM, OTHERS
 
 Mask = Callable[..., Any]
 N = 13
@@ -22,11 +25,17 @@ def evaluated(fn: Mask, n: int, n_k: int | None = None, heads: int = 1, b: int =
     return create_mask(fn, b + 1, heads, n, n if n_k is None else n_k, device="cpu")[b].numpy()
 
 
-def check(fn: Mask, n: int, n_k: int | None = None, **more: Any) -> pc.Pattern:
-    p = pc.from_mask_mod(fn, **more)
-    assert isinstance(p, pc.Pattern)
-    assert np.array_equal(pc.lower(p, n, n_k).dense(), evaluated(fn, n, n_k)[0]), str(p)
+def check(fn: Mask, queries: int, keys: int | None = None, **more: Any) -> pc.Pattern:
+    """What is read, after it was compared with what torch computes."""
+    (p,) = pc.Stack([pc.from_mask_mod(fn, **more)]).patterns
+    wanted = evaluated(fn, queries, keys)[0]
+    assert np.array_equal(pc.lower(p, queries, keys).dense(), wanted), str(p)
     return p
+
+
+def check_at(fn: Mask, queries: int, keys: int) -> pc.Pattern:
+    """The same, told the lengths, and that there is one sequence and one head."""
+    return check(fn, queries, keys, n=queries, n_k=keys, batch=0, heads=1)
 
 
 # --- generated mask functions -------------------------------------------------------------------
@@ -130,3 +139,55 @@ def test_without_a_length_a_mask_is_exact_or_refused(condition: Term, n: int) ->
         return
     assert isinstance(p, pc.Pattern)
     assert np.array_equal(pc.lower(p, n).dense(), broadcast(condition, n, n)), str(p)
+
+
+# --- masks that people write --------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's vmap of isin
+@pytest.mark.parametrize("name", [*GYM, *OTHERS])
+def test_a_mask_that_people_write(name: str) -> None:
+    fn, n, n_k, wanted = (GYM | OTHERS)[name]
+    p = check_at(fn, n, n_k)
+    if wanted:
+        assert str(p) == wanted
+
+
+def gym_masks() -> dict[str, tuple[Mask, int, int]]:
+    """The masks of attention-gym itself, where it is installed."""
+    if importlib.util.find_spec("attn_gym") is None:
+        return {}
+    from attn_gym import masks as gym
+
+    offsets = torch.tensor([0, 3, 7, 12], dtype=torch.int32)
+    chosen = torch.tensor([[[[0, 1], [1, 2], [0, 2]]]])
+    tree = gym.build_tree_ancestor_matrix([-1, 0, 0, 1, 2], "cpu")
+    make: dict[str, tuple[tuple[Any, ...], int, int]] = {
+        "batchify_mask_mod": ((gym.causal_mask, 4), 18, 18),
+        "generate_block_diffusion_mask": ((8, 4), 16, 16),
+        "generate_dilated_sliding_window": ((4, 2), 20, 20),
+        "generate_doc_mask_mod": ((gym.causal_mask, offsets), 12, 12),
+        "generate_packed_causal_doc_mask_mod": ((offsets,), 12, 12),
+        "generate_vision_cross_attention_mask_mod": ((torch.tensor([[0, 7], [7, 12]]), 4), 12, 8),
+        "generate_global_sliding_window": ((2, torch.arange(12) % 5 == 0), 12, 12),
+        "generate_jetspec_tree_causal_mask_mod": ((3, tree), 5, 8),
+        "generate_jetspec_training_mask_mod": ((3, 4), 8, 11),
+        "generate_natten": ((6, 6, 3, 3), 36, 36),
+        "generate_tiled_natten": ((8, 8, 3, 3, 4, 4), 64, 64),
+        "generate_morton_natten": ((8, 8, 3, 3), 64, 64),
+        "generate_prefix_lm_mask": ((4,), 20, 20),
+        "generate_shared_prefix_mask_mod": ((offsets, torch.tensor([0, 0, 0])), 12, 12),
+        "generate_sliding_window": ((3,), 20, 20),
+        "generate_sta_mask_mod_2d": (((8, 8), (4, 4), (2, 2), 3), 67, 67),
+        "generate_sta_mask_mod_3d": (((4, 4, 4), (2, 2, 2), (2, 2, 2)), 64, 64),
+        "generate_spatial_head_mask_mod": ((2, 4, 5, 2, True, 4), 22, 22),
+        "generate_temporal_head_mask_mod": ((2, 4, 5, 2), 22, 22),
+        "generate_vsa_mask_mod": ((chosen, 4, torch.tensor([4, 3, 2])), 12, 12),
+    }
+    there = {name: (getattr(gym, name)(*args), n, n_k) for name, (args, n, n_k) in make.items()}
+    return {"causal_mask": (gym.causal_mask, 20, 20), **there}
+
+
+def test_the_masks_of_attention_gym_itself() -> None:
+    for fn, n, n_k in gym_masks().values():
+        check_at(fn, n, n_k)

@@ -69,7 +69,8 @@ def as_grid(at: Frame, asked: dict[Node, Coordinate]) -> Pattern | None:
     position = np.arange(at.n)
     places = [position // d.step % s for d, s in zip(listed, shape)]
     bounds = [_values(asked[v]) for v in ordered]
-    return _cut(shape, places, bounds) or _shifted(shape, places, bounds)
+    found = _cut(shape, places, bounds)
+    return found if found is not None else _shifted(shape, places, bounds)
 
 
 def _values(x: Coordinate) -> tuple[I64, I64]:

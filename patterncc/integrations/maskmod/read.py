@@ -8,7 +8,7 @@ sub-expression is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -16,8 +16,7 @@ import torch
 
 from patterncc.errors import PatternError
 from patterncc.integrations.maskmod import tables
-from patterncc.integrations.maskmod.grids import as_grid, digit
-from patterncc.integrations.maskmod.join import Coordinate, joined
+from patterncc.integrations.maskmod.compare import Clause, Compared, grid, join
 from patterncc.integrations.maskmod.linear import INT, Linear, is_case, linear, reduced, split
 from patterncc.integrations.maskmod.marks import K, Marks, Q, blocks_of, chunk, periodic, zone_of
 from patterncc.integrations.maskmod.nodes import (
@@ -36,30 +35,6 @@ from patterncc.primitives import Full
 
 BOTH = frozenset(("q_idx", "kv_idx"))
 SIDES = {frozenset({"q_idx"}), frozenset({"kv_idx"})}
-
-
-@dataclass(frozen=True)
-class Compared:
-    """value(j) op bound(i), values of one index each: <=, >= or ==."""
-
-    value: Node
-    op: str
-    bound: Node
-    shown: str
-
-
-@dataclass
-class Clause:
-    """What the parts of an `and` say, gathered."""
-
-    marks: dict[int, Marks] = field(default_factory=dict)  # by block size
-    compared: list[Compared] = field(default_factory=list)
-    parts: list[Pattern] = field(default_factory=list)
-
-    def add(self, marks: Marks) -> None:
-        """Bounds that meet those there are."""
-        held = self.marks.get(marks.block)
-        self.marks[marks.block] = held.meet(marks) if held else marks
 
 
 @dataclass(frozen=True)
@@ -144,10 +119,12 @@ class Reader:
         clause = Clause()
         for part, not_so in parts:
             inner._gather(part, not_so, clause)
-        made = [p for marks in clause.marks.values() for p in chunk(marks)]
+        made = grid(self.frame, clause) if self.frame is not None else []
+        made += [p for marks in clause.marks.values() for p in chunk(marks)]
         made += clause.parts
         held = clause.marks.get(1, Marks()).d[1]
-        made += self._join(clause.compared, causal=held is not None and held <= 0)
+        if self.frame is not None:
+            made += join(self.frame, clause.compared, causal=held is not None and held <= 0)
         made = list(dict.fromkeys(p for p in made if p != Full()))
         if ~Full() in made:
             return ~Full()
@@ -253,8 +230,8 @@ class Reader:
         self._compared(made, negated != strict, clause)
 
     def _compared(self, made: Compared, negated: bool, clause: Clause) -> None:
-        if negated:
-            clause.parts.append(~reduce(lambda a, b: a & b, self._join([made])))
+        if negated and self.frame is not None:
+            clause.parts.append(~reduce(lambda a, b: a & b, join(self.frame, [made])))
         else:
             clause.compared.append(made)
 
@@ -278,37 +255,6 @@ class Reader:
             )
         return made
 
-    def _join(self, compared: list[Compared], causal: bool = False) -> list[Pattern]:
-        """Comparisons of values of the query with values of the key, together."""
-        if not compared:
-            return []
-        at = self.frame
-        assert at is not None
-        by_value: dict[Node, list[Compared]] = {}
-        for x in compared:
-            by_value.setdefault(x.value, []).append(x)
-        if all(linear(x.bound).terms == ((Q, 1),) for x in compared):
-            return [tables.by_key(at, compared)]
-        if set(by_value) == {K}:
-            return [tables.by_query(at, compared, causal)]
-        shown = " & ".join(dict.fromkeys(x.shown for x in compared))
-        if len(by_value) > 1 and all(map(digit, by_value)):
-            asked = {value: _coordinate(at, value, group) for value, group in by_value.items()}
-            if (whole := as_grid(at, asked)) is not None:
-                return [whole]
-            return joined(at, list(asked.values()), shown)
-        labels = {
-            value: group
-            for value, group in by_value.items()
-            if [x.op for x in group] == ["=="] and value != K
-        }
-        rest = [_coordinate(at, v, group) for v, group in by_value.items() if v not in labels]
-        if not all(x.grows or x.flipped().grows for x in rest):
-            rest += [_coordinate(at, value, group) for value, group in labels.items()]
-            return joined(at, rest, shown)
-        made = [tables.equal(at, group[0].bound, value) for value, group in labels.items()]
-        return [*made, *(joined(at, rest, shown) if rest else [])]
-
     def _rewritten(self, form: Linear) -> Linear:
         """The sum with what is known to be equal written alike, where that leaves fewer terms."""
         best = form
@@ -317,19 +263,6 @@ class Reader:
             if tried.terms and _weight(tried) < _weight(best):
                 best = tried
         return best
-
-
-def _coordinate(at: Frame, value: Node, group: list[Compared]) -> Coordinate:
-    """The bounds of one value of the key, from all that is compared with it."""
-    low: tables.Column | None = None
-    high: tables.Column | None = None
-    for x in group:
-        bound = at.column(x.bound, "q_idx")
-        if x.op in ("==", ">="):
-            low = bound if low is None else np.maximum(low, bound)
-        if x.op in ("==", "<="):
-            high = bound if high is None else np.minimum(high, bound)
-    return Coordinate.of(at.column(value, "kv_idx"), low, high, at.n)
 
 
 def _one_of_each(form: Linear) -> bool:
