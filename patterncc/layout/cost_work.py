@@ -203,8 +203,10 @@ def _largest(table: NDArray[Any]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([table[large, 0], table[large, 1] - 1]) // SLAB)
 
 
-def _drawn(alone: NDArray[np.int64], slabs: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Slabs to count, spread evenly, and how many are nearest to each; `alone` for themselves."""
+def _drawn(
+    alone: NDArray[np.int64], slabs: int, some: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Slabs to count, `some` of them spread evenly, and how many are nearest to each; `alone` for themselves."""
     spaced = np.setdiff1d(_spaced(slabs, some), alone)
     weight = _stand_for(spaced, slabs, alone)
     rows = np.concatenate([alone, spaced])
