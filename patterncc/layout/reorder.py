@@ -61,7 +61,7 @@ tiles of a row are untouched."""
 MAX_COUNTED = 2**17
 """Zones times slabs of rows up to which tiles are counted exactly before orders are compared."""
 
-MAX_SEARCH = 2**22
+MAX_SEARCH = 2**21
 """Zones of a graph up to which an order is searched unasked: beyond, that takes many seconds."""
 
 MAX_MORTON = 2**18
@@ -243,7 +243,7 @@ def _best(p: Pattern, setting: Setting, where: Where) -> list[Term]:
     if not any(interleaved(core, where) for core in cores(prepared(p))):
         try:
             found.append([plain_term(p, where)])
-            if _fine(found[0][0].zones, graph=set(names) <= {"rcm", "metis"}):
+            if _fine(found[0][0].zones, graph=all(KINDS[n] == "graph" for n in names)):
                 return found[0]
         except SizeError:
             pass  # another order may be small
@@ -279,7 +279,11 @@ def _unasked(names: Sequence[str], found: list[list[Term]]) -> list[tuple[str, .
 def _fine(zones: ZoneSet, graph: bool) -> bool:
     """Whether token order touches few tiles, or hardly more than its edges need; counted roughly,
     zone by zone, and of a graph in some tile rows."""
+    if graph and len(zones) > MAX_SEARCH:
+        return True
     table = local(zones)
+    if graph and len(table) > _MANY and _crowded(table):
+        return True
     rows = (table[:, 1] - 1) // _SIDE - table[:, 0] // _SIDE + 1
     box = (table[:, 3] - 1) // _SIDE - table[:, 2] // _SIDE + 1
     band = (table[:, 5] - table[:, 4] + 2 * _SIDE - 3) // _SIDE + 1
@@ -287,8 +291,6 @@ def _fine(zones: ZoneSet, graph: bool) -> bool:
     tiles = (rows * np.minimum(box, band).astype(np.float64)).sum()
     touched = min(float(tiles), everything) * _SIDE * _SIDE
     if touched <= WORTH:
-        return True
-    if graph and len(table) > _MANY and _crowded(table):
         return True
     return touched <= NEAR * float(areas(table).sum(dtype=np.float64))
 

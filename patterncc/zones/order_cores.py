@@ -27,7 +27,7 @@ from patterncc.zones.lower import RULES
 from patterncc.zones.order import Order
 from patterncc.zones.order_places import Places
 from patterncc.zones.site import Region, Site, integers
-from patterncc.zones.zoneset import Frame
+from patterncc.zones.zoneset import Frame, ZoneSet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,13 +40,17 @@ MAX_PERIOD = 2**20
 
 @dataclass(frozen=True, eq=False)
 class Where:
-    """What lowering by terms may look at, as in `lower`; orders are made once and shared."""
+    """What lowering by terms may look at, as in `lower`.
+
+    orders: made once and shared between heads.  known: graphs of this head, lowered already.
+    """
 
     frame: Frame
     layer: int = 0
     head: int = 0
     bindings: Mapping[str, object] = field(default_factory=dict)
     orders: dict[object, Order] = field(default_factory=dict)
+    known: dict[Pattern, ZoneSet] = field(default_factory=dict)
 
     @property
     def site(self) -> Site:

@@ -171,7 +171,10 @@ def terms(p: Pattern, where: Where, names: Collection[str] = BOXES) -> list[Term
 
 def plain_term(p: Pattern, where: Where) -> Term:
     """The whole pattern in token order."""
-    return Term(None, _lowered(p, where))
+    zones = _lowered(p, where)
+    if cores(p, ("rcm",)):  # an order for the graph would ask for it again
+        where.known[p] = zones
+    return Term(None, zones)
 
 
 def _core_term(core: Pattern, piece: Pattern, where: Where, names: Collection[str]) -> Term:
@@ -198,6 +201,8 @@ def _found(name: str, core: Pattern, zones: ZoneSet) -> Order:
 
 
 def _lowered(p: Pattern, where: Where) -> ZoneSet:
+    if p in where.known:
+        return where.known[p]
     f = where.frame
     drawn = {"layer": where.layer, "head": where.head}
     return lower(p, f.n, f.n_k, f.q_offset, f.k_offset, **drawn, **where.bindings)  # type: ignore[arg-type]
