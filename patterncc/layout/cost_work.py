@@ -206,7 +206,10 @@ def _largest(table: NDArray[Any]) -> NDArray[np.int64]:
 def _drawn(
     alone: NDArray[np.int64], slabs: int, some: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Slabs to count, `some` of them spread evenly, and how many are nearest to each; `alone` for themselves."""
+    """Slabs to count, `some` of them spread evenly, and how many are nearest to each.
+
+    alone: slabs that stand for themselves.
+    """
     spaced = np.setdiff1d(_spaced(slabs, some), alone)
     weight = _stand_for(spaced, slabs, alone)
     rows = np.concatenate([alone, spaced])
