@@ -108,8 +108,7 @@ def evicting(
         )
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if len(stack) < len(modules):
-        stack = Stack([stack.layer(m.layer_idx) for m in modules])
+    stack = _as_deep_as(stack, 1 + max(m.layer_idx for m in modules))
     plan = cache_plan(
         stack,
         n,
@@ -126,6 +125,14 @@ def evicting(
     }
     with _replaced(model, applied):
         yield cache
+
+
+def _as_deep_as(stack: Stack, layers: int) -> Stack:
+    """The stack repeated, or cut, to a number of layers; shared keys and values go along."""
+    size = len(stack)
+    sources = [l - l % size + stack.kv_from[l % size] for l in range(layers)]
+    each = [stack.layer(l) for l in range(layers)]
+    return Stack(each, kv_from=sources, kv_heads=stack.kv_heads)
 
 
 def _attention_modules(model: Any) -> list[Any]:
