@@ -192,7 +192,10 @@ class Layout:
         saved."""
         placed = {}
         if self.order is not None:
-            placed = {"order_queries": self.order.queries, "order_keys": self.order.keys}
+            queries, keys = self.order.queries, self.order.keys
+            placed = {"order_queries": queries}
+            if keys is not queries and not np.array_equal(keys, queries):
+                placed["order_keys"] = keys
         return {
             "head_pattern": self.head_pattern,
             "row_ptr": self.rows.ptr,

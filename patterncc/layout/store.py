@@ -70,17 +70,14 @@ def _contents(layout: Layout) -> tuple[Tensors, dict[str, str]]:
     metadata |= {name: str(getattr(layout, name)) for name in NUMBERS}
     tensors: Tensors = {}
     for number, term in enumerate(layout.terms):
-        arrays, order = term.arrays, term.order
         texts = {
             "pattern": term.pattern,
             "block": " ".join(map(str, term.block)),
             "edges": " ".join(map(str, term.edges)),
         }
-        if order is not None:
-            texts["order"] = order.name
-            if np.array_equal(order.queries, order.keys):
-                del arrays["order_keys"]
-        tensors |= {_name(number, name): array for name, array in arrays.items()}
+        if term.order is not None:
+            texts["order"] = term.order.name
+        tensors |= {_name(number, name): array for name, array in term.arrays.items()}
         metadata |= {_name(number, name): text for name, text in texts.items()}
     return tensors, metadata
 
