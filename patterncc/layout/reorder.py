@@ -10,7 +10,7 @@ A head is weighed by itself; terms of several heads in one order are one layout.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -250,7 +250,7 @@ def _best(p: Pattern, setting: Setting, where: Where) -> list[Term]:
     token = len(found)
     for tried in _unasked(names, found):
         try:
-            found.append(terms(p, where, tried))
+            found.append(terms(p, replace(where, unasked=True), tried))
         except SizeError:
             continue
     if len(found) < 2:

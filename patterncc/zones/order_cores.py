@@ -43,6 +43,7 @@ class Where:
     """What lowering by terms may look at, as in `lower`.
 
     orders: made once and shared between heads.  known: graphs of this head, lowered already.
+    unasked: the order of a graph is refused where it saves no tiles.
     """
 
     frame: Frame
@@ -51,6 +52,7 @@ class Where:
     bindings: Mapping[str, object] = field(default_factory=dict)
     orders: dict[object, Order] = field(default_factory=dict)
     known: dict[Pattern, ZoneSet] = field(default_factory=dict)
+    unasked: bool = False
 
     @property
     def site(self) -> Site:

@@ -59,6 +59,23 @@ def graph_order(name: str, i: I64, j: I64, frame: Frame) -> Order:
     return restricted(name, ranked, frame)
 
 
+def saves(order: Order, i: I64, j: I64, frame: Frame) -> bool:
+    """Whether some rows of tiles of 64 hold clearly fewer tiles in an order than before it."""
+    i, j = i - frame.q_offset, j - frame.k_offset
+    before = _row_tiles(i, j, frame)
+    return _row_tiles(order.query_slots[i], order.key_slots[j], frame) < 0.8 * before
+
+
+def _row_tiles(i: NDArray[Any], j: NDArray[Any], frame: Frame) -> int:
+    """Tiles of 64 in 64 rows of them, spread evenly."""
+    lines, width = -(-frame.n // 64), -(-frame.n_k // 64)
+    picked = np.zeros(lines, dtype=bool)
+    picked[np.linspace(0, lines - 1, 64).astype(np.int64)] = True
+    line = i // 64
+    kept = picked[line]
+    return len(np.unique(line[kept].astype(np.int64) * width + j[kept] // 64))
+
+
 def restricted(name: str, positions: NDArray[Any], frame: Frame) -> Order:
     """The order of a frame's queries and keys among that of all positions."""
     sides = []

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patterncc import primitives as leaf
+from patterncc.errors import SizeError
 from patterncc.pattern import (
     Complement,
     Difference,
@@ -31,7 +32,7 @@ from patterncc.zones import algebra, sweep
 from patterncc.zones.lower import lower
 from patterncc.zones.order import Order
 from patterncc.zones.order_cores import Where, kind_of, period_of, places_of, residues
-from patterncc.zones.order_graph import MAX_GRAPH, graph_order, grid_order
+from patterncc.zones.order_graph import MAX_GRAPH, graph_order, grid_order, saves
 from patterncc.zones.order_moves import MAX_MOVED, edges_of, moved, slot_frame
 from patterncc.zones.order_places import Places
 from patterncc.zones.zoneset import ZoneSet
@@ -187,17 +188,22 @@ def _core_term(core: Pattern, piece: Pattern, where: Where, names: Collection[st
     (name,) = (x for x in names if KINDS[x] == kind)
     key = (name, core, piece)
     if key not in where.orders:
-        where.orders[key] = _found(name, core, zones)
+        where.orders[key] = _found(name, core, zones, where.unasked)
     order = where.orders[key]
     return Term(order, moved(zones, order, MAX_GRAPH if kind == "graph" else MAX_MOVED))
 
 
-def _found(name: str, core: Pattern, zones: ZoneSet) -> Order:
+def _found(name: str, core: Pattern, zones: ZoneSet, unasked: bool) -> Order:
+    """The order of a graph or a grid."""
     if name == "morton":
         grid = core.of if isinstance(core, Transpose) else core
         assert isinstance(grid, leaf.Grid)
         return grid_order(grid, zones.frame)
-    return graph_order(name, *edges_of(zones, MAX_GRAPH), zones.frame)
+    i, j = edges_of(zones, MAX_GRAPH)
+    order = graph_order(name, i, j, zones.frame)
+    if unasked and not saves(order, i, j, zones.frame):
+        raise SizeError(f"order {name!r} saves no tiles of {core}")
+    return order
 
 
 def _lowered(p: Pattern, where: Where) -> ZoneSet:
