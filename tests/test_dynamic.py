@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import patterncc as pc
-from patterncc.kernels import runtime
 from patterncc.kernels.dynamic import DynamicLayout, compile_dynamic, documents_of, prepared
 from patterncc.kernels.dynamic_tables import _below
+from patterncc.kernels.fragments import fragment_order
 from patterncc.kernels.plan import Spec
 from patterncc.zones import Frame
 
@@ -137,7 +137,8 @@ def test_tables_hold_the_mask(data: st.DataObject) -> None:
 def test_the_words_of_rows_are_in_fragment_order() -> None:
     for width in (16, 64, 256):
         rows = np.arange(width) < np.arange(width + 1)[:, None]
-        expected = runtime.fragment_order(rows[None])[0]
+        whole = np.pad(rows, ((0, 0), (0, -width % 32)))
+        expected = fragment_order(np.packbits(whole, -1, "little").view(np.uint32)[None])[0]
         assert (_below(width, torch.device("cpu")).numpy() == expected).all()
 
 
@@ -203,7 +204,7 @@ def test_compile_goes_there_for_tensors_on_a_device() -> None:
     lengths = torch.zeros(2, dtype=torch.int64, device="meta")
     made = pc.compile(pc.full(), 300, key_lengths=lengths, block=64)
     assert (made.sequences, made.block, made.device.type) == (2, (64, 64), "meta")
-    assert "2 sequences, on meta" in repr(made)
+    assert "of 2 sequences: 300 x 300, block 64 x 64, on meta" in repr(made)
 
 
 def test_cumulated_lengths_are_ids() -> None:

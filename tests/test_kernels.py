@@ -19,6 +19,7 @@ import patterncc as pc
 from patterncc.kernels import runtime
 from patterncc.kernels.choose import choose
 from patterncc.kernels.emit import emit, entry
+from patterncc.kernels.fragments import fragment_order, on_their_side
 from patterncc.kernels.plan import Kind, Plan, Spec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -160,15 +161,25 @@ def test_kernel_tables_count_tiles_and_end_in_sentinels() -> None:
     assert tables[5].shape[1:] == (spec.zones, 8)
 
 
-def test_fragment_order_by_its_definition() -> None:
-    tiles = np.random.default_rng(0).random((2, 16, 256)) < 0.5
-    words = runtime.fragment_order(tiles).view(np.uint32)
-    assert words.shape == (2, 16, 8)
-    for column in range(256):
-        group, within = divmod(column, 128)
-        t, q, b = within // 8, within % 8 // 2, within % 2
-        bit = words[:, :, 4 * group + q] >> np.uint32(2 * t + b) & 1
-        assert (bit == tiles[:, :, column]).all()
+@pytest.mark.parametrize("shape", [(16, 256), (128, 128), (64, 16), (16, 64)], ids=str)
+def test_fragment_order_by_its_definition(shape: tuple[int, int]) -> None:
+    tiles = np.random.default_rng(0).random((2, *shape)) < 0.5
+    for each, words in (
+        (tiles, fragment_order(packed(tiles))),
+        (tiles.swapaxes(1, 2), fragment_order(on_their_side(packed(tiles), shape[1]))),
+    ):
+        assert words.shape == (*each.shape[:2], 4 * -(-each.shape[2] // 128))
+        for column in range(each.shape[2]):
+            group, within = divmod(column, 128)
+            t, q, b = within // 8, within % 8 // 2, within % 2
+            bit = words.view(np.uint32)[:, :, 4 * group + q] >> np.uint32(2 * t + b) & 1
+            assert (bit == each[:, :, column]).all()
+
+
+def packed(tiles: np.ndarray) -> np.ndarray:
+    """Row-major bits as a layout holds them."""
+    whole = np.pad(tiles, ((0, 0), (0, 0), (0, -tiles.shape[2] % 32)))
+    return np.packbits(whole, axis=-1, bitorder="little").view(np.uint32)
 
 
 def test_sources_are_kept_under_their_hash(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class DynamicLayout:
     def __repr__(self) -> str:
         return (
             f"<DynamicLayout {self.pattern[:100]}: {self.n} x {self.n_k}, block {self.block[0]} x "
-            f"{self.block[1]}, {self.sequences} sequences, on {self.device}>"
+            f"{self.block[1]}, on {self.device}>"
         )
 
 

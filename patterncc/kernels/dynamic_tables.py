@@ -309,7 +309,7 @@ def _near(diagonal: Tensor) -> Tensor:
 
 
 def _below(width: int, device: torch.device) -> Tensor:
-    """[b]: bits 0 .. b - 1 of a row of `width` columns, as `runtime.fragment_order` puts them.
+    """[b]: bits 0 .. b - 1 of a row of `width` columns, as `fragment_order` puts them.
 
     int32 [width + 1, words]: bit 2 t + b of word q of a group of 128 is its column 8 t + 2 q + b.
     """

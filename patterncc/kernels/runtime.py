@@ -25,6 +25,7 @@ from torch import Tensor
 
 from patterncc.errors import BackendError, SizeError, suggest
 from patterncc.kernels.emit import emit, entry
+from patterncc.kernels.fragments import fragment_order, on_their_side
 from patterncc.kernels.plan import Backend, Plan, Spec, Target
 from patterncc.kernels.reference import LIMIT
 from patterncc.kernels.terms import Term, Terms
@@ -271,36 +272,11 @@ def kernel_tables(layout: Layout, spec: Spec, device: torch.device) -> list[Tens
     slots = max(1, spec.zones)
     zone = np.zeros((len(layout.zones), slots, 8), dtype=np.int32)
     zone[:, :, :6] = layout.zones[:, :slots]
-    bits = _unpacked(layout)
     rows, cols = layout.rows, layout.cols
     tables = [layout.head_pattern, rows.ptr, _counted(rows), cols.ptr, _counted(cols), zone]
-    tables += [fragment_order(bits), fragment_order(bits.transpose(0, 2, 1))]
+    by_key = on_their_side(layout.bits, layout.block[1])
+    tables += [fragment_order(layout.bits), fragment_order(by_key)]
     return [torch.from_numpy(np.array(t)).to(device) for t in tables]
-
-
-def _unpacked(layout: Layout) -> NDArray[np.bool_]:
-    """The bit masks as bool [count, block queries, block keys]."""
-    octets = np.ascontiguousarray(layout.bits).view(np.uint8)
-    return np.unpackbits(octets, axis=-1, bitorder="little")[..., : layout.block[1]].astype(bool)
-
-
-def fragment_order(tiles: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Bit masks in the order in which a thread holds a product, int32 [count, rows, 4 x groups].
-
-    Columns stand in groups of 128; bit 2 t + b of word q of a group is its column 8 t + 2 q + b.
-
-    >>> tiles = np.zeros((1, 16, 16), dtype=bool)
-    >>> tiles[0, 0, 8 + 2 * 3 + 1] = True
-    >>> fragment_order(tiles)[0, 0].tolist() == [0, 0, 0, 2 ** (2 * 1 + 1)]
-    True
-    """
-    count, rows, columns = tiles.shape
-    groups = -(-columns // 128)
-    whole = np.zeros((count, rows, groups * 128), dtype=bool)
-    whole[..., :columns] = tiles
-    held = whole.reshape(count, rows, groups, 16, 4, 2).transpose(0, 1, 2, 4, 3, 5)
-    octets = np.packbits(held.reshape(count, rows, groups * 4, 32), axis=-1, bitorder="little")
-    return octets.view(np.int32).reshape(count, rows, groups * 4)
 
 
 def _counted(runs: Runs) -> NDArray[np.int32]:

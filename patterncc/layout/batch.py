@@ -43,47 +43,79 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class Labels:
+    """The runs of one id: where each starts, its id, and where the last one ends."""
+
+    start: I64
+    label: NDArray[Any]
+    size: int
+
+    @staticmethod
+    def of(ids: NDArray[Any]) -> Labels:
+        """The runs of ids [positions]."""
+        start = np.append(0, np.flatnonzero(ids[1:] != ids[:-1]) + 1)
+        return Labels(start, ids[start].astype(np.int64), len(ids))
+
+    @property
+    def end(self) -> I64:
+        """Past the last position of each run."""
+        return np.append(self.start[1:], self.size)
+
+    def content(self) -> tuple[bytes, bytes]:
+        """Equal for equal ids."""
+        return self.start.tobytes(), self.label.tobytes()
+
+    def ids(self) -> I64:
+        """The id of each position again."""
+        return np.repeat(self.label, self.end - self.start)
+
+    def spans(self) -> Spans | None:
+        """The documents, or None where an id has several runs (it is a cluster then)."""
+        real = self.label >= 0
+        ordered = np.sort(self.label[real])
+        if (ordered[1:] == ordered[:-1]).any():
+            return None
+        return Spans(self.start, self.end, real)
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What the sequences of a batch bring: distinct ones, and which of them each sequence is.
 
-    ids: int64 [distinct, positions], or None.  keys, prefix: int64 [distinct].
+    labels: of each distinct sequence; None without ids.  keys, prefix: its lengths.
     which: int32 [sequences]; one entry where all sequences of a batch are alike.
     """
 
-    ids: I64 | None
-    keys: I64
-    prefix: I64
+    labels: tuple[Labels | None, ...]
+    keys: tuple[int, ...]
+    prefix: tuple[int, ...]
     which: NDArray[np.int32]
 
     @staticmethod
     def of(frame: Frame, doc_ids: object, key_lengths: object, prefix_lengths: object) -> Batch:
-        """Checked against the frame; equal sequences found.
+        """Checked against the frame; equal sequences found by their content.
 
         Raises PatternValueError for ids, lengths and batch sizes that do not fit.
         """
         ids = None if doc_ids is None else _ids(doc_ids, frame)
-        given = {
-            "key_lengths": _lengths("key_lengths", key_lengths, frame.n_k, "the keys"),
-            "prefix_lengths": _lengths("prefix_lengths", prefix_lengths, 2**40, "positions"),
-        }
-        counts = {name: len(x) for name, x in given.items() if x is not None and x.ndim}
-        if ids is not None and ids.ndim == 2:
-            counts = {"doc_ids": len(ids), **counts}
+        keys = _lengths("key_lengths", key_lengths, frame.n_k, "the keys", frame.n_k)
+        prefix = _lengths("prefix_lengths", prefix_lengths, 2**40, "positions", 0)
+        counts = {"doc_ids": len(ids)} if ids is not None and ids.ndim == 2 else {}
+        for name, given in (("key_lengths", keys), ("prefix_lengths", prefix)):
+            counts |= {name: len(given)} if given.ndim else {}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise PatternValueError(
                 f"compile: different numbers of sequences: {listed}; give one entry a sequence, or "
                 "one number or row for all"
             )
-        size = max([1, *counts.values()]) if all(counts.values()) else 0
-        if not size:
+        if 0 in counts.values():
             raise PatternValueError("compile: a batch of no sequence has no mask")
-        keys, prefix = (
-            np.broadcast_to(default if x is None else x, size).astype(np.int64)
-            for x, default in zip(given.values(), (frame.n_k, 0))
-        )
-        rows = ids if ids is None or ids.ndim == 2 else ids[None]
-        return _distinct(rows, keys, prefix)
+        size = max([1, *counts.values()])
+        rows = [None] if ids is None else [Labels.of(x) for x in np.atleast_2d(ids)]
+        labels = rows * size if len(rows) == 1 else rows
+        lengths = (np.broadcast_to(x, size).tolist() for x in (keys, prefix))
+        return _distinct(list(zip(labels, *lengths)))
 
     @property
     def sequences(self) -> int:
@@ -91,26 +123,27 @@ class Batch:
         return len(self.which)
 
     def __len__(self) -> int:
+        """How many are distinct."""
         return len(self.keys)
 
 
-def _distinct(ids: I64 | None, keys: I64, prefix: I64) -> Batch:
-    """Equal sequences found by their content."""
-    seen: dict[object, int] = {}
-    which: list[int] = []
-    first: list[int] = []
-    for b, numbers in enumerate(zip(keys.tolist(), prefix.tolist())):
-        row = ids[b].tobytes() if ids is not None and len(ids) > 1 else b""
-        place = seen.setdefault((numbers, row), len(seen))
-        if place == len(first):
-            first.append(b)
-        which.append(place)
-    some = None if ids is None else ids[first] if len(ids) > 1 else np.repeat(ids, len(first), 0)
-    return Batch(some, keys[first], prefix[first], np.array(which, dtype=np.int32))
+def _distinct(given: list[tuple[Labels | None, int, int]]) -> Batch:
+    """Equal sequences found: (labels, keys, prefix) of each."""
+    places: dict[object, int] = {}
+    which = []
+    kept: list[tuple[Labels | None, int, int]] = []
+    for each in given:
+        key = (each[0] and each[0].content(), *each[1:])
+        if key not in places:
+            places[key] = len(kept)
+            kept.append(each)
+        which.append(places[key])
+    labels, keys, prefix = zip(*kept)
+    return Batch(labels, keys, prefix, np.array(which, dtype=np.int32))
 
 
-def _ids(values: object, frame: Frame) -> I64:
-    """[positions] or [sequences, positions], int64, -1 for padding."""
+def _ids(values: object, frame: Frame) -> NDArray[Any]:
+    """[positions] or [sequences, positions], -1 for padding."""
     ids = _integers("doc_ids", values, (1, 2))
     positions = max(frame.q_offset + frame.n, frame.k_offset + frame.n_k)
     if ids.shape[-1] != positions:
@@ -127,10 +160,10 @@ def _ids(values: object, frame: Frame) -> I64:
     return ids
 
 
-def _lengths(name: str, values: object, most: int, what: str) -> I64 | None:
+def _lengths(name: str, values: object, most: int, what: str, default: int) -> NDArray[Any]:
     """[] or [sequences], each 0 .. most."""
     if values is None:
-        return None
+        return np.array(default)
     lengths = _integers(name, values, (0, 1))
     bad = np.flatnonzero((lengths < 0) | (lengths > most))
     if len(bad):
@@ -142,8 +175,8 @@ def _lengths(name: str, values: object, most: int, what: str) -> I64 | None:
     return lengths
 
 
-def _integers(name: str, values: object, ranks: tuple[int, int]) -> I64:
-    """An int64 array of one of two ranks; torch tensors on the CPU are read in place."""
+def _integers(name: str, values: object, ranks: tuple[int, int]) -> NDArray[Any]:
+    """Integers of one of two ranks; torch tensors on the CPU are read in place."""
     try:
         array: NDArray[Any] = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -154,7 +187,7 @@ def _integers(name: str, values: object, ranks: tuple[int, int]) -> I64:
             f"compile: {name} is {array.dtype} of shape {list(array.shape)}; it must be integers, "
             f"{shapes[ranks[0]]} or {shapes[ranks[1]]}"
         )
-    return array.astype(np.int64, copy=False)
+    return array if array.dtype.kind in "iu" else array.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -252,9 +285,9 @@ def _block_of_few(frame: Frame, tables: tuple[bytes, ...]) -> tuple[int, int]:
 def _described(batch: Batch) -> str:
     """What a batch adds to the pattern's text: kinds and counts, not the data."""
     kinds = [
-        *(["documents"] if batch.ids is not None else []),
-        *(["key lengths"] if len(set(batch.keys.tolist())) > 1 else []),
-        *(["prefixes"] if batch.prefix.any() else []),
+        *(["documents"] if batch.labels[0] is not None else []),
+        *(["key lengths"] if len(set(batch.keys)) > 1 else []),
+        *(["prefixes"] if any(batch.prefix) else []),
     ]
     many = f" of {batch.sequences} sequences" if batch.sequences > 1 else ""
     return f"{' and '.join(kinds) or 'lengths'}{many}"
@@ -269,18 +302,18 @@ def _stairs(base: ZoneSet, batch: Batch, b: int) -> Stairs | None:
     if len(table) != 1:
         return None
     zone: tuple[int, ...] = tuple(table[0].tolist())
-    spans, prefix = None, int(batch.prefix[b])
+    labels, prefix, spans = batch.labels[b], batch.prefix[b], None
     if prefix:
         band = band_of(base)
         if band is None:
             return None
         d0, d1 = (far if d is None else d for d, far in zip(band, (-FAR, FAR)))
         zone = (0, frame.n, 0, frame.n_k, d0, d1)
-    if batch.ids is not None:
-        spans = _spans(batch.ids[b])
+    if labels is not None:
+        spans = labels.spans()
         if spans is None:
             return None
-    return Stairs(zone, spans, int(batch.keys[b]), prefix)
+    return Stairs(zone, spans, batch.keys[b], prefix)
 
 
 def band_of(base: ZoneSet) -> tuple[int | None, int | None] | None:
@@ -308,32 +341,21 @@ def _shift(frame: Frame) -> I64:
     return np.array([*[frame.q_offset] * 2, *[frame.k_offset] * 2, skew, skew], dtype=np.int64)
 
 
-def _spans(ids: I64) -> Spans | None:
-    """The runs of one id each, or None where an id has several runs (it is a cluster then)."""
-    start = np.append(0, np.flatnonzero(ids[1:] != ids[:-1]) + 1)
-    label = ids[start]
-    real = label >= 0
-    ordered = np.sort(label[real])
-    if (ordered[1:] == ordered[:-1]).any():
-        return None
-    return Spans(start, np.append(start[1:], len(ids)), real)
-
-
 # --- anything else: zones met with the batch's
 
 
 def _cut(base: ZoneSet, batch: Batch, b: int) -> ZoneSet:
     """The zones of sequence b: the base and its prefix, met with its documents and its keys."""
     frame, table = base.frame, base.table
-    prefix = int(batch.prefix[b])
+    labels, prefix = batch.labels[b], batch.prefix[b]
     if prefix:
         box = ZoneSet.make(frame, [(0, prefix, 0, prefix, -prefix, prefix)])
         table = np.concatenate([table, box.table])
     i0, i1, j0, _ = frame.box
-    table = algebra.tighten(algebra.clip(table, (i0, i1, j0, j0 + int(batch.keys[b]))))
-    if batch.ids is not None:
+    table = algebra.tighten(algebra.clip(table, (i0, i1, j0, j0 + batch.keys[b])))
+    if labels is not None:
         sizes = (frame.n, frame.n_k, frame.q_offset, frame.k_offset)
-        same = lower(Clusters("labels_of_batch"), *sizes, labels_of_batch=batch.ids[b])
+        same = lower(Clusters("labels_of_batch"), *sizes, labels_of_batch=labels.ids())
         table = algebra.intersect(table, same.table)
     return ZoneSet(frame, table)
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     I64 = NDArray[np.int64]
 
+_ROWS = 2**13  # rows of bits that are drawn at a time: what is made for them stays in a cache
+
 
 @dataclass(frozen=True)
 class Spans:
@@ -299,6 +301,25 @@ def _drawn(
     grid: Grid,
 ) -> NDArray[np.uint32]:
     """Tiles of several pieces as bits, uint32 [m, block[0], words]: no row is in two pieces."""
+    out = np.empty((len(begin), grid.block[0], -(-grid.block[1] // 32)), dtype=np.uint32)
+    step = max(1, _ROWS // grid.block[0])
+    for first in range(0, len(begin), step):
+        part = slice(first, first + step)
+        some = (x[part] for x in (begin, count, row, column))
+        out[part] = _drawn_part(p, owner, *some, grid)
+    return out
+
+
+def _drawn_part(
+    p: Pieces,
+    owner: NDArray[np.intp],
+    begin: NDArray[np.intp],
+    count: NDArray[np.intp],
+    row: I64,
+    column: I64,
+    grid: Grid,
+) -> NDArray[np.uint32]:
+    """As `_drawn`, of few tiles."""
     height, width = grid.block
     tile, record = expand(begin, begin + count)
     piece = owner[record]
