@@ -23,7 +23,6 @@ from patterncc.integrations.tiles import (
 from patterncc.layout.layout import Layout
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
     I32 = NDArray[np.int32]

@@ -69,7 +69,7 @@ def to_csr(
     row, column, data, shape = _entries(
         "to_csr", source, n, head, sequence, layer, tiles, max_edges, bindings
     )
-    indptr = np.zeros(shape[0] + 1, dtype=np.int64)
+    indptr = np.zeros(shape[0] + 1, dtype=column.dtype)
     np.cumsum(np.bincount(row, minlength=shape[0]), out=indptr[1:])
     return scipy.sparse.csr_array((data, column, indptr), shape=shape)
 
@@ -134,7 +134,7 @@ def to_bsr(
     return scipy.sparse.bsr_array((data, found.column, indptr), shape=shape)
 
 
-Entries = tuple["I64", "I64", "NDArray[Any]", tuple[int, int]]
+Entries = tuple["NDArray[Any]", "NDArray[Any]", "NDArray[Any]", tuple[int, int]]
 
 
 def _entries(
@@ -237,7 +237,8 @@ def _sorted(row: I64, column: I64, shape: tuple[int, int]) -> Entries:
     code = row * max(1, shape[1]) + column
     code.sort()
     row, column = np.divmod(code, max(1, shape[1]))
-    return row, column, np.ones(len(code), dtype=bool), shape
+    small = np.int32 if max(*shape, len(code)) < 2**31 else np.int64
+    return row.astype(small), column.astype(small), np.ones(len(code), dtype=bool), shape
 
 
 def _allow(owner: str, count: int, what: str, most: int) -> None:
