@@ -75,7 +75,7 @@ def agree(layout: Layout) -> bool:
 
 
 def _sum(runs: Runs, lines: U64, ends: U64, words: U64) -> int:
-    """Over the runs, the sum of lines[its line] (ends[its end] - ends[its start]) words[its word]."""
+    """The runs' sum of lines[its line] (ends[its end] - ends[its start]) words[its word]."""
     first, count, word = runs.run.T
     total = ends[first + count]
     total -= ends[first]
