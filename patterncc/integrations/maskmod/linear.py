@@ -79,7 +79,7 @@ class Linear:
 def linear(node: Node) -> Linear:
     """An integer node as a sum.
 
-    >>> from patterncc.integrations.maskmod.nodes import text
+    >>> from patterncc.integrations.maskmod.nodes import Var, text
     >>> q, k = Var("q_idx"), Var("kv_idx")
     >>> twice = call("-", q, call("-", k, q, dtype=INT), dtype=INT)
     >>> text(linear(twice).node())
@@ -103,6 +103,7 @@ def linear(node: Node) -> Linear:
 def reduced(form: Linear, op: str) -> Linear | bool:
     """`form op 0` with coefficients that have no common factor, or its truth.
 
+    >>> from patterncc.integrations.maskmod.nodes import Var
     >>> q = Var("q_idx")
     >>> reduced(Linear(((q, 4),), -7), "<=").constant, reduced(Linear(((q, 4),), -7), "==")
     (-1, False)

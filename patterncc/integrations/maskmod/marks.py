@@ -111,7 +111,7 @@ def blocks_of(form: Linear, op: str) -> Marks | None:
     >>> from patterncc.integrations.maskmod.linear import INT
     >>> q, k = Call("//", (Q, size), INT), Call("//", (K, size), INT)
     >>> blocks_of(Linear(((q, 1), (k, -1)), 0), "==").parts()
-    [window(0, 0, 4)]
+    [window(0, block=4)]
     """
     match sorted(form.terms, key=lambda t: t[1]):
         case [(Call("//", (x, Const(int(c)))), a), (Call("//", (y, Const(int(d)))), b)]:

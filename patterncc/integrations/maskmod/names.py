@@ -17,6 +17,8 @@ def title(fn: object) -> str:
     >>> title(title)
     'title'
     """
+    if isinstance(fn, functools.partial):
+        return title(fn.func)
     return str(getattr(fn, "__name__", type(fn).__name__))
 
 

@@ -138,8 +138,8 @@ OPS: dict[str, Callable[..., torch.Tensor]] = {
 """Operations on elements, by the name that nodes carry."""
 
 LOGIC = ("&", "|", "~", "<=", "<", "==", "isin", "isnan")  # these give truth values
-_INFIX = {"bits&": "&", "bits|": "|", "bits^": "^", "<": "<"}
-_ORDER = ("|", "&", "<=", "<", "==", "+", "-", "*", "//", "%", "/", "<<", ">>")
+_INFIX = {"bits&": "&", "bits|": "|", "bits^": "^"}
+_ORDER = ("|", "&", "<=", "<", ">=", ">", "==", "+", "-", "*", "//", "%", "/", "<<", ">>")
 
 
 def is_bool(node: Node) -> bool:
@@ -287,9 +287,12 @@ def _within(x: Lookup, index: Node, place: torch.Tensor, size: int) -> None:
         return
     low, high = int(place.min()), int(place.max())
     if low < -size or high >= size:
+        wrong = high if high >= size else low
+        at = f"{text(index)} = {wrong}" if not isinstance(index, Const) else str(wrong)
+        remedy = "n= and n_k=" if not isinstance(index, Const) else "heads= or batch="
         raise PatternValueError(
-            f"`{text(x)}` reads {x.table.name} of {size} elements at {text(index)} = "
-            f"{high if high >= size else low}; give n and n_k that the tensors cover"
+            f"`{text(x)}` is read at {at}, and {x.table.name} has {size} elements there; "
+            f"give {remedy} that it covers"
         )
 
 
@@ -298,7 +301,7 @@ def text(node: Node, most: int = _SHOWN) -> str:
 
     >>> q = Var("q_idx")
     >>> text(call("<=", call("%", q, Const(4), dtype=torch.int64), Const(2), dtype=torch.int64))
-    'q_idx % 4 <= 2'
+    '(q_idx % 4) <= 2'
     """
     whole = _text(node, 0, 40)
     return whole if len(whole) <= most else f"{whole[: most - 4]} ..."
@@ -315,15 +318,23 @@ def _text(node: Node, level: int, depth: int) -> str:
         case Lookup(table, index):
             return f"{table.name}[{', '.join(_text(x, 0, depth - 1) for x in index)}]"
         case Call("cast", (x,), dtype):
-            return f"{_text(x, 9, depth - 1)}.to({dtype})"
+            return f"{_text(x, 1, depth - 1)}.to({dtype})"
         case Call("~" | "neg" | "bits~" as op, (x,)):
             sign = "-" if op == "neg" else "~"
-            return f"{sign}{_text(x, 9, depth - 1)}"
+            return f"{sign}{_text(x, 1, depth - 1)}"
+        case Call("<=" | "<" as op, (a, b)) if _later(a, b):
+            return _text(Call({"<=": ">=", "<": ">"}[op], (b, a), node.dtype), level, depth)
         case Call(op, args, _, table) if len(args) == 2 and (op in _ORDER or op in _INFIX):
-            own = 1 + (_ORDER.index(op) if op in _ORDER else 8) // 2
-            shown = f" {_INFIX.get(op, op)} ".join(_text(x, own + 1, depth - 1) for x in args)
-            return f"({shown})" if level > 0 and own < 99 else shown
+            shown = f" {_INFIX.get(op, op)} ".join(_text(x, 1, depth - 1) for x in args)
+            return f"({shown})" if level else shown
         case Call(op, args, _, table):
             names = {"min": "minimum", "max": "maximum"}
             listed = [_text(x, 0, depth - 1) for x in args] + ([table.name] if table else [])
             return f"{names.get(op, op)}({', '.join(listed)})"
+
+
+def _later(a: Node, b: Node) -> bool:
+    """Whether people would write b > a for a < b: the query before the key before a number."""
+    order = ("q_idx", "kv_idx", "h", "b")
+    place = [min([order.index(v) for v in variables(x)], default=len(order)) for x in (a, b)]
+    return place[1] < place[0]

@@ -93,4 +93,6 @@ def perform(held: Holder, func: Any, args: Any, kwargs: Any) -> Any:
         return HANDLERS[name](held, func, args, kwargs)
     if name.endswith("_") and name[:-1] in HANDLERS:
         raise refused(name, args, f"it changes a tensor in place; write x = x.{name[:-1]}(...)")
-    raise refused(name, args, suggest(name, [x for x in HANDLERS if "_" not in x]))
+    near = suggest(name, HANDLERS)
+    remedy = "compute it outside the mask function and look it up by index"
+    raise refused(name, args, f"{near} Or {remedy}" if near.startswith("did") else remedy)

@@ -1,6 +1,6 @@
 """Bounds of integer expressions, so that arithmetic in narrow dtypes is known not to wrap around.
 
-Positions stay below 2**40, and torch computes with them in 64 bits; only what is held in a narrower
+Positions stay below 2**31, and torch computes with them in 64 bits; what is held in a narrower
 tensor, or cast to one, can pass the end of its dtype.
 """
 
@@ -11,7 +11,7 @@ import torch
 from patterncc.errors import PatternError
 from patterncc.integrations.maskmod.nodes import Call, Const, Lookup, Node, Var, is_int, text
 
-_FAR = 2**40
+_FAR = 2**31 - 1  # the last position: layouts are shorter
 
 
 def bounds(node: Node) -> tuple[int, int]:

@@ -153,13 +153,13 @@ class Reader:
             case Call("&" | "|", _):
                 clause.parts.append(self.pattern(node, negated))
             case Call("<=" | "<" | "==" as op, (a, b)) if is_int(a) and is_int(b):
-                self._integers(op, linear(a) - linear(b), negated, clause)
+                self._integers(op, linear(a) - linear(b), negated, clause, text(node))
             case Call("<=" | "<" | "==", (a, b)) if {variables(a), variables(b)} == SIDES:
                 self._sides(node, negated, clause)
             case _:
                 clause.parts.append(self._other(node, negated))
 
-    def _integers(self, op: str, form: Linear, negated: bool, clause: Clause) -> None:
+    def _integers(self, op: str, form: Linear, negated: bool, clause: Clause, shown: str) -> None:
         """form op 0: the rules in turn, those without a length first."""
         if op == "<":
             form, op = form + Linear((), 1), "<="
@@ -183,9 +183,9 @@ class Reader:
         elif (simpler := _undivided(form, op)) is not None:
             self._gather(simpler, negated, clause)
         else:
-            self._tabulated(op, form, negated, clause)
+            self._tabulated(op, form, negated, clause, shown)
 
-    def _tabulated(self, op: str, form: Linear, negated: bool, clause: Clause) -> None:
+    def _tabulated(self, op: str, form: Linear, negated: bool, clause: Clause, shown: str) -> None:
         """What no rule reads for every length: by cases, or by tables of its values."""
         names = [variables(x) for x, _ in form.terms]
         mixed = [x for (x, _), names in zip(form.terms, names) if names == BOTH]
@@ -196,15 +196,14 @@ class Reader:
             assert by_cases is not None
             self._gather(by_cases, negated, clause)
         elif not mixed and set().union(*names) == BOTH and self.frame is not None:
-            self._separate(op, form, negated, clause)
+            self._separate(op, form, negated, clause, shown)
         else:
-            clause.parts.append(self._other(truth, negated))
+            clause.parts.append(self._other(truth, negated, shown))
 
-    def _separate(self, op: str, form: Linear, negated: bool, clause: Clause) -> None:
+    def _separate(self, op: str, form: Linear, negated: bool, clause: Clause, shown: str) -> None:
         """A sum of a function of the query and a function of the key, as one against the other."""
         keys = Linear.of({x: a for x, a in form.terms if variables(x) == {"kv_idx"}}, 0)
         rows = Linear.of({x: a for x, a in form.terms if variables(x) == {"q_idx"}}, form.constant)
-        shown = text(call(op, form.node(), Const(0), dtype=INT))
         if keys.terms[0][1] > 0:  # keys <= -rows
             made = Compared(keys.node(), op, rows.times(-1).node(), shown)
         else:  # -keys >= rows
@@ -214,7 +213,7 @@ class Reader:
     def _sides(self, node: Call, negated: bool, clause: Clause) -> None:
         """A comparison of a function of the query with one of the key that are no integers."""
         if self.frame is None:
-            raise refused(node, "it compares values of q_idx with values of kv_idx")
+            raise refused(text(node), "it compares values of q_idx with values of kv_idx")
         a, b = (call("cast", x, dtype=node.dtype) for x in node.args)
         columns = [self.frame.column(x, *variables(x)) for x in (a, b)]
         if any(np.isnan(x).any() for x in columns):
@@ -235,13 +234,14 @@ class Reader:
         else:
             clause.compared.append(made)
 
-    def _other(self, node: Node, negated: bool) -> Pattern:
+    def _other(self, node: Node, negated: bool, shown: str = "") -> Pattern:
         """A truth value that is no comparison of integers, or has no rule of its own."""
+        shown = shown or text(node)
         if negated:
             node = call("~", node, dtype=torch.bool)
         names = variables(node)
         if self.frame is None:
-            raise refused(node, "no rule reads it for every length", names)
+            raise refused(shown, "no rule reads it for every length")
         if len(names) == 1:
             return tables.marked(self.frame, node, *names)
         if depends_on_distance(node):
@@ -249,7 +249,7 @@ class Reader:
         made = tables.by_kinds(self.frame, node)
         if isinstance(made, int):
             raise PatternError(
-                f"`{text(node)}` joins q_idx and kv_idx in a way that no rule reads, and has "
+                f"`{shown}` joins q_idx and kv_idx in a way that no rule reads, and has "
                 f"{made} different pairs of values (up to {tables.MOST_PAIRS} are all evaluated); "
                 "write it as comparisons of q_idx with kv_idx, or of functions of one index each"
             )
@@ -322,9 +322,9 @@ def _flat(node: Node, negated: bool, op: str) -> Iterable[tuple[Node, bool]]:
             yield node, negated
 
 
-def refused(node: Node, why: str, names: Iterable[str] = ()) -> PatternError:
+def refused(shown: str, why: str) -> PatternError:
     """The refusal of a sub-expression that a length would make readable."""
     return PatternError(
-        f"`{text(node)}` cannot be read for every length: {why}; pass the number of tokens as n= "
+        f"`{shown}` cannot be read for every length: {why}; pass the number of tokens as n= "
         "(and of keys as n_k=), and its values are written out position by position"
     )

@@ -22,6 +22,10 @@ from patterncc.integrations.maskmod.operations import perform
 from patterncc.integrations.maskmod.symbols import Symbol, cell, element, flat
 
 INDICES = ("b", "h", "q_idx", "kv_idx")
+RANDOM = (
+    *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like"),
+    *("bernoulli", "normal", "multinomial", "dropout", "bernoulli_", "random_", "uniform_"),
+)
 
 
 class Trace(TorchFunctionMode):
@@ -34,6 +38,11 @@ class Trace(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What torch asks for each of its functions."""
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in RANDOM:
+            raise PatternError(
+                f"the function draws random numbers ({func.__name__}); draw them outside, and look "
+                "them up by index, or write pc.random_blocks or pc.random_edges"
+            )
         if any(isinstance(x, Symbol) for x in flat((args, kwargs))):
             return perform(self._held, func, args, kwargs)
         return func(*args, **kwargs)
@@ -43,7 +52,7 @@ def trace(fn: Callable[..., Any]) -> Node:
     """The truth value that a mask function computes, as a node.
 
     >>> text(trace(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx))
-    'kv_idx <= q_idx'
+    'q_idx >= kv_idx'
 
     Raises PatternError for what cannot be traced, with the sub-expression and a remedy.
     """
@@ -63,7 +72,10 @@ def trace(fn: Callable[..., Any]) -> Node:
             f"the function gives `{text(node)}`, a {made.like}, and a mask_mod gives a truth "
             "value; compare it, or end with .bool()"
         )
-    what = f"shape {list(made.shape)}" if isinstance(made, torch.Tensor) else type(made).__name__
+    if isinstance(made, torch.Tensor):
+        what = f"a tensor of shape {list(made.nodes.shape if not plain else made.shape)}"
+    else:
+        what = type(made).__name__
     raise PatternError(
         f"the function gives {what}, and a mask_mod gives one truth value for one pair of indices "
         "(a score_mod, which changes scores, is no mask)"
