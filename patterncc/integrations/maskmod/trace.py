@@ -73,7 +73,8 @@ def trace(fn: Callable[..., Any]) -> Node:
             "value; compare it, or end with .bool()"
         )
     if isinstance(made, torch.Tensor):
-        what = f"a tensor of shape {list(made.nodes.shape if not plain else made.shape)}"
+        shape = made.nodes.shape if isinstance(made, Symbol) else made.shape
+        what = f"a tensor of shape {list(shape)}"
     else:
         what = type(made).__name__
     raise PatternError(
