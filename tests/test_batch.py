@@ -361,5 +361,8 @@ def test_what_does_not_fit_is_refused(batch: dict[str, Any], message: str) -> No
 
 def test_too_many_partial_tiles_are_refused_before_they_are_listed() -> None:
     ids = np.repeat(np.arange(64), 64)
-    with pytest.raises(pc.SizeError, match=r"the batch leaves \d+ tiles of 16 x 16 partly filled"):
+    with pytest.raises(pc.SizeError, match=r"leaves \d+ tiles of 16 x 16 partly filled"):
         pc.compile(pc.causal(), 4096, doc_ids=ids, block=16, max_tiles=100)
+    for p in (pc.causal(), pc.causal() & (pc.window(20) | pc.sink(3))):
+        with pytest.raises(pc.SizeError, match="more than max_bytes = 9000"):
+            pc.compile(p, 4096, doc_ids=ids // 7, block=32, max_bytes=9000)

@@ -22,7 +22,7 @@ from patterncc.kernels import dynamic_tables, runtime
 from patterncc.kernels.dynamic_tables import Side, Spans
 from patterncc.kernels.plan import Spec
 from patterncc.kernels.reference import LIMIT
-from patterncc.layout.batch import BatchJob, band_of
+from patterncc.layout.batch import band_of, bases_of, block_of
 
 if TYPE_CHECKING:
     from patterncc.stack import Layer
@@ -113,6 +113,7 @@ def compile_dynamic(
     key_lengths: object = None,
     prefix_lengths: object = None,
     bindings: dict[str, Any] | None = None,
+    target: str = "sm_90",
 ) -> DynamicLayout:
     """The layout of a band (full, causal, a window) within contiguous documents.
 
@@ -128,7 +129,7 @@ def compile_dynamic(
         raise PatternValueError(
             "compile: prefix_lengths with ids on a device; give lists, arrays or CPU tensors"
         )
-    band, sides = _band(each, frame, block, bindings or {})
+    band, sides = _band(each, frame, block, bindings or {}, target)
     ids, sequences = _ids(doc_ids, key_lengths, frame)
     keys = _keys(key_lengths, frame, ids)
     count = len(ids)
@@ -183,17 +184,21 @@ def prepared(layout: DynamicLayout, device: torch.device, requested: str) -> run
 
 
 def _band(
-    each: Layer, frame: Frame, block: tuple[int, int] | None, bindings: dict[str, Any]
+    each: Layer,
+    frame: Frame,
+    block: tuple[int, int] | None,
+    bindings: dict[str, Any],
+    target: str,
 ) -> tuple[tuple[int | None, int | None], tuple[int, int]]:
     """The one band of a layer, and the tile."""
-    bases, head = BatchJob.bases_of(each, frame, 0, bindings)
+    bases, head = bases_of(each, frame, 0, bindings)
     band = band_of(bases[0]) if len(bases) == 1 else None
     if band is None or len(np.unique(head)) > 1:
         raise PatternValueError(
             f"compile: {each} with ids on a device; there one band for all heads is built (full, "
             "causal, a window): give the ids as a list, an array or a CPU tensor"
         )
-    return band, BatchJob.block_of(bases, block)
+    return band, block or block_of(bases, target)
 
 
 def _ids(doc_ids: object, key_lengths: object, frame: Frame) -> tuple[Tensor, int]:

@@ -20,10 +20,12 @@ import numpy as np
 
 from patterncc.errors import PatternValueError
 from patterncc.layout import masks, staircase
+from patterncc.layout.budget import Budget
 from patterncc.layout.build import build
 from patterncc.layout.choose import choose_block
 from patterncc.layout.layers import shortened
 from patterncc.layout.layout import Layout, Runs
+from patterncc.layout.limits import MAX_BYTES
 from patterncc.layout.staircase import Spans, Stairs
 from patterncc.primitives import Clusters
 from patterncc.stack import Heads, Layer, Stack
@@ -199,6 +201,8 @@ class BatchJob:
     batch: Batch
     max_tiles: int
     bindings: dict[str, Any]
+    max_bytes: int = MAX_BYTES
+    target: str = "sm_90"
 
     def layers(self, stack: Stack) -> tuple[Layout, ...]:
         """Every layer; equal ones that draw nothing from their index are one object."""
@@ -216,14 +220,15 @@ class BatchJob:
         """One layer.  Heads share a pattern where they are listed alike, whatever the batch makes
         of them."""
         frame, batch = self.frame, self.batch
-        bases, head = self.bases_of(each, frame, layer, self.bindings)
-        block = self.block_of(bases, self.block)
+        bases, head = bases_of(each, frame, layer, self.bindings)
+        block = self.block or block_of(bases, self.target)
         head_pattern = (batch.which[:, None] * len(bases) + head).reshape(-1).astype(np.int32)
         text = shortened(f"{each}, {_described(batch)}")
         stairs = [_stairs(z, batch, b) for b in range(len(batch)) for z in bases]
         simple = [s for s in stairs if s is not None]
+        budget = Budget(frame.n, frame.n_k, block, self.max_bytes, self.max_tiles)
         if frame.n and frame.n_k and len(simple) == len(stairs):
-            parts = staircase.build(simple, frame, block, self.max_tiles)
+            parts = staircase.build(simple, frame, block, budget)
             return Layout(
                 n=frame.n,
                 n_k=frame.n_k,
@@ -238,48 +243,50 @@ class BatchJob:
             )
         zone_sets = [_cut(z, batch, b) for b in range(len(batch)) for z in bases]
         made = build(
-            zone_sets, head_pattern.tolist(), block, pattern=text, max_tiles=self.max_tiles
+            zone_sets,
+            head_pattern.tolist(),
+            block,
+            pattern=text,
+            max_tiles=self.max_tiles,
+            max_bytes=self.max_bytes,
         )
-        return replace(_one_zone_a_mask(made), sequences=batch.sequences, varies=True)
+        return replace(_one_zone_a_mask(made, budget), sequences=batch.sequences, varies=True)
 
-    @staticmethod
-    def bases_of(
-        each: Layer, f: Frame, layer: int, bindings: dict[str, Any]
-    ) -> tuple[list[ZoneSet], NDArray[np.int32]]:
-        """The distinct heads lowered, before the batch, and which of them each head is."""
-        places: dict[object, int] = {}
-        bases: list[ZoneSet] = []
-        head: list[int] = []
-        for h, p in enumerate(_patterns(each)):
-            drawn = h if keyed(p, bindings)[1] else 0
-            if (p, drawn) not in places:
-                places[p, drawn] = len(bases)
-                sizes = (f.n, f.n_k, f.q_offset, f.k_offset)
-                attention_only(p)
-                bases.append(lower(p, *sizes, layer=layer, head=drawn, **bindings))
-            head.append(places[p, drawn])
-        return bases, np.array(head, dtype=np.int32)
 
-    @staticmethod
-    def block_of(bases: Sequence[ZoneSet], block: tuple[int, int] | None) -> tuple[int, int]:
-        """The tile asked for, or what the cost model chooses for the layer alone: the same for
-        every batch."""
-        if block is not None:
-            return block
-        if sum(map(len, bases)) > 64:
-            return choose_block(bases)
-        return _block_of_few(bases[0].frame, tuple(z.table.tobytes("F") for z in bases))
+def bases_of(
+    each: Layer, f: Frame, layer: int, bindings: dict[str, Any]
+) -> tuple[list[ZoneSet], NDArray[np.int32]]:
+    """The distinct heads lowered, before the batch, and which of them each head is."""
+    places: dict[object, int] = {}
+    bases: list[ZoneSet] = []
+    head: list[int] = []
+    for h, p in enumerate(_patterns(each)):
+        drawn = h if keyed(p, bindings)[1] else 0
+        if (p, drawn) not in places:
+            places[p, drawn] = len(bases)
+            sizes = (f.n, f.n_k, f.q_offset, f.k_offset)
+            attention_only(p)
+            bases.append(lower(p, *sizes, layer=layer, head=drawn, **bindings))
+        head.append(places[p, drawn])
+    return bases, np.array(head, dtype=np.int32)
 
 
 def _patterns(each: Layer) -> tuple[Pattern, ...]:
     return each.patterns if isinstance(each, Heads) else (each,)
 
 
+def block_of(bases: Sequence[ZoneSet], target: str) -> tuple[int, int]:
+    """The tile that the cost model chooses for the layer alone: the same for every batch."""
+    if sum(map(len, bases)) > 64:
+        return choose_block(bases, target=target)
+    return _block_of_few(bases[0].frame, tuple(z.table.tobytes("F") for z in bases), target)
+
+
 @lru_cache(maxsize=256)
-def _block_of_few(frame: Frame, tables: tuple[bytes, ...]) -> tuple[int, int]:
+def _block_of_few(frame: Frame, tables: tuple[bytes, ...], target: str) -> tuple[int, int]:
     """Bands and their like come with every batch: chosen once."""
     flat = (np.frombuffer(t, dtype=np.int64).reshape(6, -1).T for t in tables)
-    return choose_block([ZoneSet(frame, t) for t in flat])
+    return choose_block([ZoneSet(frame, t) for t in flat], target=target)
 
 
 def _described(batch: Batch) -> str:
@@ -360,7 +367,7 @@ def _cut(base: ZoneSet, batch: Batch, b: int) -> ZoneSet:
     return ZoneSet(frame, table)
 
 
-def _one_zone_a_mask(layout: Layout) -> Layout:
+def _one_zone_a_mask(layout: Layout, budget: Budget) -> Layout:
     """Masks of several zones as bits, so that the mask classes do not depend on the batch."""
     several = layout.zones[:, 1].any(axis=1)
     if not several.any():
@@ -372,6 +379,7 @@ def _one_zone_a_mask(layout: Layout) -> Layout:
     word[1 : count + 1][~several] = np.arange(single) + 1
     word[1 : count + 1][several] = np.arange(count - single) + single + 1
     word[count + 1 :] = np.arange(len(layout.bits)) + count + 1
+    budget.draw(count - single + len(layout.bits))
     drawn = masks.raster(layout.zones[several], layout.block)
     return replace(
         layout,

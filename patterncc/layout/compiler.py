@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, overload
 
 from patterncc.errors import PatternError, PatternValueError, SizeError, joined
-from patterncc.layout.limits import MAX_LENGTH, MAX_TILES, SIDES
+from patterncc.layout.limits import MAX_BYTES, MAX_LENGTH, MAX_TILES, SIDES
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Layer, Stack
 
@@ -29,6 +29,8 @@ def compile(
     layer: int = ...,
     order: object = ...,
     max_tiles: int = ...,
+    max_bytes: int = ...,
+    target: str = ...,
     doc_ids: object = ...,
     key_lengths: object = ...,
     prefix_lengths: object = ...,
@@ -46,6 +48,8 @@ def compile(
     layer: int = ...,
     order: object = ...,
     max_tiles: int = ...,
+    max_bytes: int = ...,
+    target: str = ...,
     doc_ids: object = ...,
     key_lengths: object = ...,
     prefix_lengths: object = ...,
@@ -62,6 +66,8 @@ def compile(
     layer: int = 0,
     order: object = None,
     max_tiles: int = MAX_TILES,
+    max_bytes: int = MAX_BYTES,
+    target: str = "sm_90",
     doc_ids: object = None,
     key_lengths: object = None,
     prefix_lengths: object = None,
@@ -74,6 +80,8 @@ def compile(
     q_offset: where query 0 stands; by default 0, in a stack behind its memory.
     layer: keys random edges; a stack counts its own layers.
     order: None lets the cost model reorder tokens where that pays; "token" keeps their order.
+    max_tiles, max_bytes: what building may list and take; refused before it is allocated.
+    target: the device whose cost model chooses: "cpu", "sm_80", "sm_90" or "sm_100".
     bindings: names in the pattern, as in `lower`.
 
     What changes from batch to batch (docs/batches.md); lists, numpy arrays or torch tensors:
@@ -127,7 +135,8 @@ def compile(
     frame = Frame.of(n, n_k, start, k_offset)
     _length("n_k", frame.n_k)
     check_int("compile", "max_tiles", max_tiles, 0)
-    job: Job | BatchJob = Job(frame, sides, order, max_tiles, bindings)
+    check_int("compile", "max_bytes", max_bytes, 0)
+    job: Job | BatchJob = Job(frame, sides, order, max_tiles, bindings, max_bytes, target)
     if not (doc_ids is None and key_lengths is None and prefix_lengths is None):
         from patterncc.layout.batch import Batch, BatchJob
 
@@ -145,11 +154,11 @@ def compile(
             # the kernels' room comes after this one and is loaded by its name, with torch
             dynamic = import_module("patterncc.kernels.dynamic")
             made: Layout = dynamic.compile_dynamic(
-                p, frame, sides, doc_ids, key_lengths, prefix_lengths, bindings
+                p, frame, sides, doc_ids, key_lengths, prefix_lengths, bindings, target
             )
             return made
         batch = Batch.of(frame, doc_ids, key_lengths, prefix_lengths)
-        job = BatchJob(frame, sides, batch, max_tiles, bindings)
+        job = BatchJob(frame, sides, batch, max_tiles, bindings, max_bytes, target)
     if isinstance(p, Stack):
         if layer:
             raise PatternValueError("compile: a Stack counts its own layers; leave out layer")

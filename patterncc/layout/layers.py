@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from patterncc.layout.build import build
 from patterncc.layout.choose import choose_block
 from patterncc.layout.layout import Recipe
-from patterncc.layout.limits import MAX_TEXT
+from patterncc.layout.limits import MAX_BYTES, MAX_TEXT
 from patterncc.layout.reorder import Part, Setting, arranged, check_order, takes
 from patterncc.stack import Heads, Layer, Stack
 from patterncc.zones.lower import keyed
@@ -28,6 +28,8 @@ class Job:
     order: object
     max_tiles: int
     bindings: dict[str, Any]
+    max_bytes: int = MAX_BYTES
+    target: str = "sm_90"
 
     def layers(self, stack: Stack) -> tuple[Layout, ...]:
         """Every layer; equal ones that draw nothing from their index are one object.
@@ -56,14 +58,20 @@ class Job:
         )
         text = shortened(str(each))
         head, *rest = (self._built(part, text) for part in parts)
-        recipe = Recipe(each, self.block, layer, self.order, self.max_tiles, self.bindings)
+        asked = self.block, layer, self.order, self.max_tiles, self.bindings
+        recipe = Recipe(each, *asked, self.max_bytes, self.target)
         return replace(head, rest=tuple(rest), recipe=recipe)
 
     def _built(self, part: Part, text: str) -> Layout:
         """The layout of one term."""
-        block = self.block or choose_block(part.zone_sets)
+        block = self.block or choose_block(part.zone_sets, target=self.target)
         made = build(
-            part.zone_sets, part.head_pattern, block, pattern=text, max_tiles=self.max_tiles
+            part.zone_sets,
+            part.head_pattern,
+            block,
+            pattern=text,
+            max_tiles=self.max_tiles,
+            max_bytes=self.max_bytes,
         )
         if part.order is None:
             return made

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from patterncc.layout.limits import MAX_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -62,6 +64,8 @@ class Recipe:
     order: object
     max_tiles: int
     bindings: Mapping[str, object]
+    max_bytes: int = MAX_BYTES
+    target: str = "sm_90"
 
 
 @dataclass(frozen=True, eq=False)

@@ -267,6 +267,8 @@ def _longer(layout: Layout, n: int, n_k: int) -> Layout:
         layer=recipe.layer,
         order=recipe.order,
         max_tiles=recipe.max_tiles,
+        max_bytes=recipe.max_bytes,
+        target=recipe.target,
         **recipe.bindings,
     )
     assert isinstance(made, Layout)

@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patterncc.errors import SizeError
 from patterncc.layout import masks
 from patterncc.layout.build import Grid
 from patterncc.layout.layout import Runs
-from patterncc.layout.limits import MAX_BITS
 from patterncc.layout.runs import lay, ordering
 from patterncc.zones.algebra import areas, expand, pack
 from patterncc.zones.site import FAR
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from patterncc.layout.budget import Budget
     from patterncc.zones.zoneset import Frame
 
     I64 = NDArray[np.int64]
@@ -91,19 +90,18 @@ class Parts:
     edges: tuple[int, ...]
 
 
-def build(stairs: Sequence[Stairs], frame: Frame, block: tuple[int, int], max_tiles: int) -> Parts:
+def build(stairs: Sequence[Stairs], frame: Frame, block: tuple[int, int], budget: Budget) -> Parts:
     """The runs and masks of several staircases of one frame, both ways.
 
-    Raises SizeError, before allocating, for more than `max_tiles` partial tiles or MAX_BITS of
-    bits.
+    Raises SizeError, before allocating, for what passes the budget.
     """
     grid = Grid(frame.n, frame.n_k, block, len(stairs))
     parts = [_pieces(s, frame, block, u * grid.lines) for u, s in enumerate(stairs)]
     p = parts[0] if len(parts) == 1 else _joined(parts)
     first_full, last_full = _full_columns(p, grid)
     alive = _alive(p)
-    key, owner = _partial(alive, first_full, last_full, grid, max_tiles)
-    tile, word, zones, bits = _words(key, owner, alive, grid)
+    key, owner = _partial(alive, first_full, last_full, grid, budget)
+    tile, word, zones, bits = _words(key, owner, alive, grid, budget)
     return Parts(
         rows=_row_runs(first_full, last_full, tile, word, grid),
         cols=_column_runs(first_full, last_full, tile, word, grid),
@@ -242,7 +240,7 @@ def _column_runs(first: I64, last: I64, tile: I64, word: NDArray[np.int32], grid
 
 
 def _partial(
-    p: Pieces, first_full: I64, last_full: I64, grid: Grid, max_tiles: int
+    p: Pieces, first_full: I64, last_full: I64, grid: Grid, budget: Budget
 ) -> tuple[I64, NDArray[np.intp]]:
     """Every (tile, piece) touched where the tile is not full: keys ascending, and the pieces."""
     width = grid.block[1]
@@ -250,12 +248,7 @@ def _partial(
     a, b = first_full[p.line], last_full[p.line]
     none = a >= b
     a, b = np.where(none, last, a), np.where(none, last, b)
-    count = int((last - first - (b - a)).sum())
-    if count > max_tiles:
-        raise SizeError(
-            f"the batch leaves {count} tiles of {grid.block[0]} x {grid.block[1]} partly filled, "
-            f"more than {max_tiles}; use larger blocks or fewer tokens"
-        )
+    budget.list(len(p.line), int((last - first - (b - a)).sum()), 0)
     owners, tiles = zip(expand(first, a), expand(b, last))
     owner, tile = np.concatenate(owners), np.concatenate(tiles)
     key = p.line[owner] * (grid.columns + 1) + tile
@@ -264,7 +257,7 @@ def _partial(
 
 
 def _words(
-    key: I64, owner: NDArray[np.intp], p: Pieces, grid: Grid
+    key: I64, owner: NDArray[np.intp], p: Pieces, grid: Grid, budget: Budget
 ) -> tuple[I64, NDArray[np.int32], NDArray[np.int32], NDArray[np.uint32]]:
     """The partial tiles, their mask words, and the tables: zones for one piece, bits for more."""
     begin = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else key
@@ -282,7 +275,7 @@ def _words(
     zones = np.zeros((len(distinct), 4, 6), dtype=np.int32)
     zones[:, 0] = masks.unpack(distinct[:, 0])
     several = np.flatnonzero(count > 1)
-    _check_bits(len(several), grid.block)
+    budget.draw(len(several), len(tile))
     drawn = _drawn(p, owner, begin[several], count[several], row[several], column[several], grid)
     seen: dict[bytes, int] = {}
     index = [seen.setdefault(b.tobytes(), len(seen)) for b in drawn]
@@ -305,8 +298,8 @@ def _drawn(
     step = max(1, _ROWS // grid.block[0])
     for first in range(0, len(begin), step):
         part = slice(first, first + step)
-        some = (x[part] for x in (begin, count, row, column))
-        out[part] = _drawn_part(p, owner, *some, grid)
+        there = row[part], column[part]
+        out[part] = _drawn_part(p, owner, begin[part], count[part], *there, grid)
     return out
 
 
@@ -344,12 +337,3 @@ def _below(width: int) -> NDArray[np.uint32]:
     """
     held = np.arange(-(-width // 32) * 32) < np.arange(width + 1)[:, None]
     return np.packbits(held, axis=-1, bitorder="little").view("<u4").astype(np.uint32)
-
-
-def _check_bits(count: int, block: tuple[int, int]) -> None:
-    size = count * block[0] * -(-block[1] // 32) * 4
-    if size > MAX_BITS:
-        raise SizeError(
-            f"{count} tiles of {block[0]} x {block[1]} hold several documents: bit masks of {size} "
-            f"bytes, more than {MAX_BITS}; use smaller blocks or compile fewer sequences at once"
-        )
