@@ -262,7 +262,7 @@ def _best(p: Pattern, setting: Setting, where: Where) -> list[Term]:
 
 def _unasked(names: Sequence[str], found: list[list[Term]]) -> list[tuple[str, ...]]:
     """The sets of orders that are tried: each by itself, and all orders of boxes together."""
-    left_out = {"metis", "morton"}
+    left_out = {"metis", "morton"}  # "rcm" stands for the better of both
     if found and len(found[0][0].zones) > MAX_SEARCH:
         left_out.add("rcm")
     tried: list[tuple[str, ...]] = [(n,) for n in names if n not in left_out]

@@ -43,7 +43,7 @@ class Where:
     """What lowering by terms may look at, as in `lower`.
 
     orders: made once and shared between heads.  known: graphs of this head, lowered already.
-    unasked: the order of a graph is refused where it saves no tiles.
+    unasked: a graph gets the best order found, and none that saves no tiles.
     """
 
     frame: Frame

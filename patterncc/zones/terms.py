@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patterncc import primitives as leaf
-from patterncc.errors import SizeError
 from patterncc.pattern import (
     Complement,
     Difference,
@@ -32,7 +31,7 @@ from patterncc.zones import algebra, sweep
 from patterncc.zones.lower import lower
 from patterncc.zones.order import Order
 from patterncc.zones.order_cores import Where, kind_of, period_of, places_of, residues
-from patterncc.zones.order_graph import MAX_GRAPH, graph_order, grid_order, saves
+from patterncc.zones.order_graph import MAX_GRAPH, best_order, graph_order, grid_order
 from patterncc.zones.order_moves import MAX_MOVED, edges_of, moved, slot_frame
 from patterncc.zones.order_places import Places
 from patterncc.zones.zoneset import ZoneSet
@@ -200,10 +199,7 @@ def _found(name: str, core: Pattern, zones: ZoneSet, unasked: bool) -> Order:
         assert isinstance(grid, leaf.Grid)
         return grid_order(grid, zones.frame)
     i, j = edges_of(zones, MAX_GRAPH)
-    order = graph_order(name, i, j, zones.frame)
-    if unasked and not saves(order, i, j, zones.frame):
-        raise SizeError(f"order {name!r} saves no tiles of {core}")
-    return order
+    return best_order(i, j, zones.frame) if unasked else graph_order(name, i, j, zones.frame)
 
 
 def _lowered(p: Pattern, where: Where) -> ZoneSet:
