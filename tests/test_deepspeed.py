@@ -215,9 +215,7 @@ def written(folder: Path, text: str | bytes) -> Path:
         ('{"mode": "' + "x" * 5_000_000 + '"}', "larger than 4194304 bytes"),
     ],
 )
-def test_files_that_are_no_config_are_refused(
-    tmp_path: Path, text: str | bytes, said: str
-) -> None:
+def test_files_that_are_no_config_are_refused(tmp_path: Path, text: str | bytes, said: str) -> None:
     with pytest.raises(PatternError, match=said):
         from_deepspeed(written(tmp_path, text))
 

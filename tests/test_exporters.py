@@ -72,7 +72,7 @@ def entries(chosen: NDArray[np.bool_]) -> list[list[int]]:
 # ---- FlexAttention
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(layouts(empty=False), st.booleans())
 def test_block_masks_are_the_layout(layout: pc.Layout, compact: bool) -> None:
     mask = pc.to_flex(layout, compact=compact)
@@ -180,7 +180,7 @@ def flashinfer_mask(blocks: Any) -> NDArray[np.bool_]:
     return mask
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(layouts())
 def test_flashinfer_blocks_are_the_layout(layout: pc.Layout) -> None:
     for b, h in np.ndindex(dense(layout).shape[:2]):
@@ -306,7 +306,7 @@ def test_kinds_and_dtypes_of_dense_masks_are_checked() -> None:
 # ---- scipy
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(layouts())
 def test_sparse_matrices_are_the_layout(layout: pc.Layout) -> None:
     for b, h in np.ndindex(dense(layout).shape[:2]):
@@ -323,7 +323,7 @@ def test_sparse_matrices_are_the_layout(layout: pc.Layout) -> None:
         assert counts.nnz == (tile_sums(mask, layout.block) > 0).sum()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(PATTERNS, st.integers(0, 90), st.integers(0, 60))
 def test_sparse_matrices_of_patterns_come_back(p: pc.Pattern, n: int, start: int) -> None:
     zones = pc.lower(p, n, None, start)

@@ -89,9 +89,9 @@ def to_fa4(layout: Layout, *, max_bytes: int = MAX_BYTES) -> FA4Mask:
     >>> from patterncc import causal, compile, window
     >>> m = to_fa4(compile(causal() & window(300), 1024, block=128))
     >>> m.forward.mask_block_cnt.tolist(), m.forward.full_block_cnt.tolist()
-    ([[[1, 1, 1, 2, 2, 2, 2, 2]]], [[[0, 1, 2, 2, 2, 2, 2, 2]]])
+    ([[[1, 1, 2, 3, 3, 3, 3, 3]]], [[[0, 1, 1, 1, 1, 1, 1, 1]]])
     >>> m.forward.mask_block_idx.shape
-    (1, 1, 8, 2)
+    (1, 1, 8, 3)
 
     Raises LayoutError for a layout in another order, PatternValueError for tiles that its kernels
     have no multiple of, SizeError for more than max_bytes.

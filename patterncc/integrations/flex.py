@@ -159,7 +159,7 @@ def _tensors(
 
 
 def _moved(array: NDArray[np.int32], where: torch.device) -> Tensor:
-    """A tensor of its own content: the layout's arrays are not shared."""
+    """A tensor of the array, which is nobody else's: on the CPU it keeps its memory."""
     import torch
 
-    return torch.tensor(array, device=where)
+    return torch.from_numpy(array).to(where)

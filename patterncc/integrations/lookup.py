@@ -57,7 +57,7 @@ def edge(t: Tables, b: Any, h: Any, i: Any, j: Any) -> Any:
     >>> from patterncc import causal, compile, window
     >>> t = tables(compile(causal() & window(2), 100, block=32))
     >>> i = np.arange(100)
-    >>> edge(t, 0, 0, i[:, None], i).sum()
+    >>> int(edge(t, 0, 0, i[:, None], i).sum())
     297
     """
     line = i >> t.row_shift
@@ -93,7 +93,7 @@ def tables(layout: Layout) -> Tables:
     ends[1] = np.uint32(0xFFFFFFFF)
     pages, codes = _pages(layout)
     return Tables(
-        np.ascontiguousarray(head_patterns(layout)),
+        head_patterns(layout).copy(),
         pages,
         codes,
         np.concatenate([ends, *drawn]).view(np.int32),
