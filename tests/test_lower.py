@@ -234,6 +234,7 @@ edge_lists = st.one_of(
 )
 
 
+@pytest.mark.filterwarnings("ignore::patterncc.errors.PatternWarning")
 @given(edge_lists, frames(20), st.randoms())
 def test_edges_merge_into_the_same_graph(
     pairs: list[tuple[int, int]], f: Frame, rng: random.Random

@@ -17,7 +17,7 @@ from patterncc.layout import thin
 from patterncc.layout.build import build
 from patterncc.layout.decode import dense
 from patterncc.pattern import Pattern
-from patterncc.zones import Frame, ZoneSet
+from patterncc.zones import Frame, ZoneSet, sweep
 from patterncc.zones.merge import row_runs, zones_of_edges
 from tests.oracles import is_tight
 
@@ -41,7 +41,8 @@ def graph(seed: int, n: int, n_k: int) -> np.ndarray[Any, Any]:
     if rng.random() < 0.5:
         offset = np.arange(n_k) - np.arange(n)[:, None]
         mask |= (np.abs(offset) < rng.integers(0, 9)) & (rng.random((n, n_k)) < rng.random())
-    return mask
+    found: np.ndarray[Any, Any] = mask
+    return found
 
 
 def held(mask: np.ndarray[Any, Any], frame: Frame) -> Pattern:
@@ -272,3 +273,24 @@ def test_long_chains_become_zones_in_graphs_of_any_size(monkeypatch: pytest.Monk
     assert zones[0].tolist()[1] > 8  # a stretch of the window that no noise touches
     assert len(zones_of_edges(*noise)) == len(row_runs(*noise).row)
     assert ZoneSet(Frame(n, n + 4), zones).count() == len(set(zip(row, col, strict=True)))
+
+
+@given(st.lists(st.integers(-1, 3), max_size=40), st.data())
+def test_boxes_of_a_grid_are_counted_as_they_stand(labels: list[int], data: st.DataObject) -> None:
+    n = len(labels)
+    zones = pc.lower(pc.clusters(labels), n)
+    assert sweep.on_grid(zones.table)
+    assert zones.count() == int(zones.dense().sum())
+    if len(zones):
+        again = ZoneSet(zones.frame, zones.table[[*range(len(zones)), 0]])
+        assert not sweep.on_grid(again.table)
+        assert again.count() == zones.count()
+
+
+def test_clusters_of_many_runs_are_counted_without_a_sweep() -> None:
+    """A sweep would cut every box at every row: twice as many pieces."""
+    labels = [0, 0, 1, 1] * 750
+    zones = pc.lower(pc.clusters(labels), len(labels))
+    count, peak = measured(zones.count)
+    assert (len(zones), count) == (1_125_000, 4_500_000)
+    assert peak < 3 * zones.table.nbytes

@@ -358,7 +358,10 @@ class _Walk:
             if not (isinstance(value, range) and lazy) and not self.keep(value, node):
                 return BAD
         if name == "edges":
-            return self.graph(node, arguments["source"])
+            source = self.graph(node, arguments["source"])
+            if isinstance(source, Bad):
+                return source
+            arguments = {**arguments, "source": source}
         try:
             return PRIMITIVES[name](**arguments)
         except PatternError as error:
@@ -375,19 +378,19 @@ class _Walk:
         place = known.index(key) if key in known else len(node.args)
         return node.args[place] if place < len(node.args) else node
 
-    def graph(self, node: ast.Call, source: Value) -> Value | Bad:
-        """edges("file"), the file relative to the pattern file's folder."""
+    def graph(self, node: ast.Call, source: Value) -> str | Bad:
+        """The file of edges("file"), relative to the pattern file's folder."""
         where = self.argument(node, "edges", "source")
         if not isinstance(source, str) or not source or '"' in source:
             what = f"edges: a file name is needed, not {described(source)}"
             return self.note(what, where, 'write it in quotes: edges("graph.npz")')
         if self.scope.folder is None:
-            return PRIMITIVES["edges"](source)  # type: ignore[call-arg]
+            return source
         path = self.scope.folder / source
         if not path.is_file():
             what = f"edges: no file '{path}'"
             return self.note(what, where, "the name is relative to the pattern file's folder")
-        return PRIMITIVES["edges"](path.as_posix())  # type: ignore[call-arg]
+        return path.as_posix()
 
     def function(self, node: ast.Call, name: str, given: list[Value | Bad]) -> Value | Bad:
         """range, min and max over integers."""

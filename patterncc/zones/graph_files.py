@@ -145,6 +145,8 @@ def _plain_text(data: bytes) -> NDArray[np.int64] | None:
 
     A number is placed by where its digits stand, so nothing but arrays as long as the text is made.
     """
+    if b"\r" in data.replace(b"\r\n", b"\n"):
+        return None
     text = np.frombuffer(data, dtype=np.uint8)
     digit = (text >= ord("0")) & (text <= ord("9"))
     gaps = np.isin(text[~digit], np.frombuffer(b" ,\t\r\n", dtype=np.uint8))

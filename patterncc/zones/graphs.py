@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     Pairs = tuple[NDArray[Any], NDArray[Any]]
 
 
-def edges(p: Edges, at: Site) -> I64:
-    """Tight zones of the graph's edges in the region: consecutive edges share zones.
+def edges(p: Edges, at: Site, turned: bool = False) -> I64:
+    """Tight zones of the graph's edges in the region: consecutive edges share zones.  With `turned`
+    those of the graph whose edges point the other way.
 
     A graph is never more zones than edges, and those are there already: by default its own limit on
     edges holds, not the one on zones that an operation makes.
@@ -35,6 +36,8 @@ def edges(p: Edges, at: Site) -> I64:
     owner = str(p)
     row, col = _pairs(p.source, owner, p.weights)
     _check_nodes(owner, row, col, at)
+    if turned:
+        row, col = col, row
     runs = row_runs(*_within(*_signed(row, col), at.region))
     del row, col
     if runs.repeats:

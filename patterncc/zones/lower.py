@@ -224,6 +224,8 @@ def _zones(p: Pattern, at: Site) -> I64:
             return _difference(_zones(left, at), right, at)
         case Complement(of):
             return _difference(at.clip(at.rows()), of, at)
+        case Transpose(leaf.Edges() as of):
+            return graphs.edges(of, at, turned=True)
         case Transpose(of):
             return algebra.transpose(_zones(of, at.T))
         case leaf.RandomEdges():

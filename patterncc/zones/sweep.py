@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 def disjoint(table: I64) -> I64:
     """The same edges with no edge in two zones.
 
-    Zones that lie apart in i, j or j - i stay as they are (chunks, documents, dilated windows).
+    Zones that lie apart in i, j or j - i stay as they are (chunks, documents, dilated windows), as
+    do the boxes of a grid (clusters).
     Single edges beside a few zones (random edges over a window) are sorted and looked up: a sweep
     would cut the few zones at every row of theirs.
     """
-    if in_turn(table):
+    if in_turn(table) or on_grid(table):
         return table
     single = (table[:, 1] - table[:, 0] == 1) & (table[:, 3] - table[:, 2] == 1)
     count = int(np.count_nonzero(single))
@@ -86,6 +87,30 @@ def in_turn(table: I64) -> bool:
         if bool((first[order][1:] >= last[order][:-1]).all()):
             return True
     return False
+
+
+def on_grid(table: I64) -> bool:
+    """Whether all zones are boxes of one grid, none of them twice: each two have the same queries
+    or share none, the same keys or share none.
+
+    >>> on_grid(np.array([[0, 2, 0, 3, -1, 3], [0, 2, 7, 9, 6, 9], [4, 5, 7, 9, 3, 5]]))
+    True
+    """
+    i0, i1, j0, j1, d0, d1 = table.T
+    if not ((d0 == j0 - i1 + 1).all() and (d1 == j1 - i0).all()):
+        return False
+    ranks = []
+    for first, last in ((i0, i1), (j0, j1)):
+        order = np.argsort(first, kind="stable")
+        a, b = first[order], last[order]
+        apart = a[1:] >= b[:-1]
+        if not (apart | ((a[1:] == a[:-1]) & (b[1:] == b[:-1]))).all():
+            return False
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.cumsum(np.append(0, apart)[: len(order)])
+        ranks.append(rank)
+    box = np.sort(ranks[0] * len(table) + ranks[1])
+    return bool((box[1:] != box[:-1]).all())
 
 
 def _beside_singles(table: I64, single: NDArray[np.bool_]) -> I64:
