@@ -144,6 +144,21 @@ def test_a_window_taken_out_of_a_stride_needs_one_term() -> None:
     assert [t.order and t.order.name for t in found] == ["residue 64"]
 
 
+def test_what_is_too_large_inside_its_boxes_is_moved_edge_by_edge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from patterncc.zones import terms as module
+
+    def refuse(*_: object) -> None:
+        raise SizeError("too large")
+
+    monkeypatch.setattr(module, "_within", refuse)
+    p = pc.causal() & (pc.strided(4) | pc.window(2))
+    found = terms(p, Where(Frame.of(32)))
+    assert [t.order and t.order.name for t in found] == ["residue 4", None]
+    assert (added_up(found, Frame.of(32)) == pc.lower(p, 32).dense()).all()
+
+
 def test_longnet_at_the_sizes_of_its_paper() -> None:
     p = pc.causal() & pc.longnet([2048, 4096, 8192, 16384, 32768], [1, 2, 4, 6, 12])
     where = Where(Frame.of(2**18), head=5)

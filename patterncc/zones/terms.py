@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patterncc import primitives as leaf
+from patterncc.errors import SizeError
 from patterncc.pattern import (
     Complement,
     Difference,
@@ -182,7 +183,11 @@ def _core_term(core: Pattern, piece: Pattern, where: Where, names: Collection[st
     kind, frame = kind_of(core), slot_frame(where.frame)
     if kind not in ("graph", "grid"):
         places = places_of(core, _period(core, piece), where)
-        return Term(places.order, ZoneSet(frame, _within(piece, places, where)))
+        try:
+            return Term(places.order, ZoneSet(frame, _within(piece, places, where)))
+        except SizeError:  # few edges may still be moved one by one
+            zones = _lowered(_intersection([core, piece]), where)
+            return Term(places.order, moved(zones, places.order))
     zones = _lowered(_intersection([core, piece]), where)
     (name,) = (x for x in names if KINDS[x] == kind)
     key = (name, core, piece)
