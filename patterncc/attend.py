@@ -6,13 +6,14 @@ import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Literal, TypeVar, cast, overload
+from typing import Literal, TypeVar, assert_never, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from patterncc.errors import PatternError, PatternValueError, TensorError
-from patterncc.kernels import dynamic, op, runtime
+from patterncc.kernels import carried, dynamic, op, runtime
+from patterncc.kernels.carried import CarriedLayout
 from patterncc.kernels.dynamic import DynamicLayout
 from patterncc.kernels.plan import HEAD_DIMS, Backend
 from patterncc.layout import compile as compile_layout
@@ -21,6 +22,9 @@ from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import Expander
 from patterncc.stack import Heads
 from patterncc.zones.lower import leaves, lower
+
+AnyLayout = Layout | DynamicLayout | CarriedLayout
+"""What `attention` takes: made on the host, on the device, or on the host and carried to it."""
 
 DTYPES: dict[Backend, tuple[torch.dtype, ...]] = {
     "triton": (torch.float16, torch.bfloat16, torch.float32),
@@ -34,7 +38,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: Layout | DynamicLayout,
+    layout: AnyLayout,
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -47,7 +51,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: Layout | DynamicLayout,
+    layout: AnyLayout,
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -59,7 +63,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: Layout | DynamicLayout,
+    layout: AnyLayout,
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -93,7 +97,7 @@ def attention(
     Raises TensorError for tensors that do not fit each other or the layout, BackendError for a
     backend that cannot run here.
     """
-    if not isinstance(layout, Layout | DynamicLayout):
+    if not isinstance(layout, Layout | DynamicLayout | CarriedLayout):
         raise TensorError(
             f"attention: the layout is a {type(layout).__name__}; give what pc.compile returns, "
             "one layer at a time"
@@ -101,12 +105,7 @@ def attention(
     _check_tensors(q, k, v, enable_gqa)
     _check_layout(q, k, layout, position)
     at = None if position is None else _positions(position, q, layout)
-    carried = (
-        _prepared(layout, q.device, backend)
-        if isinstance(layout, Layout)
-        else dynamic.prepared(layout, q.device, backend)
-    )
-    out, lse = _run(q, k, v, carried, scale, at)
+    out, lse = _run(q, k, v, _prepare(layout, q.device, backend), scale, at)
     return (out, lse) if return_lse else out
 
 
@@ -134,6 +133,18 @@ def _run(
             )
         out, lse = op.decode(q, k, v, tensors, plan, scale, position)
     return out, lse
+
+
+def _prepare(layout: AnyLayout, device: torch.device, backend: str) -> runtime.Prepared:
+    match layout:
+        case Layout():
+            return _prepared(layout, device, backend)
+        case DynamicLayout():
+            return dynamic.prepared(layout, device, backend)
+        case CarriedLayout():
+            return carried.prepared(layout, device, backend)
+        case _:
+            assert_never(layout)
 
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -183,7 +194,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
         )
 
 
-def _check_layout(q: Tensor, k: Tensor, layout: Layout | DynamicLayout, position: object) -> None:
+def _check_layout(q: Tensor, k: Tensor, layout: AnyLayout, position: object) -> None:
     rows = q.shape[2]
     if k.shape[2] != layout.n_k or (position is None and rows != layout.n):
         raise TensorError(
@@ -216,7 +227,7 @@ def _check_backend(q: Tensor, v: Tensor, backend: Backend) -> None:
             )
 
 
-def _positions(position: int | Tensor, q: Tensor, layout: Layout | DynamicLayout) -> Tensor:
+def _positions(position: int | Tensor, q: Tensor, layout: AnyLayout) -> Tensor:
     """The first row's absolute position in each sequence, int32 [B] on q's device."""
     first, last = layout.q_offset, layout.q_offset + layout.n
     if isinstance(position, Tensor):
@@ -313,7 +324,7 @@ class SparseAttention(nn.Module):
         self,
         x: Tensor,
         *,
-        layout: Layout | DynamicLayout | None = None,
+        layout: AnyLayout | None = None,
         cache: tuple[Tensor, Tensor] | None = None,
         position: int | None = None,
     ) -> Tensor:

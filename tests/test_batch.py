@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import patterncc as pc
 from patterncc.kernels import reference
+from patterncc.kernels.carried import CarriedLayout, carry
 from patterncc.kernels.choose import choose
 from patterncc.kernels.launch import packed_rows
 from patterncc.kernels.plan import Kind, Plan, Spec
@@ -366,3 +367,46 @@ def test_too_many_partial_tiles_are_refused_before_they_are_listed() -> None:
     for p in (pc.causal(), pc.causal() & (pc.window(20) | pc.sink(3))):
         with pytest.raises(pc.SizeError, match="more than max_bytes = 9000"):
             pc.compile(p, 4096, doc_ids=ids // 7, block=32, max_bytes=9000)
+
+
+# --- layouts that are inputs of a traced graph
+
+
+def test_a_traced_graph_takes_further_batches() -> None:
+    graphs = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def step(q: torch.Tensor, layout: CarriedLayout) -> torch.Tensor:
+        return pc.attention(q, q, q, layout) * 2
+
+    traced = torch.compile(step, backend=counted, fullgraph=True)
+    rng, q = np.random.default_rng(0), torch.randn(2, 2, 40, 16)
+    seen = []
+    for count in (3, 5, 1, 2, 4, 9, 1, 7, 6, 3):
+        ids = np.sort(rng.integers(0, count, (2, 40)), axis=1)
+        layout = pc.compile(pc.causal(), 40, doc_ids=ids, block=16)
+        out = traced(q, carry(layout))
+        torch.testing.assert_close(out, 2 * pc.attention(q, q, q, layout))
+        seen.append(len(graphs))
+    assert seen[-4] == seen[-1] <= 5  # a table of no row, of one, and of more are told apart
+
+
+def test_a_carried_layout_stays_where_it_was_carried() -> None:
+    q = torch.randn(1, 1, 20, 16)
+    layout = carry(pc.compile(pc.causal(), 20, key_lengths=12))
+    assert pc.attention(q, q, q, layout, backend="cpu").shape == q.shape
+    with pytest.raises(pc.BackendError, match='backend="reference", a layout carried for "cpu"'):
+        pc.attention(q, q, q, layout, backend="reference")
+    with pytest.raises(pc.BackendError, match="tensors on meta, a layout carried to cpu"):
+        pc.attention(*[q.to("meta")] * 3, layout)
+
+
+def test_what_a_graph_is_told_does_not_depend_on_the_batch() -> None:
+    rng = np.random.default_rng(1)
+    for layer in (pc.causal(), pc.heads([pc.causal(), pc.window(3), pc.strided(4)])):
+        made = [compiled(layer, Frame.of(90), random_batch(rng, 90)) for _ in range(10)]
+        for backend in ("triton", "cpu"):
+            assert len({Spec.of(x, backend).text() for x in made}) == 1  # type: ignore[arg-type]

@@ -218,7 +218,7 @@ def test_the_spec_is_that_of_a_layout_made_on_the_host() -> None:
     for given_ids in (ids, rows):
         made = compile_dynamic(pc.causal(), Frame.of(300), None, given_ids)
         spec = Spec.of(pc.compile(pc.causal(), 300, doc_ids=given_ids), "triton")
-        ours = made.spec()
+        ours = Spec.parse(made.plan)
         for name in ("block", "full", "zones", "bits", "share", "sequences"):
             assert getattr(spec, name) == getattr(ours, name), name
 

@@ -99,7 +99,7 @@ class OnDevice(Sample):
 
     def prepared(self) -> tuple[Spec, list[Tensor]]:
         assert isinstance(self.layout, DynamicLayout)
-        return self.layout.spec(), list(self.layout.tables)
+        return Spec.parse(self.layout.plan), list(self.layout.tables)
 
 
 def on_device(made: DynamicLayout, mask: np.ndarray, dtype: torch.dtype, batch: int) -> OnDevice:
@@ -158,7 +158,7 @@ def test_both_ways_of_building_share_their_kernels() -> None:
     for kind in kinds:
         plans = {
             choose(kind, spec, "sm_90", "bfloat16", 64, 64)
-            for spec in (made.spec(), Spec.of(layout, "triton"))
+            for spec in (Spec.parse(made.plan), Spec.of(layout, "triton"))
         }
         assert len(plans) == 1
 

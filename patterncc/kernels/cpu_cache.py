@@ -128,12 +128,13 @@ def clear() -> None:
 def prepared(tensors: Sequence[Tensor], spec: Spec, pattern: int) -> Prepared:
     """Pattern number `pattern` of the layout whose arrays are `tensors`, kept for the next call.
 
-    tensors: head_pattern, row_ptr, row_run, col_ptr, col_run, zones, bits, all int32 on the CPU.
+    tensors: head_pattern, row_ptr, row_run, col_ptr, col_run, zones, bits, all int32 on the CPU;
+    then the bytes of the layout's hash where it varies from batch to batch, for the spec does not.
     """
-    key = (spec.layout_hash, pattern)
+    key = (spec.layout_hash or bytes(tensors[7].tolist()).hex(), pattern)
 
     def make() -> tuple[Prepared, int]:
-        _, row_ptr, row_run, _, _, zones, bits = (t.numpy() for t in tensors)
+        _, row_ptr, row_run, _, _, zones, bits = (t.numpy() for t in tensors[:7])
         lines = -(-spec.n // spec.block[0])
         ptr = row_ptr[pattern * lines : (pattern + 1) * lines + 1]
         rows = Rows(ptr, row_run, spec.n, spec.n_k, spec.block)

@@ -10,7 +10,7 @@ another one starts a document of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 class DynamicLayout:
     """A mask for `attention` whose counts nobody has asked for.
 
-    tables: what the kernels read, int32, on the device.  ids: int64 [sequences, positions];
-    keys: int64 [sequences, 1], how many keys exist.  band: (low, high) of key minus query, counted
-    within the layout, None for no bound.  sequences: 1 where one mask serves the whole batch.
+    tables: what the kernels read, int32, on the device.  plan: the text of its `Spec`.
+    ids: int64 [sequences, positions]; keys: int64 [sequences, 1], how many keys exist.
+    band: (low, high) of key minus query, counted within the layout, None for no bound.
+    sequences: 1 where one mask serves the whole batch.
     """
 
     n: int
@@ -48,6 +49,7 @@ class DynamicLayout:
     band: tuple[int | None, int | None]
     ids: Tensor
     keys: Tensor
+    plan: str
     tables: tuple[Tensor, ...]
     heads: None = None
 
@@ -60,23 +62,6 @@ class DynamicLayout:
     def nbytes(self) -> int:
         """Bytes of the tables."""
         return sum(t.numel() * t.element_size() for t in self.tables)
-
-    def spec(self) -> Spec:
-        """What the op is told: every mask class that a batch may need."""
-        return Spec(
-            n=self.n,
-            n_k=self.n_k,
-            q_offset=self.q_offset,
-            k_offset=self.k_offset,
-            block=self.block,
-            patterns=len(self.ids),
-            full=True,
-            zones=1,
-            bits=True,
-            layout_hash="dynamic",
-            backend="triton",
-            sequences=self.sequences,
-        )
 
     def dense(self) -> Tensor:
         """The mask, bool [n, n_k], or [sequences, 1, n, n_k], on the device; from the ids alone.
@@ -141,11 +126,30 @@ def compile_dynamic(
         )
     text = f"{each}, documents" + (f" of {sequences} sequences" if sequences > 1 else "")
     sizes = (frame.n, frame.n_k, frame.q_offset, frame.k_offset)
-    made = DynamicLayout(*sizes, sides, sequences, text, band, ids, keys, ())
+    plan = _spec(frame, sides, sequences).text()
+    made = DynamicLayout(*sizes, sides, sequences, text, band, ids, keys, plan, ())
     skew = frame.k_offset - frame.q_offset
     side = Side(frame.n, frame.n_k, sides, skew, *band, by_key=False)
-    tables = dynamic_tables.tables(side, _spans(made, by_key=False), _spans(made, by_key=True))
-    return DynamicLayout(*sizes, sides, sequences, text, band, ids, keys, tuple(tables))
+    spans = _spans(made, by_key=False), _spans(made, by_key=True)
+    return replace(made, tables=tuple(dynamic_tables.tables(side, *spans)))
+
+
+def _spec(frame: Frame, block: tuple[int, int], sequences: int) -> Spec:
+    """What the op is told: every mask class that a batch may need, so one set of kernels."""
+    return Spec(
+        n=frame.n,
+        n_k=frame.n_k,
+        q_offset=frame.q_offset,
+        k_offset=frame.k_offset,
+        block=block,
+        patterns=sequences,
+        full=True,
+        zones=1,
+        bits=True,
+        layout_hash="dynamic",
+        backend="triton",
+        sequences=sequences,
+    )
 
 
 def documents_of(cu_seqlens: Tensor, positions: int) -> Tensor:
@@ -171,16 +175,21 @@ def prepared(layout: DynamicLayout, device: torch.device, requested: str) -> run
             f"attention: tensors on {device}, a layout built on {layout.device}; build it where "
             "they are"
         )
-    spec = layout.spec()
     if requested == "reference":
-        text = Spec(**{**vars(spec), "backend": "reference"}).text()
+        text = replace(Spec.parse(layout.plan), backend="reference").text()
         return [layout.dense()], text, "reference"
-    if runtime.pick_backend(requested, device).backend != "triton":
+    if _picked(device, requested) != "triton":
         raise BackendError(
             "attention: a layout built on the device runs on the Triton kernels; for others "
             "compile with doc_ids as a list, an array or a CPU tensor"
         )
-    return list(layout.tables), spec.text(), "triton"
+    return list(layout.tables), layout.plan, "triton"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _picked(device: torch.device, requested: str) -> str:
+    """The backend, a constant of a graph that torch traces."""
+    return runtime.pick_backend(requested, device).backend
 
 
 def _band(

@@ -39,9 +39,11 @@ class Spec:
     """What the op must know of a layout beside its tensors; carried as one line of JSON.
 
     n, n_k, q_offset, k_offset: the layout's frame (queries, keys, positions of the first of each).
-    block: queries x keys of a tile.  patterns: distinct patterns (1: every head reads the same).
+    block: queries x keys of a tile.  patterns: distinct patterns (1: every head reads the same), an
+    upper bound where sequences differ.
     full, zones, bits: the mask classes in use; zones is the largest number of zones of one mask:
-    0, 1, 2 or 4.  layout_hash: hexadecimal digits over everything that the layout holds.
+    0, 1, 2 or 4.  layout_hash: hexadecimal digits over everything that the layout holds; empty for
+    one that varies from batch to batch.
     share: aligned groups of this many heads have one pattern (0: all heads have).
     sequences: 1 where all sequences of a batch have one mask, else how many the layout is for.
 
@@ -101,15 +103,21 @@ class Spec:
             q_offset=layout.q_offset,
             k_offset=layout.k_offset,
             block=(int(layout.block[0]), int(layout.block[1])),
-            patterns=int(layout.head_pattern.max()) + 1 if len(layout.head_pattern) > 1 else 1,
+            patterns=_patterns(layout),
             full=varies or bool((words == 0).any()),
             zones=(0, 1, 2, 4, 4)[slots] or int(masked or varies),
             bits=varies or bool((words > zone_count).any()),
-            layout_hash=layout.hash,
+            layout_hash="" if varies else layout.hash,
             backend=backend,
             share=_share(layout.head_pattern.reshape(layout.sequences, -1)),
             sequences=layout.sequences,
         )
+
+
+def _patterns(layout: Layout) -> int:
+    """Distinct patterns; where sequences differ what there may be, so that batches are alike."""
+    listed = len(layout.head_pattern)
+    return listed if listed == 1 or layout.sequences > 1 else int(layout.head_pattern.max()) + 1
 
 
 def _share(head_pattern: NDArray[np.int32]) -> int:

@@ -223,7 +223,9 @@ def _tensors(layout: Layout, spec: Spec, device: torch.device) -> list[Tensor]:
         case "triton":
             return kernel_tables(layout, spec, device)
         case "cpu":
-            return [torch.from_numpy(np.array(x)) for x in layout.arrays.values()]
+            arrays = [torch.from_numpy(np.array(x)) for x in layout.arrays.values()]
+            named = [] if spec.layout_hash else [torch.tensor(list(bytes.fromhex(layout.hash)))]
+            return arrays + named
         case "reference":
             if layout.n * layout.n_k > LIMIT:
                 raise SizeError(

@@ -1,0 +1,88 @@
+"""A layout as tensors and one line of text: what a graph that torch traces may take as an input.
+
+A `Layout` is a constant of a traced graph, so another layout is another graph.  Layouts that come
+with every batch are carried instead: their tensors are inputs, and their text is the same for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from patterncc.errors import BackendError
+from patterncc.kernels import runtime
+from patterncc.kernels.plan import Backend
+
+if TYPE_CHECKING:
+    from patterncc.layout.layout import Layout
+
+
+@dataclass(frozen=True, eq=False)
+class CarriedLayout:
+    """A layout on a device, for one backend; `attention` takes it in place of the layout.
+
+    tensors, plan: what the op takes.  heads: None where it serves any number.
+    """
+
+    n: int
+    n_k: int
+    q_offset: int
+    k_offset: int
+    block: tuple[int, int]
+    heads: int | None
+    sequences: int
+    device: torch.device
+    backend: Backend
+    plan: str
+    tensors: tuple[Tensor, ...]
+
+
+def carry(
+    layout: Layout, device: torch.device | str = "cpu", backend: str = "auto"
+) -> CarriedLayout:
+    """The layout's tensors on a device, for the backend that runs there.
+
+    >>> from patterncc import causal
+    >>> from patterncc.layout import compile
+    >>> one, other = (carry(compile(causal(), 64, key_lengths=k)) for k in (40, 64))
+    >>> one.plan == other.plan
+    True
+
+    Raises BackendError for a backend that cannot run there.
+    """
+    where = torch.device(device)
+    tensors, plan, runs_on = runtime.prepared(layout, where, backend)
+    return CarriedLayout(
+        n=layout.n,
+        n_k=layout.n_k,
+        q_offset=layout.q_offset,
+        k_offset=layout.k_offset,
+        block=layout.block,
+        heads=layout.heads,
+        sequences=layout.sequences,
+        device=where,
+        backend=runs_on,
+        plan=plan,
+        tensors=tuple(tensors),
+    )
+
+
+def prepared(layout: CarriedLayout, device: torch.device, requested: str) -> runtime.Prepared:
+    """What the op takes.
+
+    Raises BackendError for another device or backend than it was carried to.
+    """
+    indices = {device.index, layout.device.index} - {None}  # "cuda" is the current one
+    if device.type != layout.device.type or len(indices) > 1:
+        raise BackendError(
+            f"attention: tensors on {device}, a layout carried to {layout.device}; carry it there"
+        )
+    if requested not in ("auto", layout.backend):
+        raise BackendError(
+            f'attention: backend="{requested}", a layout carried for "{layout.backend}"; carry it '
+            "for the backend that runs it"
+        )
+    return list(layout.tensors), layout.plan, layout.backend
