@@ -146,10 +146,11 @@ def _chained(runs: Runs) -> tuple[NDArray[np.int8], list[I64]]:
     kind = np.full(count, -1, dtype=np.int8)
     if not count or (count > _MANY and not _worth_chaining(runs)):
         return kind, []
-    best = np.ones(count, dtype=np.int64)
-    every = np.arange(count)
+    # in a long graph a chain of a few rows is hardly better than those rows, and slower to look up
+    best = np.full(count, 1 if count <= _MANY else _AHEAD[-1] - 1)
+    every, code = np.arange(count), _codes(runs)
     for k, slopes in enumerate(_SLOPES):
-        linked = _next(runs, every, slopes, (1,))
+        linked = _next(runs, code, every, slopes, (1,))
         held = np.zeros(count, dtype=bool)
         held[linked >= 0] = held[linked[linked >= 0]] = True
         picked = np.flatnonzero(held)
@@ -190,16 +191,29 @@ def _chains(row: I64, a: I64, b: I64) -> tuple[NDArray[np.intp], NDArray[np.bool
     return order, opens
 
 
+def _codes(runs: Runs) -> I64 | None:
+    """Row and first key of each run as one integer, with room for some rows and keys more; None
+    where the two do not fit."""
+    far = _AHEAD[-1]
+    bits = (int(runs.end.max()) + far).bit_length()
+    if int(runs.row[-1] + far).bit_length() + bits > 62:
+        return None
+    return runs.row << bits | runs.start
+
+
 def _next(
-    runs: Runs, index: NDArray[np.intp], slopes: tuple[int, int], ahead: tuple[int, ...]
+    runs: Runs,
+    code: I64 | None,
+    index: NDArray[np.intp],
+    slopes: tuple[int, int],
+    ahead: tuple[int, ...],
 ) -> I64:
     """The run that each of some runs becomes some rows on along the slopes, of several distances
     the last one; -1 where there is none at one of them."""
-    low, high = slopes
-    bits = (int(runs.end.max()) + ahead[-1]).bit_length()
-    if int(runs.row[-1] + ahead[-1]).bit_length() + bits > 62:
+    if code is None:
         return _next_far(runs, index, slopes, ahead)
-    code = runs.row << bits | runs.start
+    low, high = slopes
+    bits = (int(runs.end.max()) + _AHEAD[-1]).bit_length()
     here, end = code[index], runs.end[index]
     linked = np.ones(len(index), dtype=bool)
     for rows in ahead:
@@ -228,7 +242,7 @@ def _next_far(
 def _worth_chaining(runs: Runs) -> bool:
     """Whether a sample of runs, taken evenly, has its share of runs that reach some rows on."""
     index = np.linspace(0, len(runs.row) - 1, _SAMPLE).astype(np.intp)
-    found = np.zeros(len(index), dtype=bool)
+    found, code = np.zeros(len(index), dtype=bool), _codes(runs)
     for slopes in _SLOPES:
-        found |= _next(runs, index, slopes, _AHEAD) >= 0
+        found |= _next(runs, code, index, slopes, _AHEAD) >= 0
     return bool(np.count_nonzero(found) > _SHARE * len(index))
