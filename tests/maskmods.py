@@ -238,10 +238,60 @@ def paged(b: Any, h: Any, q: Any, k: Any) -> Any:
     return torch.where(page >= 0, q >= page * 4 + k % 4, False)
 
 
+IDS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]])
+PLACES = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]])
+IMAGES = torch.tensor([[-1, -1, 0, 0, 0, -1, -1, 1, 1, -1, 2, 2, 2, -1]])
+ENDS = torch.tensor([4] * 4 + [8] * 4 + [14] * 6)
+SUBTREE = torch.tensor([14, 7, 4, 4, 5, 7, 7, 14, 10, 10, 13, 12, 13, 14])
+TURNS = torch.tensor([[-2, -2, -1, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5]])
+
+
+def packed_places(b: Any, h: Any, q: Any, k: Any) -> Any:
+    """Packed documents by ids and by positions that start again, as transformers has them."""
+    x, y = PLACES[b, q], PLACES[b, k]
+    return (IDS[b, q] == IDS[b, k]) & (y <= x) & (y > x - 3)
+
+
+def segments(b: Any, h: Any, q: Any, k: Any) -> Any:
+    """Both in one of several segments, by comparing with all of them."""
+    first, last = torch.tensor([2, 6, 9]), torch.tensor([4, 8, 14])
+    own = (q >= first) & (q < last)
+    return (q >= k) & ((q >= 9) | (own & (k >= first) & (k < last)).any())
+
+
+def turns(b: Any, h: Any, q: Any, k: Any) -> Any:
+    """The last turns of a conversation and its beginning; padding never."""
+    turn = TURNS[b, k]
+    return (q >= k) & (turn != -2) & ((turn == -1) | (turn == 0) | (turn > TURNS[b, q] - 2))
+
+
 LENGTHS = torch.tensor([5, 9])
 VALID = torch.tensor([[True] * 9, [False] * 2 + [True] * 7])
 
 OTHERS: dict[str, Case] = {
+    "packed places": (packed_places, 14, 14, ""),
+    "images among text": (
+        lambda b, h, q, k: (q >= k) | ((IMAGES[b, q] == IMAGES[b, k]) & (IMAGES[b, q] >= 0)),
+        14,
+        14,
+        "",
+    ),
+    "chunks after padding": (
+        lambda b, h, q, k: (q >= k) & ((k - 3) // 4 == (q - 3) // 4),
+        14,
+        14,
+        "causal() & clusters([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3])",
+    ),
+    "frames of a video": (lambda b, h, q, k: (k < ENDS[q]) | (q == k), 14, 14, ""),
+    "subtrees": (lambda b, h, q, k: (k <= q) & (q < SUBTREE[k]), 14, 14, ""),
+    "segments": (segments, 14, 14, ""),
+    "turns": (turns, 14, 14, ""),
+    "memory slots": (
+        lambda b, h, q, k: (((q - (k - 2)).abs() <= 3) & (q >= k - 2)) | (k <= 1),
+        14,
+        14,
+        "window(1, 2) | sink(2)",
+    ),
     "paged attention": (paged, 12, 16, ""),
     "key lengths": (lambda b, h, q, k: k < LENGTHS[b], 9, 9, "sink(5)"),
     "padding as in transformers": (

@@ -33,8 +33,10 @@ class Symbol(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Reached only where nobody traces: the mode of a trace is asked before."""
+        name = getattr(func, "__name__", func)
         raise PatternError(
-            "a symbolic index was used outside the mask function; compute with it inside only"
+            f"a symbolic index came to {name} outside the mask function, or through torch.ops; "
+            "compute with it inside, by torch's functions and operators"
         )
 
 

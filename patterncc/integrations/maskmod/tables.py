@@ -34,7 +34,7 @@ I64 = NDArray[np.int64]
 Column = NDArray[Any]  # int64, bool or float64, one value a position
 
 MOST_RUNS = 2**24  # runs of keys that one reading may make
-MOST_PAIRS = 2**24  # (kind of query, kind of key) pairs of an expression without a rule
+MOST_PAIRS = 2**26  # (kind of query, kind of key) pairs of an expression without a rule
 _FAR = 2**43
 _AT_ONCE = 2**20  # pairs that are evaluated together
 
