@@ -485,6 +485,24 @@ def test_the_fit_finds_the_figures_that_made_the_times() -> None:
     assert Device.of(found).processors == 2
 
 
+def test_bench_cost_makes_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from patterncc.bench import cost
+
+    for name, value in {"LENGTHS": (512,), "SHORT": 128, "BLOCKS": ((64, 64), (128, 128))}.items():
+        monkeypatch.setattr(cost, name, value)
+    monkeypatch.setattr(cost, "copy_speed", lambda: 1e10)
+    result = cost.run(repeats=1)
+    json.dumps(result, allow_nan=False)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(result))
+    assert device(str(path)).measured and device(str(path)).target == "cpu"
+    assert {r["order"] for r in result["orders"]} > {"token"}
+    told = cost.text(result)
+    assert "unseen: predicted over measured" in told and "strides, residue" in told
+    found = choices(pc.causal(), 300, target=str(path))
+    assert found.asked == str(path) and "figures: cpu, measured" in found.text()
+
+
 def test_layouts_that_are_built_agree_with_the_estimate() -> None:
     p = pc.causal() & (pc.window(511) | pc.sink(4))
     zones = pc.lower(p, 70_000)

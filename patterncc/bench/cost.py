@@ -25,7 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from patterncc.attend import attention
 from patterncc.bench.protocol import machine, table
-from patterncc.layout import compile
+from patterncc.layout import choices, compile
 from patterncc.layout.cost import price
 from patterncc.layout.cost_tables import MASKS, SCHEMA, Device
 from patterncc.layout.cost_work import Work, part, work
@@ -34,6 +34,7 @@ from patterncc.primitives import (
     butterfly,
     causal,
     chunked,
+    clusters,
     dilated,
     documents,
     full,
@@ -51,6 +52,7 @@ from patterncc.zones.lower import lower
 
 HEADS, HEAD_DIM = 2, 64
 LENGTHS = (2048, 4096)
+ROW = ("measured_ms", "predicted_ms", "ratio")
 SHORT = 1024  # tokens of the dense attention that times are compared with
 BLOCKS = ((64, 64), (128, 128), (64, 128), (256, 256))
 
@@ -102,6 +104,18 @@ def unseen(n: int) -> dict[str, Pattern]:
     }
 
 
+def ordered(n: int) -> dict[str, tuple[Pattern, str]]:
+    """Patterns that want another order, for the check, and the order."""
+    labels = tuple(np.random.default_rng(0).integers(0, 16, n).tolist())
+    return {
+        "strides": (causal() & strided(64), "residue"),
+        "strides and window": (causal() & (strided(64) | window(n // 32)), "residue"),
+        "dilated": (causal() & dilated(n // 4, 0, 16), "residue"),
+        "summary": (causal() & (chunked(128) | summary(128, 8)), "summary"),
+        "clusters": (clusters(labels), "clusters"),
+    }
+
+
 def run(repeats: int = 5, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Fit the table, then predict what it has not seen and measure that too; on one thread."""
     threads = torch.get_num_threads()
@@ -112,6 +126,7 @@ def run(repeats: int = 5, progress: Callable[[str], None] = lambda _: None) -> d
         known = [r for n in LENGTHS for r in measured(fitted(n), n, pair, repeats, progress)]
         found = fit(known, dense, threads)
         fresh = measured(unseen(LENGTHS[-1]), LENGTHS[-1], pair, repeats, progress)
+        moved = in_orders(LENGTHS[-1], pair, found, repeats, progress)
     finally:
         torch.set_num_threads(threads)
     return {
@@ -122,7 +137,44 @@ def run(repeats: int = 5, progress: Callable[[str], None] = lambda _: None) -> d
         "table": found,
         "fitted": checked(known, found),
         "unseen": checked(fresh, found),
+        "orders": moved,
     }
+
+
+def in_orders(
+    n: int,
+    pair: float,
+    values: dict[str, Any],
+    repeats: int,
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Token order and another, each predicted and measured."""
+    found = replace(Device.of(values), processors=1)
+    q, k, v = (torch.randn(1, HEADS, n, HEAD_DIM) for _ in range(3))
+    short = _dense(q, k, v)
+    rows = []
+    for name, (p, order) in ordered(n).items():
+        progress(f"{name} in two orders")
+        for chosen in ("token", order):
+            run = partial(attention, q, k, v, compile(p, n, block=128, order=chosen))
+            seconds = _beside(partial(run, backend="cpu"), short, repeats) * pair * SHORT**2 * 1e-9
+            (told,) = choices(p, n, block=128, order=chosen, target=found, heads=HEADS).layers
+            rows.append(
+                {
+                    "pattern": name,
+                    "order": told.chosen.order,
+                    "measured_ms": seconds * 1e3,
+                    "predicted_ms": told.chosen.seconds * 1e3,
+                    "ratio": told.chosen.seconds / seconds,
+                }
+            )
+    return rows
+
+
+def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], object]:
+    """Dense attention of the first SHORT tokens."""
+    first = [x[:, :, :SHORT].contiguous() for x in (q, k, v)]
+    return lambda: sdpa(first[0], first[1], first[2])
 
 
 def measured(
@@ -139,7 +191,7 @@ def measured(
     """
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, HEADS, n, HEAD_DIM) for _ in range(3))
-    short = partial(sdpa, *(x[:, :, :SHORT].contiguous() for x in (q, k, v)))  # type: ignore[arg-type]
+    short = _dense(q, k, v)
     unit = pair * SHORT**2 * 1e-9
     runs = []
     for name, p in patterns.items():
@@ -293,4 +345,8 @@ def text(result: dict[str, Any]) -> str:
             "long as the best",
             table(["pattern", "n", "block", "measured", "predicted", "ratio"], shown),
         ]
+    shown = [
+        [f"{r['pattern']}, {r['order']}", *(f"{r[x]:.2f}" for x in ROW)] for r in result["orders"]
+    ]
+    lines += ["", table(["orders", *ROW], shown)]
     return "\n".join(lines)

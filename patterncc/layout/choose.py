@@ -11,6 +11,7 @@ from patterncc.layout.cost_work import part
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from patterncc.layout.cost_tables import Device
     from patterncc.zones.zoneset import ZoneSet
 
 CANDIDATES = ((128, 128), (128, 64), (64, 128), (64, 64))
@@ -26,7 +27,7 @@ NEAR = 1.05
 def choose_block(
     zone_sets: Sequence[ZoneSet],
     *,
-    target: str = "sm_90",
+    target: str | Device = "sm_90",
     weights: Sequence[float] | None = None,
 ) -> tuple[int, int]:
     """The candidate of least predicted time, or one as good that stands before it.

@@ -65,7 +65,7 @@ def estimate(
     zone_sets: Sequence[ZoneSet],
     block: tuple[int, int],
     *,
-    target: str = "sm_90",
+    target: str | Device = "sm_90",
     order: Order | None = None,
     heads: int = HEADS,
     head_dim: int = 64,
@@ -162,7 +162,7 @@ def estimate_tiles(
     *,
     rows: int = 0,
     runs: int | None = None,
-    target: str = "sm_90",
+    target: str | Device = "sm_90",
     head_dim: int = 64,
 ) -> float:
     """Seconds of one head from counts of tiles alone: no longest row, no memory, no copies.
@@ -179,7 +179,11 @@ def estimate_tiles(
 
 
 def dense_seconds(
-    zone_sets: Sequence[ZoneSet], *, target: str = "sm_90", heads: int = HEADS, head_dim: int = 64
+    zone_sets: Sequence[ZoneSet],
+    *,
+    target: str | Device = "sm_90",
+    heads: int = HEADS,
+    head_dim: int = 64,
 ) -> float:
     """Dense attention of one head over the frame; its causal half where no edge looks ahead."""
     found, frame = device(target), zone_sets[0].frame

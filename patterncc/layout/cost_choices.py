@@ -141,7 +141,7 @@ def choices(
     *,
     layer: int = 0,
     order: object = None,
-    target: str = "sm_90",
+    target: str | Device = "sm_90",
     head_dim: int = 64,
     heads: int = HEADS,
     **bindings: object,
@@ -175,7 +175,8 @@ def choices(
         asking.layer(each, where[0] if stack is p else layer, tuple(where))
         for each, where in groups.items()
     )
-    return Choices(frame.n, frame.n_k, target, table, head_dim, heads, layers)
+    asked = table.target if isinstance(target, Device) else target
+    return Choices(frame.n, frame.n_k, asked, table, head_dim, heads, layers)
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ class _Asking:
         return tried, refused
 
     def _choose(self, x: Part) -> Sides:
-        return self.block or choose_block(x.zone_sets, target=self.device.target)
+        return self.block or choose_block(x.zone_sets, target=self.device)
 
     def _row(self, terms: Sequence[_Ready], blocks: tuple[Sides, ...]) -> Row:
         """One candidate, priced."""
@@ -264,7 +265,6 @@ class _Asking:
         )
 
     def _price(self, x: _Ready, block: Sides) -> Estimate:
-        sizes = np.bincount(x.term.head_pattern, minlength=len(x.parts))
         return price(
             x.parts,
             block,
@@ -272,7 +272,7 @@ class _Asking:
             order=x.term.order,
             heads=self.heads,
             head_dim=self.head_dim,
-            weights=sizes.tolist(),
+            weights=_heads_of(x.term),
         )
 
 
@@ -297,6 +297,12 @@ def _sides(block: int | Sides | None) -> Sides | None:
 
 def _patterns(each: Layer) -> tuple[Pattern, ...]:
     return each.patterns if isinstance(each, Heads) else (each,)
+
+
+def _heads_of(x: Part) -> list[int]:
+    """How many heads each mask of a term has."""
+    count: list[int] = np.bincount(x.head_pattern, minlength=len(x.zone_sets)).tolist()
+    return count
 
 
 def _orders_of(parts: Sequence[Part]) -> str:

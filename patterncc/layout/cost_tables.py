@@ -137,16 +137,19 @@ def targets() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in TABLES.glob("*.json")))
 
 
-def device(target: str) -> Device:
+def device(target: str | Device) -> Device:
     """The table of a target; of an unknown GPU that of the nearest older one, else the oldest.
 
-    target: "cpu", "sm_80", ..., or the path of a table that `patterncc bench cost --json` made.
+    target: "cpu", "sm_80", ..., or the path of a table that `patterncc bench cost --json` made; a
+    table itself is given back.
 
     >>> device("sm_90").processors, device("sm_90a").target, device("sm_120").target
     (132, 'sm_90', 'sm_100')
 
     Raises PatternValueError for what names no device, or a file that is no table.
     """
+    if isinstance(target, Device):
+        return target
     return _of_file(target) if target.endswith(".json") else _known(target)
 
 
