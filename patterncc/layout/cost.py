@@ -35,7 +35,7 @@ class Estimate:
     records: partial tiles, each as often as zones touch it without filling it.
     masked: pairs of query and key in partial tiles.  bytes: of the layout's tables, about.
     dense_seconds: dense attention over the same queries and keys, its causal half where no edge
-    looks ahead.
+    looks ahead; slots of an order say nothing of that.
     split_seconds: the same as seconds, were heavy rows split over processors.
     copy_seconds: of that, gathering by an order.  merge_seconds: what it costs to merge this with
     another term.
