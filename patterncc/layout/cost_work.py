@@ -33,7 +33,7 @@ SLAB = 256  # the largest side of a tile
 FEW = 8  # zones whose bounds are compared pair by pair
 NEAR = 3  # slabs beside a corner in which rounding to tiles may still be uneven
 SAMPLE = 256  # slabs that stand for all where there are many zones, at most
-CROWD = 100_000  # zones that are looked at where there are very many
+CROWD = 30_000  # zones that are looked at where there are very many
 MOST = 16  # slabs at least, however many zones each holds
 MANY_STRIPS = 1_000_000  # more are not counted one by one
 
