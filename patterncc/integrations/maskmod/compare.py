@@ -9,10 +9,11 @@ import numpy as np
 
 from patterncc.integrations.maskmod import tables
 from patterncc.integrations.maskmod.grids import as_grid, digit
-from patterncc.integrations.maskmod.join import Coordinate, joined
+from patterncc.integrations.maskmod.join import joined
 from patterncc.integrations.maskmod.linear import INT, Linear, linear
 from patterncc.integrations.maskmod.marks import K, Marks, Q
 from patterncc.integrations.maskmod.nodes import Const, Node, call
+from patterncc.integrations.maskmod.seek import Coordinate
 from patterncc.integrations.maskmod.tables import Frame
 from patterncc.pattern import Pattern
 

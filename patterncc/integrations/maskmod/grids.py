@@ -12,9 +12,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from patterncc.integrations.maskmod.join import Coordinate
 from patterncc.integrations.maskmod.marks import K
 from patterncc.integrations.maskmod.nodes import Call, Const, Node
+from patterncc.integrations.maskmod.seek import Coordinate
 from patterncc.integrations.maskmod.tables import I64, Frame
 from patterncc.pattern import Pattern
 from patterncc.primitives import Grid

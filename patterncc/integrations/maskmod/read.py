@@ -133,7 +133,7 @@ class Reader:
     def _equality(self, part: tuple[Node, bool]) -> tuple[Node, Node] | None:
         """x(q_idx) == y(kv_idx), if a part says so."""
         match part:
-            case (Call("==", (a, b)), False):
+            case (Call("==", (a, b)), False) if is_int(a) and is_int(b):
                 sides = {variables(a): a, variables(b): b}
                 x, y = sides.get(frozenset({"q_idx"})), sides.get(frozenset({"kv_idx"}))
                 return (x, y) if x is not None and y is not None and x != Q else None
