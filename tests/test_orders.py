@@ -305,6 +305,12 @@ def test_orders_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
         pc.compile(pc.edges(np.array([[0, 1]])), 4, order="metis")
 
 
+def test_one_drawing_may_fill_a_tile_of_the_last_row_and_no_other() -> None:
+    p = ~(pc.longnet([102, 229, 297], [10, 10, 3]) | pc.random_blocks(2, 16, 5))
+    layout = pc.compile(pc.heads([pc.sink(1), p]), 816, block=32, order="residue")
+    hold(layout, np.stack([pc.lower(x, 816, head=h).dense() for h, x in ((0, pc.sink(1)), (1, p))]))
+
+
 def test_every_name_is_documented() -> None:
     from pathlib import Path
 

@@ -234,17 +234,17 @@ def _masked(
     word = words.word
     if len(kept):
         drawn, place = thin.drawn(crowd, kept, place, grid.block)
-        rows = np.zeros(len(drawn), dtype=np.int64)
-        rows[place] = _existing(crowd.tile, grid)
-        whole = masks.held(drawn) == rows * grid.block[1]
-        code = len(words.zones) + len(words.bits) + np.cumsum(~whole)
-        code[whole] = 0
-        drawn = drawn[~whole] if whole.any() else drawn
+        # the last tile row has fewer queries: one drawing may fill a tile there and no other
+        whole = masks.held(drawn)[place] == _existing(crowd.tile, grid) * grid.block[1]
+        used = np.zeros(len(drawn), dtype=bool)
+        used[place[~whole]] = True
+        code = np.where(whole, 0, (len(words.zones) + len(words.bits) + np.cumsum(used))[place])
+        drawn = drawn if used.all() else drawn[used]
         bits = np.concatenate([words.bits, drawn]) if len(words.bits) else drawn
         words = masks.Words(word, words.zones, bits)
         tile, word = _sorted(
             np.concatenate([tile, crowd.tile]),
-            np.concatenate([word, code[place].astype(np.int32)]),
+            np.concatenate([word, code.astype(np.int32)]),
         )
     partial = word != 0
     if partial.all():
