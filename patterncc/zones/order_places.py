@@ -19,7 +19,7 @@ import numpy as np
 
 from patterncc.zones import algebra
 from patterncc.zones.order import Order
-from patterncc.zones.order_stairs import stairs
+from patterncc.zones.order_stairs import GRAIN, stairs
 from patterncc.zones.zoneset import Frame
 
 if TYPE_CHECKING:
@@ -133,14 +133,53 @@ class Places:
         end = queries.slot(at, table[zone, 1])
         some = begin < end
         zone, at, begin, end = zone[some], at[some], begin[some], end[some]
-        algebra.refuse_above(int((end - begin).sum()), "rows of staircases", limit)
-        pair, slot = algebra.expand(begin, end)
+        run = self.order.queries[self.q1 - 1] - self.order.queries[self.q0] == self.q1 - self.q0 - 1
+        if run.all() and 4 * len(keys.place) < int((end - begin).sum()):
+            pair, slot, past = _turns(table[zone], at, begin, end, queries, keys, limit)
+        else:
+            algebra.refuse_above(int((end - begin).sum()), "rows of staircases", limit)
+            pair, slot = algebra.expand(begin, end)
+            past = slot + 1
         zone, at = zone[pair], at[pair]
         i = self.order.queries[slot].astype(np.int64) + f.q_offset
         first = keys.slot(at, np.maximum(i + table[zone, 4], table[zone, 2]))
         last = keys.slot(at, np.minimum(i + table[zone, 5], table[zone, 3]))
         some = first < last
-        return stairs(slot[some], first[some], last[some])
+        return stairs(slot[some], first[some], last[some], past[some])
+
+
+def _turns(
+    table: I64,
+    at: NDArray[np.intp],
+    begin: I64,
+    end: I64,
+    queries: _Ascending,
+    keys: _Ascending,
+    limit: int,
+) -> tuple[NDArray[np.intp], I64, I64]:
+    """Rows that read alike, of zones in rectangles whose queries follow one another: few keys come
+    and go as the query moves on.  The zone's number, the first slot, past the last."""
+    i = queries.position(at, begin)
+    final = i + (end - begin - 1)
+    _, _, j0, j1, d0, d1 = table.T
+    comes = keys.slot(at, np.minimum(i + d1, j1)), keys.slot(at, np.minimum(final + d1, j1))
+    goes = keys.slot(at, np.maximum(i + d0, j0)), keys.slot(at, np.maximum(final + d0, j0))
+    count = sum(int(np.maximum(b - a, 0).sum()) for a, b in (comes, goes)) + len(table)
+    algebra.refuse_above(count + int(((end - begin) // GRAIN).sum()), "steps of staircases", limit)
+    new, key = algebra.expand(*comes)
+    old, gone = algebra.expand(*goes)
+    first = keys.position(at[new], key) - d1[new] + 1 - i[new] + begin[new]
+    behind = keys.position(at[old], gone) - d0[old] + 1 - i[old] + begin[old]
+    grain, multiple = algebra.expand(begin // GRAIN + 1, -(-end // GRAIN))
+    zone = np.concatenate([np.arange(len(table)), new, old, grain])
+    slot = np.concatenate([begin, first, behind, multiple * GRAIN])
+    inside = (slot >= begin[zone]) & (slot < end[zone])
+    turns = np.unique(zone[inside] * _WIDE + slot[inside])
+    zone, slot = np.divmod(turns, _WIDE)
+    past = np.append(slot[1:], 0)
+    ends = np.append(zone[1:] != zone[:-1], True)[: len(zone)]
+    past[ends] = end[zone[ends]]
+    return zone, slot, past
 
 
 class _Ascending:
@@ -153,6 +192,12 @@ class _Ascending:
         owner, slot = algebra.expand(self.first, ends)
         self.place = owner * _WIDE + tokens[slot] + offset
         self.before = np.cumsum(ends - self.first) - (ends - self.first)
+
+    def position(self, rectangle: NDArray[np.intp], slot: I64) -> I64:
+        """The position of the token in a slot of a rectangle."""
+        group = self.group[rectangle]
+        found: I64 = self.place[slot - self.first[group] + self.before[group]] - group * _WIDE
+        return found
 
     def slot(self, rectangle: NDArray[np.intp], position: I64) -> I64:
         """Of the tokens of a rectangle that are not before a position, the slot of the first."""

@@ -24,46 +24,53 @@ if TYPE_CHECKING:
 
     I64 = NDArray[np.int64]
 
-_GRAIN = 256  # the longest side of a tile
+GRAIN = 256
+"""Rows that share a box: the longest side of a tile."""
+
 _FAR = 2**43
 
 
-def stairs(row: I64, first: I64, last: I64) -> I64:
+def stairs(row: I64, first: I64, last: I64, end: I64 | None = None) -> I64:
     """Zones that hold keys [first, last) of every row, none of them empty.
 
+    end: past the last of the rows that read alike from `row` on; one row each unless given, and
+    none of them passes a multiple of 256.
     Rows of one staircase ascend; several staircases may follow one another.  Zones may overlap.
 
     >>> stairs(np.arange(4), np.zeros(4, dtype=int), np.arange(4) + 1).tolist()
     [[0, 4, 0, 4, -3, 1]]
     """
-    whole = _chains(row, first, last)
-    wide = len(row) and int((last - first).max()) > _GRAIN
-    if not wide or len(whole) * _GRAIN <= len(row):
+    end = row + 1 if end is None else end
+    whole = _chains(row, end, first, last)
+    wide = len(row) and int((last - first).max()) > GRAIN
+    if not wide or len(whole) * GRAIN <= int((end - row).sum()):
         return whole
     opens = np.ones(len(row), dtype=bool)
-    opens[1:] = (row[1:] != row[:-1] + 1) | (row[1:] // _GRAIN != row[:-1] // _GRAIN)
+    opens[1:] = (row[1:] != end[:-1]) | (row[1:] // GRAIN != row[:-1] // GRAIN)
     start = np.flatnonzero(opens)
     low, high = np.maximum.reduceat(first, start), np.minimum.reduceat(last, start)
-    end = row[np.append(start[1:], len(row)) - 1] + 1
+    past_row = end[np.append(start[1:], len(row)) - 1]
     boxed = low < high
     far = np.int64(_FAR)
-    boxes = algebra.pack((row[start], end, low, high, -far, far))
+    boxes = algebra.pack((row[start], past_row, low, high, -far, far))
     block = np.cumsum(opens) - 1
     held, low, high = boxed[block], low[block], high[block]
     parts = [algebra.tighten(algebra.take(boxes, boxed))]
     for begin, past in ((first, np.where(held, low, last)), (np.where(held, high, last), last)):
         some = begin < past
-        parts.append(_chains(row[some], begin[some], past[some]))
+        parts.append(_chains(row[some], end[some], begin[some], past[some]))
     return np.concatenate(parts)
 
 
-def _chains(row: I64, first: I64, last: I64) -> I64:
+def _chains(row: I64, end: I64, first: I64, last: I64) -> I64:
     """One zone for each longest stretch of rows whose ends move alike; ends of stretches may be
     shared."""
     if not len(row):
         return np.empty((6, 0), dtype=np.int64).T
     slope_low, slope_high = np.diff(first), np.diff(last)
-    linked = (np.diff(row) == 1) & (slope_low >> 1 == 0) & (slope_high >> 1 == 0)
+    single = end - row == 1  # several rows that read alike are a box, and only boxes follow it
+    linked = (row[1:] == end[:-1]) & (slope_low >> 1 == 0) & (slope_high >> 1 == 0)
+    linked &= (single[1:] & single[:-1]) | ((slope_low == 0) & (slope_high == 0))
     kind = np.where(linked, 2 * slope_low + slope_high, -1)  # of the step from a row to the next
     opens = np.flatnonzero(np.append(True, kind[1:] != kind[:-1])) if len(kind) else kind
     closes = np.append(opens[1:], len(kind))[: len(opens)]
@@ -83,7 +90,7 @@ def _chains(row: I64, first: I64, last: I64) -> I64:
     zones = algebra.pack(
         (
             row[a],
-            row[b] + 1,
+            end[b],
             first[a],
             last[b],
             np.where(low, first[a] - row[a], -_FAR),
