@@ -71,7 +71,7 @@ class Found(NamedTuple):
 
 
 class Search(ABC):
-    """A way to find the keys of rows; `cost[r]` things are looked at for row r."""
+    """A way to find the keys of rows; about `cost[r]` things are looked at for row r."""
 
     cost: NDArray[np.float64]
 
@@ -169,9 +169,13 @@ class Index(Search):
             tail = np.searchsorted(self._begin, last, side="left")
             axes.append(Coordinate(np.arange(len(self._begin)), head, tail - 1))
         *self._axes, self._ranged = axes
-        self.cost = np.ones(len(first))
-        for x in self._axes:
-            self.cost *= np.maximum(0, x.high - x.low + 1)
+        self._settings = np.ones(len(first))
+        share = np.ones(len(first))  # of all runs, were they spread evenly over the settings
+        for x in axes:
+            width = np.maximum(0, x.high - x.low + 1)
+            self._settings *= width if x is not self._ranged else 1
+            share *= np.minimum(1.0, width / (int(x.value.max()) + 1))
+        self.cost = self._settings + share * len(self._begin)
         self._known: list[I64] = []  # codes of the settings that keys have, axis by axis
         code = np.zeros(len(self._begin), dtype=np.int64)
         for x in self._axes:
@@ -183,7 +187,7 @@ class Index(Search):
 
     def runs(self, rows: slice) -> Found:
         """Runs of keys of some rows."""
-        row, nth = expanded(self.cost[rows].astype(np.int64))
+        row, nth = expanded(self._settings[rows].astype(np.int64))
         code, found = np.zeros(len(row), dtype=np.int64), np.ones(len(row), dtype=bool)
         for x, there in zip(self._axes, self._known):
             low, high, size = x.low[rows], x.high[rows], int(x.value.max()) + 1
