@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,9 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask, noop_mask
 
 import patterncc as pc
+from patterncc.integrations.maskmod import seek
+from patterncc.integrations.maskmod.join import joined
+from patterncc.integrations.maskmod.tables import Frame
 from tests.maskmods import GYM, LENGTHS, OTHERS
 
 Mask = Callable[..., Any]
@@ -343,3 +347,93 @@ def test_large_tables_stay_linear() -> None:
         ((q // 512 - k // 512).abs() <= 3) & ((q % 512 - k % 512).abs() <= 3)
     )
     assert str(pc.from_mask_mod(side, n=n)) == "grid([512, 512], [3, 3])"
+
+
+# --- keys between bounds ------------------------------------------------------------------------
+
+
+@st.composite
+def bounded(draw: st.DrawFn) -> tuple[int, int, list[tuple[list[int], list[int], list[int]]]]:
+    """Queries, keys, and functions of the key with bounds for every query."""
+    n, n_k = draw(st.integers(1, 12)), draw(st.integers(1, 16))
+    value = st.one_of(
+        st.lists(st.integers(0, 5), min_size=n_k, max_size=n_k),
+        st.integers(1, 6).map(lambda c: [k % c for k in range(n_k)]),
+        st.integers(1, 6).map(lambda c: [k // c for k in range(n_k)]),
+        st.integers(1, 6).map(lambda c: [-(k // c) for k in range(n_k)]),
+    )
+    bound = st.lists(st.integers(-2, 7), min_size=n, max_size=n)
+    return n, n_k, draw(st.lists(st.tuples(value, bound, bound), min_size=1, max_size=3))
+
+
+@given(bounded(), st.integers(0, 3), st.integers(0, 3))
+def test_keys_between_bounds_whichever_way_they_are_sought(
+    case: tuple[int, int, list[tuple[list[int], list[int], list[int]]]], after: int, before: int
+) -> None:
+    n, n_k, listed = case
+    wanted = np.array(
+        [
+            [
+                after <= j < n_k - before
+                and all(low[i] <= v[j] <= high[i] for v, low, high in listed)
+                for j in range(n_k)
+            ]
+            for i in range(n)
+        ]
+    )
+    rows = [
+        seek.Coordinate.of(np.array(v), np.array(low), np.array(high), n) for v, low, high in listed
+    ]
+    first, last = np.full(n, after), np.full(n, max(after, n_k - before))
+    for way in (seek.Pieces(rows, first, last), seek.Index(rows, first, last)):
+        found = np.zeros((n, n_k), dtype=int)
+        for part in ([slice(0, n)], [slice(k, k + 1) for k in range(n)]):
+            found[:] = 0
+            for some in part:
+                for row, start, end in zip(*way.runs(some)):
+                    found[row, start:end] += 1
+            assert found.tolist() == wanted.astype(int).tolist()
+    if not (after or before):
+        parts = joined(Frame(n, n_k), rows, "a test")
+        met = np.logical_and.reduce([pc.lower(p, n, n_k).dense() for p in parts])
+        assert met.tolist() == wanted.tolist()
+
+
+# --- the primitives that tables become ----------------------------------------------------------
+
+
+def test_many_integers_are_equal_and_hashed_by_content() -> None:
+    long, same = pc.spans(range(500)), pc.spans(np.arange(500).tolist())
+    assert long == same and hash(long) == hash(same) and len({long, same, pc.spans([0])}) == 2
+    assert re.fullmatch(r"spans\(<500 integers, \w{8}>\)", str(long))
+    assert str(pc.boxes([0, 2, 0, 2, -1, 1], 2)) == "boxes([0, 2, 0, 2, -1, 1], 2)"
+    assert list(pc.spans([3, 4]).first[1:]) == [4]
+
+
+def test_bounds_are_bound_by_name() -> None:
+    p = pc.causal() & pc.spans("first_key", "last_key") & pc.clusters("row_ids", "key_ids")
+    given = {"first_key": [0, 0, 1], "last_key": [1, 2, 3], "row_ids": [0, 0, 1]}
+    layout = pc.compile(p, 3, **given, key_ids=[0, 1, 1])
+    assert layout.dense().tolist() == [[True, False, False]] * 2 + [[False, True, True]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pc.spans([1], [2, 3]), "1 first keys and 2 last ones"),
+        (lambda: pc.spans([0.5]), "list of integers below"),
+        (lambda: pc.spans([2**50]), "past 2..43"),
+        (lambda: pc.spans(-1), "first must be at least 0"),
+        (lambda: pc.spans("n"), "cannot be bound"),
+        (lambda: pc.boxes([1, 2, 3]), "give six a box"),
+        (lambda: pc.boxes("name"), "list of integers"),
+        (lambda: pc.boxes([], n=-1), "n must be at least 0"),
+        (lambda: pc.lower(pc.spans([0, 0]), 3), "2 entries for 3 query positions"),
+        (lambda: pc.lower(pc.clusters([0, 0, 1], [0]), 3), "keys has 1 labels for 3"),
+        (lambda: pc.lower(pc.spans("a_key"), 3), "'a_key' is not bound"),
+        (lambda: pc.lower(pc.boxes([0, 9, 0, 9, -9, 9] * 9), 3, max_zones=8), "9 zones"),
+    ],
+)
+def test_bad_bounds_are_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(pc.PatternValueError, match=message):
+        make()
