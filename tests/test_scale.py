@@ -17,7 +17,7 @@ from patterncc.layout import thin
 from patterncc.layout.build import build
 from patterncc.layout.decode import dense
 from patterncc.pattern import Pattern
-from patterncc.zones import Frame, ZoneSet, sweep
+from patterncc.zones import Frame, ZoneSet, algebra, sweep
 from patterncc.zones.merge import row_runs, zones_of_edges
 from tests.oracles import is_tight
 
@@ -294,3 +294,26 @@ def test_clusters_of_many_runs_are_counted_without_a_sweep() -> None:
     count, peak = measured(zones.count)
     assert (len(zones), count) == (1_125_000, 4_500_000)
     assert peak < 3 * zones.table.nbytes
+
+
+ROUND = [
+    pc.documents((9, 1, 0, 30, 400)),
+    pc.window(5, 2),
+    ~pc.causal(),
+    pc.global_tokens((3, 40)),
+    pc.chunked(7) | pc.window(2),
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(seeds, st.integers(1, 120), st.integers(0, len(ROUND) - 1))
+def test_graphs_are_cut_by_patterns_edge_by_edge(seed: int, n: int, which: int) -> None:
+    """The way that long tables take, taken by short ones."""
+    e, p, patch = pc.edges(graph(seed, n, n)), ROUND[which], pytest.MonkeyPatch()
+    with patch.context() as context:
+        context.setattr(sweep, "_MANY", 0)
+        context.setattr(algebra, "_PIECE", 3)
+        minus, both = pc.lower(e - p, n), pc.lower(e & p, n)
+    mask, cut = pc.lower(e, n).dense(), pc.lower(p, n).dense()
+    assert (minus.dense() == mask & ~cut).all() and (both.dense() == mask & cut).all()
+    assert is_tight(minus) and sum(algebra.areas(minus.table).tolist()) == (mask & ~cut).sum()

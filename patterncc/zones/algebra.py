@@ -100,11 +100,23 @@ def intersect(a: I64, b: I64) -> I64:
     """Edges of both tables: one zone for each pair of zones that meet."""
     if not len(a) or not len(b):
         return take(a, np.zeros(0, dtype=np.int64))
+    if max(len(a), len(b)) > 2 * _PIECE and min(len(a), len(b)) <= _PIECE:
+        return _intersect_long(*((a, b) if len(a) > len(b) else (b, a)))
     axes = [(a[:, k], a[:, k + 1], b[:, k], b[:, k + 1]) for k in (0, 2, 4)]
     best = min(axes, key=lambda axis: count_pairs(*axis)) if len(a) * len(b) > 64 else axes[0]
     left, right = overlapping_pairs(*best)
     x, y = take(a, left).T, take(b, right).T
     return tighten(pack(tuple((np.minimum if k % 2 else np.maximum)(x[k], y[k]) for k in range(6))))
+
+
+def _intersect_long(a: I64, b: I64) -> I64:
+    """The same for a long table and a short one, piece by piece of the long one."""
+    found, count = [], 0
+    for first in range(0, len(a), _PIECE):
+        found.append(intersect(a[first : first + _PIECE], b))
+        count += len(found[-1])
+        refuse_above(count, "zones that meet")
+    return np.concatenate([x.T for x in found], axis=1).T
 
 
 def compose(a: I64, b: I64) -> I64:

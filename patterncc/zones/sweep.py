@@ -31,7 +31,7 @@ def disjoint(table: I64) -> I64:
     Single edges beside a few zones (random edges over a window) are sorted and looked up: a sweep
     would cut the few zones at every row of theirs.
     """
-    if in_turn(table) or on_grid(table):
+    if in_rows(table) or in_turn(table) or on_grid(table):
         return table
     single = (table[:, 1] - table[:, 0] == 1) & (table[:, 3] - table[:, 2] == 1)
     count = int(np.count_nonzero(single))
@@ -89,6 +89,19 @@ def in_turn(table: I64) -> bool:
     return False
 
 
+def in_rows(table: I64) -> bool:
+    """Whether all zones are of one row and stand by row and key, none touching the next's keys.
+
+    The edges of a graph do: neither a sort nor a copy of them is made.
+    """
+    for a in range(0, len(table), _PIECE):
+        i0, i1, j0, j1 = table[a : a + _PIECE + 1, :4].T
+        apart = (i0[1:] > i0[:-1]) | ((i0[1:] == i0[:-1]) & (j0[1:] >= j1[:-1]))
+        if not ((i1 - i0 == 1).all() and apart.all()):
+            return False
+    return True
+
+
 def on_grid(table: I64) -> bool:
     """Whether all zones are boxes of one grid, none of them twice: each two have the same queries
     or share none, the same keys or share none.
@@ -134,7 +147,32 @@ def difference(a: I64, b: I64) -> I64:
     """Edges of `a` that are not in `b`, disjoint."""
     if not len(a) or not len(b):
         return a
+    if len(a) > _MANY and 4 * len(b) <= len(a):
+        single = algebra.single_rows(a, FAR)
+        rows, others = algebra.take(a, single), algebra.take(a, ~single)
+        if 4 * len(others) <= len(rows) and in_rows(rows) and _apart(rows, others):
+            left = _sweep(_hull(rows), b, lambda in_a, in_b: in_a & ~in_b)
+            if _meetings(rows, left) <= _FEW_EACH * len(rows):
+                # a graph: each edge is met with what is left around it, and cut by no other edge
+                return np.concatenate([difference(others, b), algebra.intersect(rows, left)])
     return algebra.simplify(_sweep(a, b, lambda in_a, in_b: in_a & ~in_b))
+
+
+def _apart(a: I64, b: I64) -> bool:
+    """Whether no edge is in two zones of `b` or in both tables; False where that is slow to see."""
+    few = _meetings(a, b) <= _FEW_EACH * len(a)
+    return few and not len(algebra.intersect(a, b)) and (len(b) < 2 or in_turn(b))
+
+
+def _meetings(a: I64, b: I64) -> int:
+    """How many pairs of zones share a query."""
+    return algebra.count_pairs(a[:, 0], a[:, 1], b[:, 0], b[:, 1]) if len(b) else 0
+
+
+def _hull(table: I64) -> I64:
+    """One zone around all, as a table."""
+    ends = [table[:, k].max() if k % 2 else table[:, k].min() for k in range(6)]
+    return algebra.tighten(np.array([ends], dtype=np.int64))
 
 
 def symmetric_difference(a: I64, b: I64) -> I64:
@@ -142,7 +180,9 @@ def symmetric_difference(a: I64, b: I64) -> I64:
     return _sweep(a, b, np.logical_xor)
 
 
+FAR = 2**62  # past every count of keys
 FEW = 64  # zones up to which each is worth a pass over all single edges
+_FEW_EACH = 8  # zones up to which each zone of one row is met with all that share it
 _MANY = 1024  # zones from which it is worth asking which way round is cheaper
 _PIECE = 2**15  # zones that are looked at together where the table is longer than a cache
 
