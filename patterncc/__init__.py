@@ -24,6 +24,7 @@ from patterncc.errors import (
     PatternError,
     PatternSyntaxError,
     PatternValueError,
+    PatternWarning,
     SizeError,
     TensorError,
 )
@@ -76,6 +77,8 @@ if TYPE_CHECKING:
     from patterncc.integrations.planned_cache import PlannedCache
     from patterncc.integrations.scipy import from_scipy
     from patterncc.integrations.sdpa import to_sdpa
+    from patterncc.kernels.carried import carry
+    from patterncc.kernels.dynamic import documents_of
     from patterncc.language import PatternFile, load, loads
     from patterncc.layout import Layout, compile
     from patterncc.zones import Frame, ZoneSet
@@ -98,6 +101,8 @@ _LAZY = {
     "Layout": "patterncc.layout",
     "Artifact": "patterncc.artifact",
     "attention": "patterncc.attend",
+    "carry": "patterncc.kernels.carried",
+    "documents_of": "patterncc.kernels.dynamic",
     "SparseAttention": "patterncc.attend",
     "PlannedCache": "patterncc.integrations.planned_cache",
     "to_networkx": "patterncc.integrations.networkx",
@@ -163,6 +168,8 @@ __all__ = [
     "Artifact",
     "Layout",
     "attention",
+    "carry",
+    "documents_of",
     "SparseAttention",
     "PlannedCache",
     "to_networkx",
@@ -181,6 +188,7 @@ __all__ = [
     "PatternError",
     "PatternSyntaxError",
     "PatternValueError",
+    "PatternWarning",
     "SizeError",
     "TensorError",
     "LayoutError",

@@ -34,7 +34,7 @@ def neighbours(n: int, degree: int = 10, *, seed: int = 0) -> I32:
     graph = np.empty((n, degree, 2), dtype=np.int32)
     for first in range(0, n, _PART):
         part = slice(first, first + _PART)
-        _, near = tree.query(points[part], degree + 1)
+        near = np.asarray(tree.query(points[part], degree + 1)[1])
         graph[part, :, 0] = np.arange(first, first + len(near))[:, None]
         graph[part, :, 1] = near[:, 1:]  # the nearest of all is the point itself
     pairs = graph.reshape(-1, 2).view(np.int64)
