@@ -228,6 +228,7 @@ def test_one_sequence_of_a_batch() -> None:
 def test_lengths_are_those_of_the_tensors_that_are_looked_up() -> None:
     ids = torch.tensor([0, 0, 1, 1, 1])
     assert str(check(lambda b, h, q, k: ids[q] == ids[k], 5)) == "documents([2, 3])"
+    check(lambda b, h, q, k: (q // 2 == ids[k]) | (k == 0), 9, 5, n=9)
     again = torch.tensor([0, 0, 1, 0, 2])
     p = check(lambda b, h, q, k: again[q] == again[k], 5)
     assert str(p) == "clusters([0, 0, 1, 0, 2])"

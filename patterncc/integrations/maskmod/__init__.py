@@ -48,7 +48,7 @@ def from_mask_mod(
 
     n, n_k: queries and keys, for functions of an index that have no pattern at every length; they
         are computed for every position.  Where the function looks up ``tensor[q_idx]`` or
-        ``tensor[kv_idx]``, the lengths of these tensors are taken; n_k defaults to n.
+        ``tensor[kv_idx]``, the lengths of these tensors are taken; else n_k is n.
     heads: for a mask that depends on h: the result is ``pc.heads([...])``, a pattern a head.
     batch: for a mask that depends on b: which sequence of the batch is read.
 
@@ -136,7 +136,7 @@ def _frame(node: Node, given: dict[str, int]) -> Frame | None:
                 if isinstance(index, Var):
                     found[index.name] = min(size, found.get(index.name, size))
     n = given.get("n", found.get("q_idx"))
-    n_k = given.get("n_k", given.get("n", found.get("kv_idx")))
+    n_k = given.get("n_k", found.get("kv_idx", given.get("n")))
     n, n_k = (n_k if n is None else n), (n if n_k is None else n_k)
     return None if n is None or n_k is None else Frame(n, n_k)
 
