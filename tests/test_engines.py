@@ -65,7 +65,7 @@ def questions(draw: st.DrawFn, most: int = 18) -> tuple[Stack, int]:
 
 
 def _edges(pairs: list[tuple[int, int]]) -> pc.Pattern:
-    return pc.edges(np.array(pairs, dtype=np.int64).reshape(-1, 2))
+    return pc.edges(np.array(sorted(set(pairs)), dtype=np.int64).reshape(-1, 2))
 
 
 @st.composite

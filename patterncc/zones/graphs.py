@@ -61,8 +61,8 @@ def _check_nodes(owner: str, row: NDArray[Any], col: NDArray[Any], at: Site) -> 
     longer = f", or lower with n > {node}" if node > 0 else ""
     raise PatternValueError(
         f"{owner}: edge {where} is {ends}, and node {node} is not one of the positions "
-        f"0 .. {end - 1} ({np.count_nonzero(wrong)} of {len(row)} edges have such a node); "
-        f"number the nodes from 0{longer}"
+        f"0 .. {end - 1}; number the nodes from 0{longer} ({np.count_nonzero(wrong)} of {len(row)} "
+        "edges have such a node)"
     )
 
 
