@@ -38,8 +38,8 @@ class BackendError(PatternError, RuntimeError):
 
 
 class PatternWarning(UserWarning):
-    """Something that was taken as it stands and may not be what was meant; ``warnings.filterwarnings``
-    turns it into an error or off."""
+    """What was taken as it stands and may not be what was meant; ``warnings.filterwarnings`` turns
+    it into an error or off."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from patterncc.layout.build import build
 from patterncc.layout.decode import dense
 from patterncc.zones import Frame, ZoneSet
 from patterncc.zones.merge import zones_of_edges
-from patterncc.zones.order import Order
+from patterncc.zones.orders.order import Order
 from tests.test_layout import PATTERNS
 
 Masks = NDArray[np.bool_]

@@ -20,12 +20,13 @@ from patterncc.cli import build as build_command
 from patterncc.cli import main
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.gallery import folder
-from patterncc.layout import choices, cost_work
+from patterncc.layout import choices
 from patterncc.layout.build import build
-from patterncc.layout.choose import CANDIDATES, NEAR, choose_block
-from patterncc.layout.cost import dense_seconds, estimate, estimate_tiles, in_terms
-from patterncc.layout.cost_tables import MASKS, TABLES, Device, device, targets
-from patterncc.layout.cost_work import Part, Work, part, work
+from patterncc.layout.cost import work as cost_work
+from patterncc.layout.cost.choose import CANDIDATES, NEAR, choose_block
+from patterncc.layout.cost.model import dense_seconds, estimate, estimate_tiles, in_terms
+from patterncc.layout.cost.tables import MASKS, TABLES, Device, device, targets
+from patterncc.layout.cost.work import Part, Work, part, work
 from patterncc.zones import Frame, ZoneSet
 from patterncc.zones.tiles import local
 
@@ -181,7 +182,7 @@ def test_counts_alone_are_priced(target: str) -> None:
 
 def test_masks_of_more_zones_cost_more() -> None:
     found, one = device("sm_90"), Work(0, 10, 10, 10, 1, 10, "bound")
-    from patterncc.layout.cost import _mask_share
+    from patterncc.layout.cost.model import _mask_share
 
     shares = [_mask_share(replace(one, records=r), found) for r in (10, 15, 20, 30, 40, 60, 900)]
     assert shares == sorted(shares)
@@ -191,7 +192,7 @@ def test_masks_of_more_zones_cost_more() -> None:
 
 
 def test_an_order_costs_its_copies_and_a_term_its_merge() -> None:
-    from patterncc.zones.order import Order
+    from patterncc.zones.orders.order import Order
 
     zones, tokens = pc.lower(pc.chunked(64), 4096), np.arange(4096)
     plain = estimate([zones], (64, 64))
@@ -221,7 +222,7 @@ def test_heads_are_weighed_by_their_number() -> None:
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(-50, 50))
 def test_causal_pairs(n: int, n_k: int, ahead: int) -> None:
-    from patterncc.layout.cost import _causal_pairs
+    from patterncc.layout.cost.model import _causal_pairs
 
     assert _causal_pairs(n, n_k, ahead) == sum(min(n_k, max(0, i + ahead + 1)) for i in range(n))
 
@@ -389,7 +390,7 @@ def test_orders_are_weighed_side_by_side() -> None:
 
 
 def test_orders_that_are_refused_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from patterncc.layout import cost_choices
+    from patterncc.layout.cost import choices as cost_choices
 
     given = cost_choices.arranged
 

@@ -8,7 +8,7 @@ import torch
 import patterncc as pc
 from patterncc.kernels import reference
 from patterncc.zones import Frame
-from patterncc.zones.order import Order
+from patterncc.zones.orders.order import Order
 from tests.test_attention_terms import example, in_terms, tensors
 
 

@@ -19,7 +19,7 @@ from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.layout import Layout
 from patterncc.layout.build import build
 from patterncc.layout.checks import check
-from patterncc.layout.choose import choose_block
+from patterncc.layout.cost.choose import choose_block
 from patterncc.layout.decode import dense
 from patterncc.layout.layers import shortened
 from patterncc.zones import Frame, ZoneSet

@@ -20,7 +20,7 @@ from patterncc.errors import LayoutError
 from patterncc.layout import Layout, Runs
 from patterncc.layout.checks import agree, check
 from patterncc.layout.runs import spread
-from patterncc.zones.order import Order
+from patterncc.zones.orders.order import Order
 from tests.test_attention_terms import Masks, example, split
 from tests.test_layout import PATTERNS, SIDES
 

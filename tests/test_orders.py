@@ -17,8 +17,8 @@ from patterncc.layout import Layout
 from patterncc.layout.checks import check
 from patterncc.layout.reorder import NAMES, weigh
 from patterncc.zones import Frame
-from patterncc.zones.order import Order
-from patterncc.zones.order_graph import graph_order, grid_order
+from patterncc.zones.orders.graph import graph_order, grid_order
+from patterncc.zones.orders.order import Order
 from tests.strategies import frames, patterns
 from tests.test_terms import with_cores
 

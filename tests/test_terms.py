@@ -11,11 +11,11 @@ import patterncc as pc
 from patterncc import primitives as pr
 from patterncc.errors import SizeError
 from patterncc.zones import Frame
-from patterncc.zones.order import Order
-from patterncc.zones.order_cores import Where
-from patterncc.zones.order_moves import moved
-from patterncc.zones.order_stairs import stairs
-from patterncc.zones.terms import BOXES, Term, cores, prepared, terms
+from patterncc.zones.orders.cores import Where
+from patterncc.zones.orders.moves import moved
+from patterncc.zones.orders.order import Order
+from patterncc.zones.orders.stairs import stairs
+from patterncc.zones.orders.terms import BOXES, Term, cores, prepared, terms
 from tests.strategies import frames, patterns, size, small
 
 labels = st.lists(st.integers(-1, 3), min_size=64, max_size=64)
@@ -147,7 +147,7 @@ def test_a_window_taken_out_of_a_stride_needs_one_term() -> None:
 def test_what_is_too_large_inside_its_boxes_is_moved_edge_by_edge(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from patterncc.zones import terms as module
+    from patterncc.zones.orders import terms as module
 
     def refuse(*_: object) -> None:
         raise SizeError("too large")

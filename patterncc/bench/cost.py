@@ -26,9 +26,9 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from patterncc.attend import attention
 from patterncc.bench.protocol import machine, table
 from patterncc.layout import choices, compile
-from patterncc.layout.cost import price
-from patterncc.layout.cost_tables import MASKS, SCHEMA, Device
-from patterncc.layout.cost_work import Work, part, work
+from patterncc.layout.cost.model import price
+from patterncc.layout.cost.tables import MASKS, SCHEMA, Device
+from patterncc.layout.cost.work import Work, part, work
 from patterncc.pattern import Pattern
 from patterncc.primitives import (
     butterfly,

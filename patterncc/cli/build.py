@@ -14,7 +14,7 @@ from patterncc.errors import PatternValueError
 
 if TYPE_CHECKING:
     from patterncc.language import PatternFile
-    from patterncc.layout.cost_choices import Choices
+    from patterncc.layout.cost.choices import Choices
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
 

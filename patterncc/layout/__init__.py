@@ -9,17 +9,17 @@ from patterncc.layout.compiler import compile
 
 if TYPE_CHECKING:
     from patterncc.layout.checks import check
-    from patterncc.layout.cost_choices import Choices, choices
+    from patterncc.layout.cost.choices import Choices, choices
     from patterncc.layout.layout import Layout, Runs
 
 __all__ = ["Choices", "Layout", "Runs", "check", "choices", "compile"]
 
 _LAZY = {
-    "Choices": "cost_choices",
+    "Choices": "cost.choices",
     "Layout": "layout",
     "Runs": "layout",
     "check": "checks",
-    "choices": "cost_choices",
+    "choices": "cost.choices",
 }
 
 

@@ -22,7 +22,7 @@ from patterncc.errors import PatternValueError
 from patterncc.layout import masks, staircase
 from patterncc.layout.budget import Budget
 from patterncc.layout.build import build
-from patterncc.layout.choose import choose_block
+from patterncc.layout.cost.choose import choose_block
 from patterncc.layout.layers import shortened
 from patterncc.layout.layout import Layout, Runs
 from patterncc.layout.limits import MAX_BYTES

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from patterncc.layout.build import build
-from patterncc.layout.choose import choose_block
+from patterncc.layout.cost.choose import choose_block
 from patterncc.layout.layout import Recipe
 from patterncc.layout.limits import MAX_BYTES, MAX_TEXT
 from patterncc.layout.reorder import Part, Setting, arranged, check_order, takes

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patterncc.stack import Layer
-    from patterncc.zones.order import Order
+    from patterncc.zones.orders.order import Order
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from patterncc.layout import masks
 from patterncc.layout.build import build
 from patterncc.zones import Frame, ZoneSet, algebra
 from patterncc.zones.merge import Runs, zones_of_runs
-from patterncc.zones.order import Order
+from patterncc.zones.orders.order import Order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

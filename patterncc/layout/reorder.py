@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.errors import PatternError, PatternValueError, SizeError, suggest
-from patterncc.layout.choose import CANDIDATES
-from patterncc.layout.cost import Estimate, in_terms, price
-from patterncc.layout.cost_tables import device
-from patterncc.layout.cost_work import SLAB, part
-from patterncc.layout.cost_work import Part as Counted
+from patterncc.layout.cost.choose import CANDIDATES
+from patterncc.layout.cost.model import Estimate, in_terms, price
+from patterncc.layout.cost.tables import device
+from patterncc.layout.cost.work import SLAB, part
+from patterncc.layout.cost.work import Part as Counted
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Layer
 from patterncc.zones.algebra import areas, expand
 from patterncc.zones.lower import attention_only, keyed
-from patterncc.zones.order import Order
-from patterncc.zones.order_cores import Where, interleaved
-from patterncc.zones.order_moves import moved, slot_frame
-from patterncc.zones.terms import BOXES, KINDS, Term, cores, plain_term, prepared, terms
+from patterncc.zones.orders.cores import Where, interleaved
+from patterncc.zones.orders.moves import moved, slot_frame
+from patterncc.zones.orders.order import Order
+from patterncc.zones.orders.terms import BOXES, KINDS, Term, cores, plain_term, prepared, terms
 from patterncc.zones.tiles import local
 from patterncc.zones.zoneset import Frame, ZoneSet
 

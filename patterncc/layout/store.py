@@ -22,7 +22,7 @@ import numpy as np
 from patterncc.errors import LayoutError
 from patterncc.layout.checks import check
 from patterncc.layout.layout import Layout, Runs
-from patterncc.zones.order import Order
+from patterncc.zones.orders.order import Order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +62,8 @@ def save(layout: Layout, path: str | Path) -> None:
             raise
     except OSError as error:
         raise LayoutError(f"cannot write the layout to {target}: {error.strerror}") from None
+    except ValueError as error:  # a zero byte in the path, say
+        raise LayoutError(f"cannot write the layout to {str(target)!r}: {error}") from None
 
 
 def _contents(layout: Layout) -> tuple[Tensors, dict[str, str]]:
@@ -117,12 +119,16 @@ def load(path: str | Path) -> Layout:
     """
     source = Path(path)
     try:
+        if source.exists() and not source.is_file():  # opening a pipe would wait for a writer
+            raise LayoutError("it is a folder, a pipe or a device")
         with source.open("rb") as file:
             return _load(file, source.stat().st_size)
     except OSError as error:
         raise LayoutError(f"cannot read the layout {source}: {error.strerror}") from None
     except LayoutError as error:
         raise LayoutError(f"{source} is not a sound layout file: {error}") from None
+    except ValueError as error:  # a zero byte in the path, say
+        raise LayoutError(f"cannot read the layout {str(source)!r}: {error}") from None
 
 
 def _load(file: BinaryIO, size: int) -> Layout:

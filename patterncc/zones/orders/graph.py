@@ -16,7 +16,7 @@ import numpy as np
 
 from patterncc.errors import PatternError, SizeError
 from patterncc.primitives import Grid
-from patterncc.zones.order import Order
+from patterncc.zones.orders.order import Order
 from patterncc.zones.zoneset import Frame
 
 if TYPE_CHECKING:

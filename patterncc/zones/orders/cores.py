@@ -24,8 +24,8 @@ from patterncc.pattern import Pattern, Transpose
 from patterncc.zones.algebra import MAX_ZONES
 from patterncc.zones.choice import chosen
 from patterncc.zones.lower import RULES
-from patterncc.zones.order import Order
-from patterncc.zones.order_places import Places
+from patterncc.zones.orders.order import Order
+from patterncc.zones.orders.places import Places
 from patterncc.zones.site import Region, Site, integers
 from patterncc.zones.zoneset import Frame, ZoneSet
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from patterncc.errors import PatternError, PatternValueError, SizeError, joined
 from patterncc.layout.build import build
-from patterncc.layout.choose import choose_block
-from patterncc.layout.cost import HEADS, dense_price, in_terms, looks_ahead, price
-from patterncc.layout.cost_tables import MASKS, Device, device
-from patterncc.layout.cost_work import part
+from patterncc.layout.cost.choose import choose_block
+from patterncc.layout.cost.model import HEADS, dense_price, in_terms, looks_ahead, price
+from patterncc.layout.cost.tables import MASKS, Device, device
+from patterncc.layout.cost.work import part
 from patterncc.layout.limits import MAX_LENGTH, SIDES
 from patterncc.layout.reorder import NAMES, Part, Setting, arranged, takes
 from patterncc.pattern import Pattern, check_int
@@ -26,7 +26,7 @@ from patterncc.zones.lower import check_bindings, keyed
 from patterncc.zones.zoneset import Frame
 
 if TYPE_CHECKING:
-    from patterncc.layout.cost import Estimate
+    from patterncc.layout.cost.model import Estimate
     from patterncc.layout.layout import Layout
 
 Sides = tuple[int, int]
@@ -117,13 +117,13 @@ class Choices:
 
     def text(self) -> str:
         """Tables and plain sentences."""
-        from patterncc.layout.cost_text import text
+        from patterncc.layout.cost.text import text
 
         return text(self)
 
     def to_json(self) -> dict[str, Any]:
         """The same as one JSON object."""
-        from patterncc.layout.cost_text import to_json
+        from patterncc.layout.cost.text import to_json
 
         return to_json(self)
 

@@ -14,7 +14,7 @@ from patterncc.zones.zoneset import Frame, ZoneSet
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from patterncc.zones.order import Order
+    from patterncc.zones.orders.order import Order
 
     I64 = NDArray[np.int64]
 
@@ -32,7 +32,7 @@ def moved(zones: ZoneSet, order: Order, limit: int = MAX_MOVED) -> ZoneSet:
     every edge is moved by itself.
 
     >>> from patterncc import causal, lower
-    >>> from patterncc.zones.order import Order
+    >>> from patterncc.zones.orders.order import Order
     >>> back = moved(lower(causal(), 3), Order.of("back", [2, 1, 0]))
     >>> back.dense().astype(int).tolist()
     [[1, 1, 1], [0, 1, 1], [0, 0, 1]]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from patterncc.layout.choose import NEAR
+from patterncc.layout.cost.choose import NEAR
 from patterncc.layout.layers import shortened
 
 if TYPE_CHECKING:
-    from patterncc.layout.cost_choices import Choices, LayerChoice, Row
+    from patterncc.layout.cost.choices import Choices, LayerChoice, Row
 
 SHOWN = 5  # tile sizes that are listed for each order; JSON has them all
 HEAVY = 0.05  # share of the time from which a heavy row is worth a sentence

@@ -6,7 +6,7 @@ A pattern P with a *core* L, a leaf that is boxes in another order, is split at 
     P = (L & (P1 - P0))  +  P0         where L only ever adds edges, so that P0 lies in P1
 
 What is left beside L is split at the next core, and the rest stands in token order.  Inside the
-boxes of L a condition in positions (causal, a window) is zones again, exactly: `order_places`.
+boxes of L a condition in positions (causal, a window) is zones again, exactly: `places`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from patterncc.pattern import (
 )
 from patterncc.zones import algebra, sweep
 from patterncc.zones.lower import lower
-from patterncc.zones.order import Order
-from patterncc.zones.order_cores import Where, kind_of, period_of, places_of, residues
-from patterncc.zones.order_graph import MAX_GRAPH, best_order, graph_order, grid_order
-from patterncc.zones.order_moves import MAX_MOVED, edges_of, moved, slot_frame
-from patterncc.zones.order_places import Places
+from patterncc.zones.orders.cores import Where, kind_of, period_of, places_of, residues
+from patterncc.zones.orders.graph import MAX_GRAPH, best_order, graph_order, grid_order
+from patterncc.zones.orders.moves import MAX_MOVED, edges_of, moved, slot_frame
+from patterncc.zones.orders.order import Order
+from patterncc.zones.orders.places import Places
 from patterncc.zones.zoneset import ZoneSet
 
 if TYPE_CHECKING:

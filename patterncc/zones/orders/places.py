@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patterncc.zones import algebra
-from patterncc.zones.order import Order
-from patterncc.zones.order_stairs import GRAIN, stairs
+from patterncc.zones.orders.order import Order
+from patterncc.zones.orders.stairs import GRAIN, stairs
 from patterncc.zones.zoneset import Frame
 
 if TYPE_CHECKING:

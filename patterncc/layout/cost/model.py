@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from patterncc.layout.cost_tables import MASKS, Device, device
-from patterncc.layout.cost_work import Counts, Part, Work, part, work
+from patterncc.layout.cost.tables import MASKS, Device, device
+from patterncc.layout.cost.work import Counts, Part, Work, part, work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from patterncc.zones.order import Order
+    from patterncc.zones.orders.order import Order
     from patterncc.zones.zoneset import Frame, ZoneSet
 
 HEADS = 32

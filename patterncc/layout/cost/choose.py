@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patterncc.layout.cost import price
-from patterncc.layout.cost_tables import device
-from patterncc.layout.cost_work import part
+from patterncc.layout.cost.model import price
+from patterncc.layout.cost.tables import device
+from patterncc.layout.cost.work import part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from patterncc.layout.cost_tables import Device
+    from patterncc.layout.cost.tables import Device
     from patterncc.zones.zoneset import ZoneSet
 
 CANDIDATES = ((128, 128), (128, 64), (64, 128), (64, 64))

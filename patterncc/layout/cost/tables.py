@@ -10,7 +10,7 @@ from pathlib import Path
 
 from patterncc.errors import PatternValueError, joined
 
-TABLES = Path(__file__).parent / "tables"
+TABLES = Path(__file__).parent / "devices"
 SCHEMA = "patterncc.device/1"
 LARGEST = 2**20  # bytes of a table that is read
 MASKS = ("zones1", "zones2", "zones4", "bits")

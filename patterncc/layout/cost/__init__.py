@@ -1,0 +1,1 @@
+"""The cost model: what a layout would take on a device, before it is built."""

@@ -1,0 +1,1 @@
+"""Token orders in which a pattern is dense, and the terms that it falls into."""
