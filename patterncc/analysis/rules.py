@@ -17,6 +17,7 @@ from patterncc.pattern import (
     Union,
 )
 from patterncc.primitives import (
+    Boxes,
     Causal,
     Chunked,
     Clusters,
@@ -26,6 +27,7 @@ from patterncc.primitives import (
     RandomBlocks,
     RandomEdges,
     Routing,
+    Spans,
 )
 from patterncc.zones import ZoneSet
 from patterncc.zones.lower import lower
@@ -37,7 +39,7 @@ _LIMITS = (
     Chunked,
 )  # in an intersection they allow an edge, others make it
 
-_WHOLE = (RandomBlocks, RandomEdges, Expander, Documents, Clusters, Routing)
+_WHOLE = (RandomBlocks, RandomEdges, Expander, Documents, Clusters, Routing, Spans, Boxes)
 
 
 class Rules:

@@ -45,7 +45,8 @@ def build(
     goal, number = _one_of("target", target, TARGETS), DTYPES[_one_of("dtype", dtype, DTYPES)]
     stack, origin, bound = _read(what)
     progress("layout")
-    layouts = compile(stack, n, block=block, order=order, **(bound | bindings))
+    more = bound | bindings
+    layouts = compile(stack, n, block=block, order=order, target=goal, **more)
     sources: dict[str, str] = {}
     kernels: dict[str, dict[str, Any]] = {}
     rows = []

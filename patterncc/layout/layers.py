@@ -53,9 +53,8 @@ class Job:
     def layout(self, each: Layer, layer: int) -> Layout:
         """One layer: its distinct heads lowered, equal ones shared, and built together; one term
         for every order that they stand in."""
-        parts = arranged(
-            each, self.order, Setting(self.frame, self.block, layer, self.bindings, {})
-        )
+        setting = Setting(self.frame, self.block, layer, self.bindings, {}, self.target)
+        parts = arranged(each, self.order, setting)
         text = shortened(str(each))
         head, *rest = (self._built(part, text) for part in parts)
         asked = self.block, layer, self.order, self.max_tiles, self.bindings
@@ -64,7 +63,7 @@ class Job:
 
     def _built(self, part: Part, text: str) -> Layout:
         """The layout of one term."""
-        block = self.block or choose_block(part.zone_sets, target=self.target)
+        block = self.block or choose_block(part.zone_sets, target=self.target, weights=part.weights)
         made = build(
             part.zone_sets,
             part.head_pattern,

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from patterncc.layout.cost.tables import Device
+
     Block = tuple[int, int] | None
 
 NAMES = ("token", *KINDS)
@@ -50,9 +52,6 @@ NEAR = 4.0
 
 GAIN = 0.9
 """What another order must save: its time against that of token order."""
-
-TARGET = "sm_90"
-"""The device that orders are weighed for; what is fewer tiles is faster on any."""
 
 CROWDED = 8
 """Edges to a touched tile from which a graph's own numbers are left as they are, where most of the
@@ -98,6 +97,11 @@ class Part:
     zone_sets: tuple[ZoneSet, ...]
     head_pattern: tuple[int, ...]
 
+    @property
+    def weights(self) -> list[int]:
+        """How many heads each mask has."""
+        return [self.head_pattern.count(u) for u in range(len(self.zone_sets))]
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
@@ -108,6 +112,7 @@ class Setting:
     layer: int
     bindings: Mapping[str, Any]
     orders: dict[object, Order]
+    target: str | Device = "sm_90"
 
     def where(self, head: int) -> Where:
         """The place of one head; orders are shared between heads."""
@@ -140,6 +145,7 @@ def weigh(
     block: Block = None,
     layer: int = 0,
     bindings: Mapping[str, Any] | None = None,
+    target: str = "sm_90",
 ) -> list[Candidate]:
     """Every order that a layer could take, weighed, the best first; token order is always there.
 
@@ -151,7 +157,7 @@ def weigh(
     residue 0 64
     token 0 2080
     """
-    setting = Setting(frame, block, layer, bindings or {}, {})
+    setting = Setting(frame, block, layer, bindings or {}, {}, target)
     names = dict.fromkeys(["token", *(n for p in _patterns(each) for n in _names(p))])
     weighed = [_candidate(name, each, setting) for name in names]
     return sorted(weighed, key=lambda c: c.seconds)
@@ -182,7 +188,7 @@ def _candidate(name: str, each: Layer, setting: Setting) -> Candidate:
             own = name if name in _names(p) else "token"
             try:
                 found = _terms(attention_only(p), own, setting, setting.where(drawn))
-                made[p, drawn] = _price(found, setting.block)
+                made[p, drawn] = _price(found, setting)
             except (SizeError, PatternError) as refused:
                 return Candidate(name, float("inf"), 0, 0, 0, str(refused))
         totals = [a + b for a, b in zip(totals, made[p, drawn])]
@@ -190,16 +196,16 @@ def _candidate(name: str, each: Layer, setting: Setting) -> Candidate:
     return Candidate(name, seconds / len(heads), int(full), int(partial), int(count) // len(heads))
 
 
-def _price(found: Sequence[Term], block: Block) -> list[float]:
+def _price(found: Sequence[Term], setting: Setting) -> list[float]:
     """Predicted seconds, full and partial tiles, terms."""
-    parts = [_estimate(t, block) for t in found]
+    parts = [_estimate(t, setting) for t in found]
     return [in_terms(parts), sum(e.full for e in parts), sum(e.partial for e in parts), len(parts)]
 
 
-def _estimate(term: Term, block: Block) -> Estimate:
+def _estimate(term: Term, setting: Setting) -> Estimate:
     """A term in the tile size that it would get."""
-    ready, target = [_counted(term.zones)], device(TARGET)
-    sizes = [block] if block else CANDIDATES
+    ready, target = [_counted(term.zones)], device(setting.target)
+    sizes = [setting.block] if setting.block else CANDIDATES
     priced = [price(ready, size, target, order=term.order) for size in sizes]
     return min(priced, key=lambda e: e.seconds)
 
@@ -255,7 +261,7 @@ def _best(p: Pattern, setting: Setting, where: Where) -> list[Term]:
             continue
     if len(found) < 2:
         return found[0] if found else [plain_term(p, where)]  # which says what is too large
-    prices = [_price(ts, setting.block)[0] for ts in found]
+    prices = [_price(ts, setting)[0] for ts in found]
     best = int(np.argmin(prices))
     return found[0 if token and prices[best] > GAIN * prices[0] else best]
 

@@ -21,6 +21,7 @@ from patterncc.analysis.topology import MOST_POSITIONS, Topology, is_causal
 from patterncc.errors import PatternError, SizeError
 from patterncc.pattern import Difference, Intersection, Pattern, Primitive, Transpose, Union
 from patterncc.primitives import (
+    Boxes,
     Causal,
     Clusters,
     Documents,
@@ -28,6 +29,7 @@ from patterncc.primitives import (
     Full,
     Recurrent,
     Routing,
+    Spans,
     Topk,
 )
 from patterncc.zones import algebra, sweep
@@ -40,7 +42,7 @@ MOST_PROBED = 512  # zones whose corner edges are looked up first
 _COMPARED = 2**20  # pairs of a corner edge and a zone that holds its query
 _LONGER = 4  # what holds at n and at 4 n is not for the length's sake
 _NO_ZONES = np.empty((0, 6), dtype=np.int64)
-_DATA = (Documents, Clusters, Routing, Topk, Edges)  # they change from batch to batch
+_DATA = (Documents, Clusters, Routing, Topk, Edges, Spans, Boxes)  # they change from batch to batch
 
 Kind = Literal["adds", "cuts", "takes"]
 Wrap = Callable[[Pattern], Pattern]

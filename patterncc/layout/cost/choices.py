@@ -194,7 +194,8 @@ class _Asking:
     def layer(self, each: Layer, number: int, where: tuple[int, ...]) -> LayerChoice:
         """One layer: every order that it can take, at every tile size."""
         drawn = any(keyed(x, self.bindings)[0] for x in _patterns(each))
-        setting = Setting(self.frame, self.block, number if drawn else 0, self.bindings, {})
+        index = number if drawn else 0
+        setting = Setting(self.frame, self.block, index, self.bindings, {}, self.device)
         taken = arranged(each, self.order, setting)
         tried, refused = self._orders(each, setting)
         if not any(_orders_of(x) == _orders_of(taken) for x in tried):
@@ -236,7 +237,7 @@ class _Asking:
         return tried, refused
 
     def _choose(self, x: Part) -> Sides:
-        return self.block or choose_block(x.zone_sets, target=self.device)
+        return self.block or choose_block(x.zone_sets, target=self.device, weights=x.weights)
 
     def _row(self, terms: Sequence[_Ready], blocks: tuple[Sides, ...]) -> Row:
         """One candidate, priced."""
@@ -272,7 +273,7 @@ class _Asking:
             order=x.term.order,
             heads=self.heads,
             head_dim=self.head_dim,
-            weights=_heads_of(x.term),
+            weights=x.term.weights,
         )
 
 
@@ -297,12 +298,6 @@ def _sides(block: int | Sides | None) -> Sides | None:
 
 def _patterns(each: Layer) -> tuple[Pattern, ...]:
     return each.patterns if isinstance(each, Heads) else (each,)
-
-
-def _heads_of(x: Part) -> list[int]:
-    """How many heads each mask of a term has."""
-    count: list[int] = np.bincount(x.head_pattern, minlength=len(x.zone_sets)).tolist()
-    return count
 
 
 def _orders_of(parts: Sequence[Part]) -> str:
