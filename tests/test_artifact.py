@@ -47,7 +47,7 @@ def test_layers_share_what_is_equal(folder: Path) -> None:
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pattern=patterns())
 def test_round_trip(pattern: pc.Pattern, tmp_path: Path) -> None:
-    made = Artifact.build(pattern, 70, block=32, resources=False)
+    made = Artifact.build(pattern, 60, block=32, resources=False)
     made.save(tmp_path / "a")
     again = Artifact.load(tmp_path / "a")
     assert [x.hash for x in again.layouts] == [x.hash for x in made.layouts]
@@ -108,6 +108,14 @@ def test_layers_stand_once_each(folder: Path) -> None:
     for layers in ([0, 0], [0, 7], [0]):
         edit(folder, layouts=[first | {"layers": layers}, *others])
         with pytest.raises(LayoutError, match="layers 0, 1"):
+            Artifact.load(folder)
+
+
+def test_a_file_is_read_once(folder: Path) -> None:
+    first, *others = rows(folder)
+    for row in (first | {"layers": []}, first | {"layers": [3]}):
+        edit(folder, layouts=[first, *others, row])
+        with pytest.raises(LayoutError, match="a file of its own, unlike 'layout-0"):
             Artifact.load(folder)
 
 

@@ -216,6 +216,30 @@ def test_rows_that_read_nothing(backend: str) -> None:
     assert all(g.isfinite().all() for g in grads)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_layouts_without_keys_have_gradients(backend: str) -> None:
+    q, k, v = (torch.randn(2, 2, m, 16, requires_grad=True) for m in (20, 0, 0))
+    layout = pc.compile(pc.full(), 20, 0, block=16)
+    out = pc.attention(q, k, v, layout, backend=backend)
+    grads = torch.autograd.grad(out.sum(), (q, k, v))
+    assert not out.any() and not grads[0].any()
+    assert [g.shape for g in grads[1:]] == [k.shape, v.shape]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_keys_that_nobody_reads_may_hold_any_number(backend: str) -> None:
+    """Their logits pass those that are read by more than exp can hold."""
+    q, k, v = (torch.randn(1, 1, 40, 16, dtype=torch.float64) for _ in range(3))
+    k[:, :, 20:] = 1e4 * q[:, :, :20]
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    layout = pc.compile(pc.causal() & pc.sink(20), 40, block=16)
+    grads = torch.autograd.grad(pc.attention(q, k, v, layout, backend=backend).sum(), (q, k, v))
+    mask = torch.from_numpy(layout.dense())
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    for found, wanted in zip(grads, torch.autograd.grad(dense.sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_terms_without_edges() -> None:
     layout, mask = example(density=0.0)
     check(layout, mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -73,6 +74,18 @@ def test_a_failed_write_leaves_what_was_there(layout: Layout, tmp_path: Path) ->
         layout.save(tmp_path / "nowhere" / "a")
     with pytest.raises(LayoutError, match="cannot read"):
         Layout.load(tmp_path / "nowhere")
+
+
+def test_paths_that_are_no_files(layout: Layout, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "pipe"):
+        if path is not tmp_path:
+            os.mkfifo(path)  # opening it would wait for ever
+        with pytest.raises(LayoutError, match="a folder, a pipe or a device"):
+            Layout.load(path)
+    with pytest.raises(LayoutError, match="cannot read the layout 'a"):
+        Layout.load("a\0b")
+    with pytest.raises(LayoutError, match="cannot write the layout to 'a"):
+        layout.save("a\0b")
 
 
 def changed(array: np.ndarray, at: tuple[int, ...], value: int) -> np.ndarray:

@@ -37,6 +37,8 @@ def save(artifact: Artifact, folder: Path) -> None:
             os.replace(part, folder)
     except OSError as error:
         raise PatternError(f"compile: cannot write {str(folder)!r}: {error.strerror}") from None
+    except ValueError as error:  # a zero byte in the path, say
+        raise PatternError(f"compile: cannot write {str(folder)!r}: {error}") from None
     finally:
         if part is not None and part.exists():
             shutil.rmtree(part)

@@ -102,11 +102,14 @@ def _complaints(manifest: dict[str, Any]) -> Iterator[str]:
     if not isinstance(layouts, list) or not isinstance(kernels, dict):
         yield "layouts is a list and kernels an object"
         return
-    count = 0
+    count, files = 0, set[str]()
     for row in layouts:
         match row:
             case {"file": str(name), "hash": str(), "layers": list(layers), "kernels": list(used)}:
                 count += len(layers)
+                if not layers or name in files:  # each file is read once, however long the list
+                    yield f"each of layouts has layers, and a file of its own, unlike {name!r}"
+                files.add(name)
                 if not LAYOUT.fullmatch(name):
                     yield f"{name!r} is not the name of a layout file"
                 if not all(type(l) is int for l in layers) or count > MAX_LAYERS:

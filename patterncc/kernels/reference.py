@@ -72,11 +72,12 @@ def backward(
     k64, v64 = (x.to(wide).repeat_interleave(group, dim=1) for x in (k, v))
     dense, log_sum = attention(q64, k64, v64, tensors[0], scale)
     log_sum = log_sum.masked_fill(log_sum == -torch.inf, torch.inf)[..., None]
-    p = torch.exp(q64 @ k64.transpose(-1, -2) * scale - log_sum) * tensors[0]
+    logits = q64 @ k64.transpose(-1, -2) * scale - log_sum
+    p = torch.exp(logits.masked_fill(~tensors[0], -torch.inf))  # what is not read may overflow
     delta = (g64 * dense).sum(-1, keepdim=True)
     ds = p * (g64 @ v64.transpose(-1, -2) - delta) * scale
     per_head = ds.transpose(-1, -2) @ q64, p.transpose(-1, -2) @ g64
-    grad_k, grad_v = (x.reshape(len(q), -1, group, *x.shape[2:]).sum(2) for x in per_head)
+    grad_k, grad_v = (x.unflatten(1, (-1, group)).sum(2) for x in per_head)
     return (ds @ k64).to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
