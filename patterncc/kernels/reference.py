@@ -77,7 +77,7 @@ def backward(
     delta = (g64 * dense).sum(-1, keepdim=True)
     ds = p * (g64 @ v64.transpose(-1, -2) - delta) * scale
     per_head = ds.transpose(-1, -2) @ q64, p.transpose(-1, -2) @ g64
-    grad_k, grad_v = (x.unflatten(1, (-1, group)).sum(2) for x in per_head)
+    grad_k, grad_v = (x.reshape(*k.shape[:2], group, *x.shape[2:]).sum(2) for x in per_head)
     return (ds @ k64).to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
