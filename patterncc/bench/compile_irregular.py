@@ -39,17 +39,19 @@ def graphs(n: int, count: int, repeats: int, say: Say) -> dict[str, Any]:
         }
     }
     say(f"uniform, {count:,} edges")
-    found["uniform"] = _refused(edges(anywhere(n, count)), n)
+    found["uniform"] = uniform(n, count)
     return found
 
 
-def _distinct(pairs: np.ndarray[Any, np.dtype[Any]], n: int) -> int:
-    """How many edges there are, repeats counted once."""
-    return len(np.unique(pairs[:, 0].astype(np.int64) * n + pairs[:, 1]))
+def _once(pairs: np.ndarray[Any, np.dtype[Any]], n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The edges in order, repeats counted once."""
+    keys = np.unique(pairs[:, 0].astype(np.int64) * n + pairs[:, 1])
+    return np.stack(np.divmod(keys, n), axis=1)
 
 
-def _refused(graph: Any, n: int) -> dict[str, Any]:
-    """What is said of a graph that no tiles fit, how soon, and with how much memory."""
+def uniform(n: int, count: int) -> dict[str, Any]:
+    """What is said of edges drawn anywhere, how soon, and with how much memory."""
+    graph = edges(_once(anywhere(n, count), n))
     said = ""
 
     def way() -> None:
@@ -72,7 +74,7 @@ def shuffled(n: int, say: Say) -> dict[str, Any]:
     place = rng.permutation(n)
     near = place[_pairs(window(8, 8), n)]
     far = np.stack([np.arange(n), rng.integers(0, n, n)], axis=1)
-    mixed = np.concatenate([near, far, far[:, ::-1]])
+    mixed = _once(np.concatenate([near, far, far[:, ::-1]]), n)
     natural = compile(window(8, 8), n, block=BLOCK)
     return {
         "n": n,
