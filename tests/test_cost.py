@@ -146,6 +146,25 @@ def test_too_many_strips_are_bounded_not_refused(monkeypatch: pytest.MonkeyPatch
     assert estimate([zones], (64, 64)).counts == "bound"
 
 
+def test_a_bound_counts_the_slabs_that_stand_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = pc.window(1, 1, block=64) | pc.global_tokens(range(64)) | pc.random_blocks(3, block=64)
+    zones = pc.lower(p, 2**20)
+    some = part(zones, quick=True)
+    exact = work(some, (64, 64))
+    monkeypatch.setattr(cost_work, "MANY_STRIPS", len(some.table))
+    found = work(some, (64, 64))
+    assert some.sampled and found.counts == "bound"
+    assert exact.tiles <= found.tiles <= 1.5 * exact.tiles
+
+
+def test_zones_that_meet_every_slab_are_not_cut_into_slabs() -> None:
+    zones = pc.lower(pc.summary(16), 2**20)
+    some = part(zones, quick=True)
+    assert len(some.table) == len(zones.table) == 2**16
+    assert work(some, (128, 128)).tiles == 2**26  # every tile
+    assert pc.compile(pc.summary(16), 2**20).full_tiles == 2**22  # by order, not refused
+
+
 def test_nothing_to_read_costs_only_the_call() -> None:
     for frame in (Frame.of(0), Frame(5, 0, 0, 0), Frame.of(300)):
         found = estimate([ZoneSet.make(frame, [])], (128, 128))

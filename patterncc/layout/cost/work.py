@@ -116,7 +116,7 @@ def work(p: Part, block: tuple[int, int]) -> Work:
     height, width = block
     met = (table[:, 1] - 1) // height - table[:, 0] // height + 1
     if int(met.sum(dtype=np.int64)) > MANY_STRIPS:
-        return _bounded(table, met, frame, block)
+        return _bounded(p, met, block)
     s = strips(table, frame.n, frame.n_k, block)
     # a tile that reaches past the last key is not full in a layout
     full_last = np.maximum(np.minimum(s.full_last, frame.n_k // width), s.full_first)
@@ -254,7 +254,8 @@ def _cut(
     weight: NDArray[np.float64],
     sampled: bool = False,
 ) -> Part:
-    """The zones within the slabs `rows`, each as often as slabs that it meets."""
+    """The zones within the slabs `rows`, each as often as slabs that it meets; of too many, all the
+    zones uncut."""
     begin, end = table[:, 0] // SLAB, (table[:, 1] - 1) // SLAB
     if len(table) > FEW:  # many zones: looking up is faster than searching
         held = np.zeros(-(-frame.n // SLAB) + 1, dtype=np.int64)
@@ -264,6 +265,10 @@ def _cut(
     else:
         first, count = np.searchsorted(rows, begin), np.searchsorted(rows, end, side="right")
     count = count - first
+    if (
+        int(count.sum()) > MANY_STRIPS
+    ):  # `work` takes a bound of so many, from the zones as they are
+        return Part(frame, table, None, np.ones(0), len(table))
     owner = np.repeat(np.arange(len(table)), count)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count - first, count)
     cut = table[owner]
@@ -273,14 +278,15 @@ def _cut(
     return Part(frame, cut, place, weight, len(table), sampled)
 
 
-def _bounded(table: NDArray[Any], met: NDArray[Any], frame: Frame, block: tuple[int, int]) -> Work:
+def _bounded(p: Part, met: NDArray[Any], block: tuple[int, int]) -> Work:
     """An upper bound on the tiles, from each zone's box and band alone."""
-    height, width = block
+    (height, width), frame, table = block, p.frame, p.table
     lines, columns = -(-frame.n // height), -(-frame.n_k // width)
     box = (table[:, 3] - 1) // width - table[:, 2] // width + 1
     band = (table[:, 5] - table[:, 4] + (height + width - 3)) // width + 1
     touched = np.minimum(box, band)
-    records = int((touched * met.astype(np.int64)).sum(dtype=np.int64))
+    times = None if p.place is None else p.weight[p.place]
+    records = _sum(touched * met.astype(np.int64), times)
     tiles = min(records, lines * columns)
     longest = min(columns, max(int(touched.max()), -(-tiles // max(1, lines))))
     return Work(0, tiles, records, tiles, min(lines, tiles), longest, "bound")
