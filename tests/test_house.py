@@ -95,6 +95,21 @@ def test_imports_follow_the_table() -> None:
     assert not wrong
 
 
+def test_rooms_loaded_by_name_follow_the_table_but_for_one_that_the_page_names() -> None:
+    allowed, wrong = rooms_in_docs(), []
+    for path, tree in modules().items():
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(
+                    func=ast.Name(id="import_module"), args=[ast.Constant(value=str(name))]
+                ):
+                    room = room_of(path)
+                    if name.split(".")[1] not in allowed.get(room, {room}) | {room}:
+                        wrong.append((room, name))
+    assert wrong == [("layout", "patterncc.kernels.dynamic")]
+    assert "`compile` hands ids that live on a GPU to `kernels/dynamic`" in ARCHITECTURE
+
+
 def test_analysis_and_layout_never_meet() -> None:
     rooms = rooms_in_docs()
     assert "layout" not in rooms["analysis"]

@@ -82,7 +82,7 @@ class Budget:
         layout, bits = _gigabytes(tiles * RUN), _gigabytes(self.n * self.n_k // 8)
         return (
             f"the graph is too scattered for tiles: {edges} edges touch {tiles} of the {every} "
-            f"tiles of {self._tile}, {edges / tiles:.2g} edges a tile. The layout would take "
+            f"tiles of {self._tile}, {edges / tiles:.1f} edges a tile. The layout would take "
             f"{layout} (a dense mask of bits {bits}), and a kernel would compute {pairs} pairs for "
             f"every edge, {tiles / every:.0%} of dense attention. Draw whole blocks instead "
             "(random_blocks(per_row, block=...)), give fewer edges or a shorter sequence, or "
