@@ -76,7 +76,9 @@ def attention(
     q [B, H, n, D], k [B, Hkv, n_k, D], v [B, Hkv, n_k, Dv] give [B, H, n, Dv]; H a multiple of
     Hkv, a larger one only with enable_gqa.  scale: default 1 / sqrt(D).  return_lse: also the
     natural log of each row's sum, fp32 [B, H, n], without gradient.  A row that reads nothing gives
-    out 0, lse -inf and gradients 0.
+    out 0, lse -inf and gradients 0.  Keys and values that nobody reads must be finite all the same:
+    those of a touched tile are multiplied by 0.  Gradients in float64 are good to about 1e-7, since
+    they start from the fp32 lse.
 
     position: a decode step, without gradient: q holds the rows that stand at the absolute positions
     position, position + 1, .. (int, or int32 [B], one for each sequence), among the layout's

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import strategies
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from patterncc.kernels.launch import packed_rows
 from patterncc.kernels.plan import Kind, Plan, Spec
 from patterncc.layout import Layout, check, decode
 from patterncc.zones import Frame
+from tests import strategies
 
 KINDS: tuple[Kind, ...] = ("forward", "delta", "dq", "dkdv", "decode")
 BANDS = [
@@ -410,3 +410,8 @@ def test_what_a_graph_is_told_does_not_depend_on_the_batch() -> None:
         made = [compiled(layer, Frame.of(90), random_batch(rng, 90)) for _ in range(10)]
         for backend in ("triton", "cpu"):
             assert len({Spec.of(x, backend).text() for x in made}) == 1  # type: ignore[arg-type]
+
+
+def test_batches_of_no_tokens() -> None:
+    for ids, shape in (([], (0, 0)), ([[], []], (2, 1, 0, 0))):
+        assert pc.compile(pc.causal(), 0, doc_ids=ids).dense().shape == shape

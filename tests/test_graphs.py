@@ -237,3 +237,15 @@ def test_a_pattern_file_says_what_weights_mean(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text(f'name: p\nedges:\n  graph: edges("{source}", weights="nonzero")\n')
     assert edges_of(pc.load(file).edges["graph"]) == NONZERO
+
+
+def test_a_torn_sparse_matrix_is_refused_before_it_is_read() -> None:
+    matrix = scipy.sparse.csr_array(np.eye(5))
+    matrix.indptr[3] = 99
+    with pytest.raises(PatternValueError, match="not a sound one"):
+        pc.compile(pc.from_scipy(matrix), 5)
+
+
+def test_a_node_past_all_positions_is_refused() -> None:
+    with pytest.raises(PatternValueError, match="is not a position"):
+        pc.compile(pc.from_networkx(networkx.Graph([(0, 10**30)])), 5)

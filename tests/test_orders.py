@@ -324,3 +324,9 @@ def test_an_order_object_is_taken_as_it_is() -> None:
     layout = pc.compile(pc.causal(), 64, block=16, order=order)
     assert layout.order is order
     assert (layout.dense() == pc.lower(pc.causal(), 64).dense()).all()
+
+
+def test_many_zones_in_a_tile_are_never_fine_as_they_stand() -> None:
+    made = pc.compile(pr.summary(2), 2**16, block=128)
+    assert [t.order.name for t in made.terms if t.order] == ["summary"]
+    assert made.partial_tiles == 0

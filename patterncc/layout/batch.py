@@ -55,7 +55,7 @@ class Labels:
     @staticmethod
     def of(ids: NDArray[Any]) -> Labels:
         """The runs of ids [positions]."""
-        start = np.append(0, np.flatnonzero(ids[1:] != ids[:-1]) + 1)
+        start = np.append(0, np.flatnonzero(ids[1:] != ids[:-1]) + 1)[: len(ids)]
         return Labels(start, ids[start].astype(np.int64), len(ids))
 
     @property

@@ -50,6 +50,9 @@ WORTH = 2**24
 NEAR = 4.0
 """Pairs in touched tiles to edges up to which token order is near enough to the least."""
 
+MAX_LISTED = 2**20
+"""Zones times tile rows above which token order is never near enough: tiles of many zones each."""
+
 GAIN = 0.9
 """What another order must save: its time against that of token order."""
 
@@ -293,6 +296,8 @@ def _fine(zones: ZoneSet, graph: bool) -> bool:
     rows = (table[:, 1] - 1) // _SIDE - table[:, 0] // _SIDE + 1
     box = (table[:, 3] - 1) // _SIDE - table[:, 2] // _SIDE + 1
     band = (table[:, 5] - table[:, 4] + 2 * _SIDE - 3) // _SIDE + 1
+    if not graph and int(rows.sum(dtype=np.int64)) > MAX_LISTED:
+        return False
     everything = -(-zones.frame.n // _SIDE) * -(-zones.frame.n_k // _SIDE)
     tiles = (rows * np.minimum(box, band).astype(np.float64)).sum()
     touched = min(float(tiles), everything) * _SIDE * _SIDE

@@ -144,6 +144,13 @@ def from_scipy(matrix: Any, owner: str, weights: str | None = None) -> Pairs:
             f"{owner}: a matrix has queries and keys, this has shape {list(matrix.shape)}"
         )
     allow_edges(int(matrix.nnz) if hasattr(matrix, "nnz") else 0, owner)
+    if hasattr(matrix, "check_format"):  # torn index arrays would read past their end
+        try:
+            matrix.check_format(full_check=True)
+        except (ValueError, TypeError, IndexError) as error:
+            raise PatternValueError(
+                f"{owner}: the sparse matrix is not a sound one: {error}; build it anew"
+            ) from None
     coo = matrix.tocoo()
     if weights != "ignore":
         kept = coo.data != 0
@@ -163,7 +170,7 @@ def from_networkx(graph: Any, owner: str, weights: str = "ignore") -> Pairs:
     count = graph.number_of_edges()
     allow_edges(count * (1 if graph.is_directed() else 2), owner)
     for node in graph:
-        if isinstance(node, bool) or not isinstance(node, int | np.integer) or node < 0:
+        if isinstance(node, bool) or not isinstance(node, int | np.integer) or not 0 <= node < 2**62:
             raise PatternValueError(
                 f"{owner}: node {node!r} is not a position; number the nodes 0 .. n - 1, for "
                 "instance with networkx.convert_node_labels_to_integers"
