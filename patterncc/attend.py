@@ -77,8 +77,7 @@ def attention(
     Hkv, a larger one only with enable_gqa.  scale: default 1 / sqrt(D).  return_lse: also the
     natural log of each row's sum, fp32 [B, H, n], without gradient.  A row that reads nothing gives
     out 0, lse -inf and gradients 0.  Keys and values that nobody reads must be finite all the same:
-    those of a touched tile are multiplied by 0.  Gradients in float64 are good to about 1e-7, since
-    they start from the fp32 lse.
+    those of a touched tile are multiplied by 0.
 
     position: a decode step, without gradient: q holds the rows that stand at the absolute positions
     position, position + 1, .. (int, or int32 [B], one for each sequence), among the layout's
@@ -108,7 +107,7 @@ def attention(
     _check_layout(q, k, layout, position)
     at = None if position is None else _positions(position, q, layout)
     out, lse = _run(q, k, v, _prepare(layout, q.device, backend), scale, at)
-    return (out, lse) if return_lse else out
+    return (out, lse.float()) if return_lse else out
 
 
 def _run(

@@ -304,3 +304,16 @@ def test_a_pattern_file_is_told_apart_from_its_stack() -> None:
         pc.compile(file, 64)  # type: ignore[call-overload]
     with pytest.raises(pc.PatternError, match=r"not a PatternFile; pass its \.stack"):
         pc.analyze(file, 64)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_gradients_of_float64_are_as_good_as_float64(backend: str) -> None:
+    layout = pc.compile(pc.window(50, 50), 300, block=64)
+    mask = torch.from_numpy(layout.dense())
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, 2, 300, 16, dtype=torch.float64, requires_grad=True) for _ in "qkv"]
+    grad = torch.randn(1, 2, 300, 16, dtype=torch.float64)
+    ours = pc.attention(*tensors, layout, backend=backend)
+    dense = torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=mask)
+    for a, b in zip(*(torch.autograd.grad(x, tensors, grad) for x in (ours, dense)), strict=True):
+        assert (a - b).abs().max() < 1e-13

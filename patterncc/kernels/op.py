@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], plan: str, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """out [B, H, n, Dv] in q's dtype and lse, fp32 [B, H, n], without gradient."""
+    """out [B, H, n, Dv] in q's dtype and lse [B, H, n], without gradient; fp32, fp64 for fp64."""
     spec = parsed(plan)
     out, lse = _way(spec).forward(q, k, v, layout, spec, scale)
-    return out.contiguous(), lse.float().contiguous()
+    return out.contiguous(), lse.to(_lse_dtype(q)).contiguous()
 
 
 @attention.register_fake
@@ -35,7 +35,7 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], plan: str, scale: float
 ) -> tuple[Tensor, Tensor]:
     out = q.new_empty(*q.shape[:3], v.shape[-1])
-    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+    return out, q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
 
 
 @torch.library.custom_op("patterncc::attention_backward", mutates_args=())
@@ -85,7 +85,7 @@ def decode(
     """out and lse of q's rows, which stand at `position` .. (int32 [B]); without gradient."""
     spec = parsed(plan)
     out, lse = _way(spec).decode(q, k, v, layout, spec, scale, position)
-    return out.contiguous(), lse.float().contiguous()
+    return out.contiguous(), lse.to(_lse_dtype(q)).contiguous()
 
 
 @decode.register_fake
@@ -99,7 +99,12 @@ def _(
     position: Tensor,
 ) -> tuple[Tensor, Tensor]:
     out = q.new_empty(*q.shape[:3], v.shape[-1])
-    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+    return out, q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
+
+
+def _lse_dtype(q: Tensor) -> torch.dtype:
+    """Gradients start from the LSE: for float64 it is kept as wide."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

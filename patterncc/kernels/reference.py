@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from patterncc.kernels.cpu_heads import wide
+
 if TYPE_CHECKING:
     from patterncc.kernels.plan import Spec
 
@@ -52,7 +54,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The backend's forward: `tensors` holds one bool mask."""
     out, lse = attention(q, k, v, tensors[0], scale)
-    return out.to(q.dtype), lse.to(torch.float32)
+    return out.to(q.dtype), lse.to(wide(q.dtype))
 
 
 def backward(
@@ -67,9 +69,9 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The backend's gradients, written out: ops run below autograd."""
-    wide, group = torch.float64, q.shape[1] // k.shape[1]
-    q64, g64 = q.to(wide), grad_out.to(wide)
-    k64, v64 = (x.to(wide).repeat_interleave(group, dim=1) for x in (k, v))
+    group = q.shape[1] // k.shape[1]
+    q64, g64 = q.double(), grad_out.double()
+    k64, v64 = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
     dense, log_sum = attention(q64, k64, v64, tensors[0], scale)
     log_sum = log_sum.masked_fill(log_sum == -torch.inf, torch.inf)[..., None]
     logits = q64 @ k64.transpose(-1, -2) * scale - log_sum
@@ -98,4 +100,4 @@ def decode(
     place = rows.clamp(0, max(0, spec.n - 1))[:, None, :, None]
     mask = mask.gather(2, place.expand(-1, mask.shape[1], -1, spec.n_k))
     out, lse = attention(q, k, v, mask & inside[:, None, :, None], scale)
-    return out.to(q.dtype), lse.to(torch.float32)
+    return out.to(q.dtype), lse.to(wide(q.dtype))
