@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import patterncc as pc
-from patterncc.kernels import reference, runtime
+from patterncc.kernels import op, reference, runtime
 
 WINDOW = pc.causal() & pc.window(15)
 LAYOUT = pc.compile(WINDOW, 70, block=32)
@@ -95,6 +95,7 @@ def test_positions_are_absolute() -> None:
 
 
 def test_opcheck() -> None:
+    assert op.attention is not None  # its import registers the ops
     q, k, v = tensors()
     prepared, plan, _ = runtime.prepared(LAYOUT, q.device, "auto")
     torch.library.opcheck(torch.ops.patterncc.attention.default, (q, k, v, prepared, plan, 0.2))
