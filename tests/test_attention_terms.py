@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import patterncc as pc
-from patterncc.kernels import reference, runtime, terms
+from patterncc.kernels import op, reference, runtime, terms
 from patterncc.kernels.plan import Spec
 from patterncc.layout import Layout
 from patterncc.layout.build import build
@@ -322,6 +322,7 @@ def test_rows_outside_the_layout() -> None:
 
 
 def test_opcheck() -> None:
+    assert op.attention is not None  # its import registers the ops
     q, k, v = tensors(70, 70)
     prepared, plan, _ = runtime.prepared(LAYOUT, q.device, "auto")
     torch.library.opcheck(torch.ops.patterncc.attention.default, (q, k, v, prepared, plan, 0.2))
