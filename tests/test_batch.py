@@ -111,7 +111,7 @@ def batches(draw: st.DrawFn, frame: Frame) -> Given:
     rank = draw(st.integers(0, 2))
     ids = np.stack([draw(documents(size)) for _ in range(count)]) if rank else None
     return Given(
-        ids[0] if ids is not None and rank == 1 else ids, lengths(frame.n_k), lengths(size + 3)
+        ids[0] if ids is not None and rank == 1 else ids, lengths(frame.n_k), lengths(size)
     )
 
 
@@ -340,7 +340,13 @@ def test_a_batch_of_another_size_is_refused() -> None:
         ({"doc_ids": [[0] * 8, [0] * 5 + [-9] * 3]}, r"doc_ids\[1, 5\] is -9"),
         ({"doc_ids": [0.5] * 8}, "doc_ids is float64 of shape"),
         ({"doc_ids": np.zeros((1, 2, 8), dtype=int)}, r"shape \[1, 2, 8\]; it must be integers"),
-        ({"doc_ids": [[0] * 8, [0] * 7]}, "doc_ids cannot be read as integers"),
+        (
+            {"doc_ids": [[0] * 8, [0] * 7]},
+            r"doc_ids cannot be read as integers: its rows have from 7 to 8 entries",
+        ),
+        ({"key_lengths": [3, [4, 5]]}, "its rows have from 1 to 2 entries"),
+        ({"prefix_lengths": 9}, "prefix_lengths is 9; it counts positions, .* at most 8"),
+        ({"doc_ids": [0] * 8, "order": np.arange(8)}, "a given order with doc_ids"),
         ({"doc_ids": np.zeros((0, 8), dtype=int)}, "a batch of no sequence"),
         ({"key_lengths": 9}, "key_lengths is 9; it counts the keys, at least 0 and at most 8"),
         ({"key_lengths": [3, -1]}, r"key_lengths\[1\] is -1"),
@@ -356,8 +362,77 @@ def test_a_batch_of_another_size_is_refused() -> None:
     ids=str,
 )
 def test_what_does_not_fit_is_refused(batch: dict[str, Any], message: str) -> None:
-    with pytest.raises(pc.PatternValueError, match=message):
+    with pytest.raises(pc.PatternValueError, match=message) as refused:
         pc.compile(pc.causal(), 8, **batch)
+    assert "inhomogeneous" not in str(refused.value)
+
+
+def scattered(n: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Ids of which hardly two in a row are alike, some of them padding."""
+    return np.random.default_rng(seed).integers(-1, count, n)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pc.causal(),
+        pc.window(90, 40) | pc.sink(3),
+        pc.heads([pc.causal(), pc.full(), pc.causal()]),
+        pc.Stack([pc.causal(), pc.full()]),
+    ],
+    ids=str,
+)
+def test_scattered_ids_of_one_sequence_get_an_order(layer: Any) -> None:
+    n, ids = 700, scattered(700, 3, 0)  # a pair of runs is 1 of 3 x 5.3 pairs of tokens
+    with pytest.MonkeyPatch.context() as patch:
+        for room in ("batch", "reorder"):
+            patch.setattr(f"patterncc.layout.{room}.MAX_PAIRS", 2**10)
+        made = pc.compile(layer, n, doc_ids=ids)
+        plain = pc.compile(layer, n, doc_ids=ids, order="token")
+    pairs = zip(made, plain) if isinstance(layer, pc.Stack) else [(made, plain)]
+    for layout, token in pairs:
+        assert "clusters" in [t.order.name for t in layout.terms if t.order]
+        assert token.order is None and not token.rest
+        assert all(t.varies and not t.zones[:, 1:].any() for t in layout.terms)
+        assert (layout.dense() == token.dense()).all()
+        for term in layout.terms:
+            check(term)
+
+
+def test_scattered_ids_are_few_tiles_and_one_set_of_kernels() -> None:
+    n, sets = 2**15, set()
+    for seed in range(3):
+        ids = scattered(n, 64, seed)
+        layout = pc.compile(pc.causal(), n, doc_ids=ids)
+        size = np.bincount(ids[ids >= 0])
+        assert layout.edges == (int((size * (size + 1) // 2).sum()),)
+        assert layout.full_tiles + layout.partial_tiles < 1000  # of 32,896 in token order
+        assert layout.sequences == 1 and not layout.rest
+        sets.add(frozenset(plans(layout)))
+    assert len(sets) == 1
+
+
+def test_attention_over_scattered_ids() -> None:
+    n, ids = 600, scattered(600, 2, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        for room in ("batch", "reorder"):
+            patch.setattr(f"patterncc.layout.{room}.MAX_PAIRS", 2**10)
+        layout = pc.compile(pc.causal(), n, doc_ids=ids)
+    assert layout.order is not None
+    q, k, v = torch.randn(3, 2, 2, n, 16).unbind()
+    mask = torch.from_numpy(oracle(pc.lower(pc.causal(), n).dense(), Frame.of(n), Given(ids))[0])
+    expected, _ = reference.attention(q.double(), k.double(), v.double(), mask)
+    got = pc.attention(q, k, v, layout)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scattered_ids_of_several_sequences_are_refused_in_their_own_words() -> None:
+    ids = np.stack([np.zeros(2**14, dtype=int), np.tile([0, 1], 2**13)])
+    with pytest.raises(pc.SizeError, match=r"doc_ids of sequence 1: 134217728 pairs") as refused:
+        pc.compile(pc.causal(), 2**14, doc_ids=ids)
+    assert "clusters" not in str(refused.value) and "max_zones" not in str(refused.value)
+    with pytest.raises(pc.SizeError, match=r"doc_ids: 134217728 pairs of runs"):
+        pc.compile(pc.causal(), 2**14, doc_ids=ids[1], order="token")
 
 
 def test_too_many_partial_tiles_are_refused_before_they_are_listed() -> None:

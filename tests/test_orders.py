@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import numpy as np
@@ -17,6 +18,7 @@ from patterncc.layout import Layout
 from patterncc.layout.checks import check
 from patterncc.layout.reorder import NAMES, weigh
 from patterncc.zones import Frame
+from patterncc.zones.labels import label_pairs
 from patterncc.zones.orders.graph import graph_order, grid_order
 from patterncc.zones.orders.order import Order
 from tests.strategies import frames, patterns
@@ -153,6 +155,60 @@ def test_interleaved_clusters_compile_at_a_quarter_million_tokens() -> None:
     ((name, touched),) = tiles(layout)
     assert name == "clusters"
     assert touched * 128 * 128 < 1.4 * layout.edges[0] + 3 * 2**18 * 128
+
+
+@pytest.mark.parametrize("n", [2**12, 2**14])
+def test_scattered_clusters_are_not_listed_in_token_order(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patterncc.layout import reorder
+
+    lowered = []
+    monkeypatch.setattr(reorder, "plain_term", lambda *given: lowered.append(given))
+    p = pc.causal() & pc.clusters(np.random.default_rng(0).integers(0, 64, n).tolist())
+    layout = pc.compile(p, n, block=128)
+    assert not lowered and [name for name, _ in tiles(layout)] == ["clusters"]
+
+
+def test_clusters_that_never_come_again_cost_what_documents_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No other order is tried, and the tables are those of documents."""
+    from patterncc.layout import reorder
+
+    lengths = np.random.default_rng(0).integers(1, 60, 2000)
+    labels = np.repeat(np.random.default_rng(1).permutation(2000), lengths)
+    n, tried = int(lengths.sum()), []
+    monkeypatch.setattr(reorder, "terms", lambda *given: tried.append(given))
+    layout = pc.compile(pc.causal() & pc.clusters("c"), n, c=labels)
+    other = pc.compile(pc.causal() & pc.documents("d"), n, d=lengths)
+    assert not tried and layout.order is None and not layout.rest
+    assert (layout.rows.run == other.rows.run).all() and (layout.zones == other.zones).all()
+
+
+def pairs_listed(queries: list[int], keys: list[int]) -> tuple[int, int]:
+    """Runs listed and compared pair by pair."""
+    runs = [[k for k, _ in itertools.groupby(side) if k >= 0] for side in (queries, keys)]
+    met = [a for a in runs[0] for b in runs[1] if a == b]
+    return len(met), len(set(met))
+
+
+@given(*[st.lists(st.sampled_from([-1, 0, 1, 2, 2**40]), max_size=20)] * 2)
+def test_pairs_of_runs_are_counted(queries: list[int], keys: list[int]) -> None:
+    sides = (np.array(x, dtype=np.int64) for x in (queries, keys))
+    assert label_pairs(*sides) == pairs_listed(queries, keys)
+
+
+def test_a_refusal_says_where_its_limit_can_be_raised() -> None:
+    labels = np.arange(2**14) % 2
+    with pytest.raises(SizeError) as refused:
+        pc.compile(pc.causal() & pc.clusters("c"), 2**14, order="token", c=labels)
+    assert "raise max_zones" not in str(refused.value)
+    with pytest.raises(PatternValueError, match="'max_zones' is no argument") as unknown:
+        pc.compile(pc.causal(), 64, max_zones=9)  # type: ignore[call-overload]
+    assert "did you mean 'max_zones'" not in str(unknown.value)
+    with pytest.raises(PatternValueError, match="did you mean 'order'"):
+        pc.compile(pc.causal(), 64, ordr="token")  # type: ignore[call-overload]
 
 
 def test_longnet_at_the_sizes_of_its_paper() -> None:

@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patterncc.errors import PatternValueError
+from patterncc.errors import PatternValueError, SizeError
 from patterncc.layout import masks, staircase
 from patterncc.layout.budget import Budget
 from patterncc.layout.build import build
 from patterncc.layout.cost.choose import choose_block
-from patterncc.layout.layers import shortened
+from patterncc.layout.layers import Job, shortened
 from patterncc.layout.layout import Layout, Runs
 from patterncc.layout.limits import MAX_BYTES
+from patterncc.layout.reorder import MAX_PAIRS
 from patterncc.layout.staircase import Spans, Stairs
 from patterncc.primitives import Clusters
 from patterncc.stack import Heads, Layer, Stack
 from patterncc.zones import algebra
+from patterncc.zones.labels import label_pairs
 from patterncc.zones.lower import attention_only, keyed, lower
 from patterncc.zones.site import FAR
 from patterncc.zones.zoneset import Frame, ZoneSet
@@ -71,6 +73,11 @@ class Labels:
         """The id of each position again."""
         return np.repeat(self.label, self.end - self.start)
 
+    def pairs(self, frame: Frame) -> int:
+        """Boxes that the ids are in token order."""
+        ids, (i0, i1, j0, j1) = self.ids(), frame.box
+        return label_pairs(ids[i0:i1], ids[j0:j1])[0]
+
     def spans(self) -> Spans | None:
         """The documents, or None where an id has several runs (it is a cluster then)."""
         real = self.label >= 0
@@ -101,7 +108,8 @@ class Batch:
         """
         ids = None if doc_ids is None else _ids(doc_ids, frame)
         keys = _lengths("key_lengths", key_lengths, frame.n_k, "the keys", frame.n_k)
-        prefix = _lengths("prefix_lengths", prefix_lengths, 2**40, "positions", 0)
+        last = max(frame.q_offset + frame.n, frame.k_offset + frame.n_k)
+        prefix = _lengths("prefix_lengths", prefix_lengths, last, "positions", 0)
         counts = {"doc_ids": len(ids)} if ids is not None and ids.ndim == 2 else {}
         for name, given in (("key_lengths", keys), ("prefix_lengths", prefix)):
             counts |= {name: len(given)} if given.ndim else {}
@@ -179,6 +187,14 @@ def _lengths(name: str, values: object, most: int, what: str, default: int) -> N
 
 def _integers(name: str, values: object, ranks: tuple[int, int]) -> NDArray[Any]:
     """Integers of one of two ranks; torch tensors on the CPU are read in place."""
+    sizes = (
+        {np.size(x) for x in values} if isinstance(values, list | tuple) and _rows(values) else {}
+    )
+    if len(sizes) > 1:
+        raise PatternValueError(
+            f"compile: {name} cannot be read as integers: its rows have from {min(sizes)} to "
+            f"{max(sizes)} entries; give every sequence as many"
+        )
     try:
         array: NDArray[Any] = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -192,6 +208,11 @@ def _integers(name: str, values: object, ranks: tuple[int, int]) -> NDArray[Any]
     return array if array.dtype.kind in "iu" else array.astype(np.int64)
 
 
+def _rows(values: Sequence[object]) -> bool:
+    """A list of lists, arrays or tensors, or a mixture of them and numbers."""
+    return any(isinstance(x, list | tuple) or getattr(x, "ndim", 0) for x in values)
+
+
 @dataclass(frozen=True)
 class BatchJob:
     """What all layers of one call share; `Job` for masks that a batch brings."""
@@ -203,6 +224,7 @@ class BatchJob:
     bindings: dict[str, Any]
     max_bytes: int = MAX_BYTES
     target: str = "sm_90"
+    order: object = None
 
     def layers(self, stack: Stack) -> tuple[Layout, ...]:
         """Every layer; equal ones that draw nothing from their index are one object."""
@@ -220,6 +242,8 @@ class BatchJob:
         """One layer.  Heads share a pattern where they are listed alike, whatever the batch makes
         of them."""
         frame, batch = self.frame, self.batch
+        if self.order is None and _scattered(batch, frame):
+            return self._ordered(each, layer)
         bases, head = bases_of(each, frame, layer, self.bindings)
         block = self.block or block_of(bases, self.target)
         head_pattern = (batch.which[:, None] * len(bases) + head).reshape(-1).astype(np.int32)
@@ -251,6 +275,45 @@ class BatchJob:
             max_bytes=self.max_bytes,
         )
         return replace(_one_zone_a_mask(made, budget), sequences=batch.sequences, varies=True)
+
+    def _ordered(self, each: Layer, layer: int) -> Layout:
+        """One layer whose ids are clusters: the order that the cost model chooses, in terms whose
+        kernels are those of any further batch in the same orders."""
+        (labels,) = self.batch.labels
+        assert labels is not None
+        same = Clusters("labels_of_batch")
+        met: Layer = (
+            Heads(tuple(p & same for p in each.patterns))
+            if isinstance(each, Heads)
+            else each & same
+        )
+        block = self.block or block_of(
+            bases_of(each, self.frame, layer, self.bindings)[0], self.target
+        )
+        bindings = self.bindings | {"labels_of_batch": labels.ids()}
+        job = Job(self.frame, block, None, self.max_tiles, bindings, self.max_bytes, self.target)
+        made = job.layout(met, layer)
+        head, *rest = (
+            replace(
+                _one_zone_a_mask(replace(t, rest=(), recipe=None), self._budget(t.block)),
+                pattern=shortened(f"{each}, {_described(self.batch)}"),
+                varies=True,
+            )
+            for t in made.terms
+        )
+        return replace(head, rest=tuple(rest), recipe=made.recipe)
+
+    def _budget(self, block: tuple[int, int]) -> Budget:
+        return Budget(self.frame.n, self.frame.n_k, block, self.max_bytes, self.max_tiles)
+
+
+def _scattered(batch: Batch, frame: Frame) -> bool:
+    """One packed sequence of ids alone that are too many boxes in token order."""
+    (labels, *others) = batch.labels
+    if others or labels is None or batch.sequences > 1:
+        return False
+    plain = batch.keys[0] == frame.n_k and not batch.prefix[0]
+    return plain and labels.spans() is None and labels.pairs(frame) > MAX_PAIRS
 
 
 def bases_of(
@@ -361,6 +424,15 @@ def _cut(base: ZoneSet, batch: Batch, b: int) -> ZoneSet:
     i0, i1, j0, _ = frame.box
     table = algebra.tighten(algebra.clip(table, (i0, i1, j0, j0 + batch.keys[b])))
     if labels is not None:
+        pairs = labels.pairs(frame)
+        if pairs > algebra.MAX_ZONES:
+            one = f" of sequence {int(np.argmax(batch.which == b))}" if batch.sequences > 1 else ""
+            raise SizeError(
+                f"compile: doc_ids{one}: {pairs} pairs of runs share an id, more than "
+                f"{algebra.MAX_ZONES} in token order; put the tokens of one document together, or "
+                "compile each sequence by itself, with ids [positions] and without lengths and "
+                "order: its tokens are put in an order of their own"
+            )
         sizes = (frame.n, frame.n_k, frame.q_offset, frame.k_offset)
         same = lower(Clusters("labels_of_batch"), *sizes, labels_of_batch=labels.ids())
         table = algebra.intersect(table, same.table)

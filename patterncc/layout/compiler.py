@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, overload
 
 from patterncc.errors import PatternError, PatternValueError, SizeError, joined
@@ -131,7 +132,7 @@ def compile(
     from patterncc.zones.zoneset import Frame
 
     stack = p if isinstance(p, Stack) else Stack(p)
-    check_bindings("compile", stack.patterns, bindings)
+    check_bindings("compile", stack.patterns, bindings, _ARGUMENTS)
     frame = Frame.of(n, n_k, start, k_offset)
     _length("n_k", frame.n_k)
     check_int("compile", "max_tiles", max_tiles, 0)
@@ -140,10 +141,11 @@ def compile(
     if not (doc_ids is None and key_lengths is None and prefix_lengths is None):
         from patterncc.layout.batch import Batch, BatchJob
 
-        if order not in (None, "token"):
+        if order is not None and not (isinstance(order, str) and order == "token"):
+            given = f"order={order!r}" if isinstance(order, str) else "a given order"
             raise PatternValueError(
-                f"compile: order={order!r} with doc_ids, key_lengths or prefix_lengths; masks that "
-                'change with the batch stand in token order: leave out order, or write "token"'
+                f"compile: {given} with doc_ids, key_lengths or prefix_lengths; masks that change "
+                'with the batch take no order of the caller\'s: leave out order, or write "token"'
             )
         if any(_on_device(x) for x in (doc_ids, key_lengths, prefix_lengths)):
             if isinstance(p, Stack):
@@ -158,12 +160,15 @@ def compile(
             )
             return made
         batch = Batch.of(frame, doc_ids, key_lengths, prefix_lengths)
-        job = BatchJob(frame, sides, batch, max_tiles, bindings, max_bytes, target)
+        job = BatchJob(frame, sides, batch, max_tiles, bindings, max_bytes, target, order)
     if isinstance(p, Stack):
         if layer:
             raise PatternValueError("compile: a Stack counts its own layers; leave out layer")
         return job.layers(p)
     return job.layout(p, layer)
+
+
+_ARGUMENTS = tuple(signature(compile).parameters)
 
 
 def _on_device(given: object) -> bool:

@@ -25,7 +25,7 @@ from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Layer
 from patterncc.zones.algebra import areas, expand
 from patterncc.zones.lower import attention_only, keyed
-from patterncc.zones.orders.cores import Where, interleaved
+from patterncc.zones.orders.cores import Where, pairs_of_runs
 from patterncc.zones.orders.moves import moved, slot_frame
 from patterncc.zones.orders.order import Order
 from patterncc.zones.orders.terms import BOXES, KINDS, Term, cores, plain_term, prepared, terms
@@ -65,6 +65,10 @@ MAX_COUNTED = 2**17
 
 MAX_SEARCH = 2**21
 """Zones of a graph up to which an order is searched unasked: beyond, that takes many seconds."""
+
+MAX_PAIRS = 2**17
+"""Pairs of runs of one label above which token order is not even lowered to be compared: there the
+tokens of a label are scattered, and their own order is dense."""
 
 MAX_MORTON = 2**18
 """Pieces of bands up to which Morton order is tried unasked: beyond, cutting takes seconds."""
@@ -248,8 +252,13 @@ def _best(p: Pattern, setting: Setting, where: Where) -> list[Term]:
     names = _names(p)
     if not names:
         return [plain_term(p, where)]
+    counts = [x for core in cores(prepared(p)) if (x := pairs_of_runs(core, where)) is not None]
+    if all(pairs == labels for pairs, labels in counts):  # runs of one label each: documents
+        names = [x for x in names if x != "clusters"]
+    if not names:
+        return [plain_term(p, where)]
     found: list[list[Term]] = []
-    if not any(interleaved(core, where) for core in cores(prepared(p))):
+    if all(pairs <= MAX_PAIRS for pairs, _ in counts):
         try:
             found.append([plain_term(p, where)])
             if _fine(found[0][0].zones, graph=all(KINDS[n] == "graph" for n in names)):

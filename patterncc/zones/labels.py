@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,7 +100,21 @@ def _same_label(owner: str, at: Site, *sides: tuple[str, I64]) -> I64:
     return at.rows(q0[query], q1[query], k0[key], k1[key])
 
 
-def _label_runs(labels: I64, start: int, stop: int) -> tuple[I64, I64, I64]:
+def label_pairs(queries: NDArray[Any], keys: NDArray[Any]) -> tuple[int, int]:
+    """How many pairs (run of queries, run of keys) of one label there are, and of how many labels.
+
+    >>> label_pairs(np.array([0, 1, 0]), np.array([0, -1, 2, 0]))
+    (4, 1)
+    """
+    (first, n_q), (second, n_k) = (
+        np.unique(_label_runs(side, 0, len(side))[2], return_counts=True)
+        for side in (queries, keys)
+    )
+    _, at, to = np.intersect1d(first, second, assume_unique=True, return_indices=True)
+    return int(n_q[at] @ n_k[to]), len(at)
+
+
+def _label_runs(labels: NDArray[Any], start: int, stop: int) -> tuple[I64, I64, I64]:
     """Runs of one label within [start, stop): first positions, ends and labels; -1 is left out."""
     part = labels[start:stop]
     first = np.flatnonzero(np.diff(part, prepend=-2))  # no label is -2

@@ -14,7 +14,6 @@ import numpy as np
 from patterncc import primitives as leaf
 from patterncc.errors import PatternValueError, suggest
 from patterncc.pattern import (
-    ARGUMENTS,
     Complement,
     Difference,
     Intersection,
@@ -164,13 +163,15 @@ def names_in(patterns: Iterable[Pattern]) -> set[str]:
     return found
 
 
-def check_bindings(owner: str, patterns: Iterable[Pattern], bindings: Iterable[str]) -> None:
+def check_bindings(
+    owner: str, patterns: Iterable[Pattern], bindings: Iterable[str], arguments: Iterable[str] = ()
+) -> None:
     """Refuse a keyword that is neither an argument nor a name in the patterns: a slip of the pen
-    would bind a name that nothing reads."""
+    would bind a name that nothing reads.  arguments: those of the caller, for a near miss."""
     names = names_in(patterns)
     for given in bindings:
         if given not in names:
-            near = suggest(given, names | ARGUMENTS)
+            near = suggest(given, names.union(arguments))
             if not near.startswith("did"):
                 near = suggest(given, names) if names else "nothing in them takes data"
             raise PatternValueError(

@@ -130,8 +130,9 @@ class Site:
             text = text if len(text) <= 80 else f"{text[:76]} ..."
             raise SizeError(
                 f"{text} would make {count} zones, more than max_zones = {self.max_zones}, for "
-                f"{self.frame.n} queries and {self.frame.n_k} keys; lower a slice of the queries, "
-                "intersect it with a window, take a coarser grain or raise max_zones"
+                f"{self.frame.n} queries and {self.frame.n_k} keys; take a slice of the queries, "
+                "intersect it with a window or take a coarser grain (pc.lower alone takes another "
+                "max_zones)"
             )
 
     def bound(self, owner: str, name: str) -> object:
@@ -139,7 +140,8 @@ class Site:
         if name not in self.bindings:
             near = f"; {suggest(name, self.bindings)}" if self.bindings else ""
             raise PatternValueError(
-                f"{owner}: '{name}' is not bound; pass it with the sizes as {name}=[...]{near}"
+                f"{owner}: '{name}' is not bound; pass it with the sizes as {name}=[...], on the "
+                f"command line as --bind {name}=[...]{near}"
             )
         return self.bindings[name]
 

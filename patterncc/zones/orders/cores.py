@@ -23,6 +23,7 @@ from patterncc import primitives as leaf
 from patterncc.pattern import Pattern, Transpose
 from patterncc.zones.algebra import MAX_ZONES
 from patterncc.zones.choice import chosen
+from patterncc.zones.labels import label_pairs
 from patterncc.zones.lower import RULES
 from patterncc.zones.orders.order import Order
 from patterncc.zones.orders.places import Places
@@ -221,22 +222,14 @@ def _clusters(core: Pattern, where: Where) -> Places:
     return Places(f, order, q0[at], q1[at], k0[to], k1[to], 0, alike=square)
 
 
-def interleaved(core: Pattern, where: Where) -> bool:
-    """Whether clusters have more pairs of runs in token order than are ever lowered; told from
-    their counts, without listing one."""
+def pairs_of_runs(core: Pattern, where: Where) -> tuple[int, int] | None:
+    """How many boxes clusters are in token order, and how many labels have any: told from counts,
+    without listing one.  Where both are equal, no label comes again.  None for another core."""
     if kind_of(core) != "clusters":
-        return False
-    counts = []
-    for given, first, last in zip(labels_of(core, where), *(where.frame.box[k::2] for k in (0, 1))):
-        part = given[first:last]
-        if not len(part):
-            return False
-        starts = part[np.append(True, part[1:] != part[:-1])]
-        if int(starts.max()) > len(part):  # labels that are no small numbers: left to lowering
-            return False
-        counts.append(np.bincount(starts[starts >= 0], minlength=1).astype(np.float64))
-    most = min(map(len, counts))
-    return float(counts[0][:most] @ counts[1][:most]) > MAX_ZONES
+        return None
+    f = where.frame
+    queries, keys = labels_of(core, where)
+    return label_pairs(queries[f.box[0] : f.box[1]], keys[f.box[2] : f.box[3]])
 
 
 def _label_slots(ordered: I64, top: int) -> tuple[I64, I64, I64]:
