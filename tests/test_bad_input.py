@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -287,3 +288,38 @@ def test_a_slip_in_a_keyword_binds_nothing() -> None:
             wrong()
     found = pc.compare({"a": packed, "b": near}, 64, docs=[64])
     assert [c.name for c in found.candidates] == ["a", "b"]
+
+
+def test_layouts_are_carried_one_or_several() -> None:
+    stack = pc.compile(pc.Stack([pc.causal(), pc.window(2), pc.causal()]), 64)
+    carried = pc.carry(stack, "cpu")
+    assert [x.n for x in carried] == [64, 64, 64]
+    with pytest.raises(pc.PatternError, match=r"carry: give a layout.* pc\.compile\(pattern, n\)"):
+        pc.carry(pc.causal())  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("bounds", [[0, 3, 5], np.array([0, 3, 5], dtype=np.int32)])
+def test_documents_of_lists_and_arrays(bounds: Any) -> None:
+    assert pc.documents_of(bounds, 7).tolist() == [0, 0, 0, 1, 1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ([0.0, 3.0], "not torch.float64"),
+        ([0, 5, 3], r"cu_seqlens\[2\] is 3, less than the 5"),
+        ([1, 5], "starts with 1, not with 0"),
+        ([[0, 1], [0]], "not list"),
+        ([], "integers in one dimension"),
+        ("0,3", "not str"),
+    ],
+)
+def test_documents_of_what_is_no_lengths(bounds: Any, said: str) -> None:
+    with pytest.raises(pc.PatternError, match=said):
+        pc.documents_of(bounds, 7)
+
+
+def test_a_dtype_in_words() -> None:
+    layout = pc.compile(pc.causal(), 8)
+    with pytest.raises(pc.PatternError, match=r"dtype is 'float16'; give a dtype of torch"):
+        pc.to_sdpa(layout, kind="bias", dtype="float16")  # type: ignore[arg-type]

@@ -427,3 +427,34 @@ def test_json_may_stand_before_the_command(tmp_path: Path) -> None:
     file.write_text("edges:\n  a: window(0, 0)\nexpect:\n  - tile_density(n=48, block=16) == 1/3\n")
     result = CliRunner().invoke(main, ["--json", "check", str(file)])
     assert json.loads(result.stdout)["files"][0]["status"] == "ok"
+
+
+@pytest.mark.parametrize("given", ["docs=[100,412", "docs=100,412]", "docs=[100,412]]", "docs=[]"])
+def test_a_torn_list_is_refused(near: str, given: str):
+    assert "write docs=[3,5], or docs=FILE.npy" in refused("analyze", near, "--bind", given)
+
+
+def test_a_bound_name_stands_in_quotes(near: str):
+    Path("docs.yaml").write_text("name: d\nlayers:\n  - repeat: 1\n    edges: documents(docs)\n")
+    said = as_json("show", "docs.yaml", "--n", 8, "--bind", "docs=[3,5]", status=2)["error"]
+    assert 'a bound name stands in quotes: documents("docs")' in said["message"]
+    Path("docs.yaml").write_text(
+        'name: d\nlayers:\n  - repeat: 1\n    edges: causal() & documents("docs")\n'
+    )
+    assert "--bind docs=" in refused("show", "docs.yaml", "--n", 8)
+    assert run("show", "docs.yaml", "--n", 8, "--bind", "docs=[3,5]").exit_code == 0
+
+
+def test_targets_that_are_for_explanations_alone(near: str):
+    assert "is for --explain without -o" in refused(
+        "compile", near, "--n", 256, "--target", "cpu", "-o", "out"
+    )
+    told = refused("compile", near, "--n", 256, "--explain", "--target", "no.json")
+    assert told.count("no.json") == 1 and "Errno" not in told and "bench cost --json" in told
+    assert "give a smaller --n" in refused("compile", near, "--n", "10**12", "--explain")
+    assert "nothing to say of no token" in run("compile", near, "--n", 0, "--explain").stderr
+
+
+def test_a_missing_file_of_a_gallery_name(near: str):
+    rows = as_json("check", "bigbird.yaml", status=2)["files"]
+    assert "did you mean the gallery's bigbird?" in rows[0]["message"]

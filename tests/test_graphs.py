@@ -11,6 +11,7 @@ import networkx
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -249,3 +250,53 @@ def test_a_torn_sparse_matrix_is_refused_before_it_is_read() -> None:
 def test_a_node_past_all_positions_is_refused() -> None:
     with pytest.raises(PatternValueError, match="is not a position"):
         pc.compile(pc.from_networkx(networkx.Graph([(0, 10**30)])), 5)
+
+
+def test_tensors_that_numpy_cannot_look_at_are_refused_with_the_remedy() -> None:
+    sparse = torch.eye(4).to_sparse()
+    with pytest.raises(PatternValueError, match=r"tensor\.coalesce\(\)\.indices\(\)\.T"):
+        edges_of(pc.edges(sparse), 4)
+    assert edges_of(pc.edges(sparse.coalesce().indices().T), 4) == {(i, i) for i in range(4)}
+
+
+def test_an_edge_index_is_to_be_transposed() -> None:
+    edge_index = np.array([[0, 1, 2], [3, 3, 3]])
+    with pytest.raises(PatternValueError, match=r"transpose it: edge_index\.T"):
+        edges_of(pc.edges(edge_index))
+    assert edges_of(pc.edges(edge_index.T)) == {(0, 3), (1, 3), (2, 3)}
+    assert edges_of(pc.edges(np.array([[0, 1], [2, 3]]))) == {(0, 1), (2, 3)}
+
+
+@pytest.mark.parametrize("lengths", [(4,), (4, 6), (6, 4)])
+def test_the_side_that_is_too_short_is_named(lengths: tuple[int, ...]) -> None:
+    wide = np.ones((6, 9), dtype=bool)
+    said = {(4,): "n > 8 ", (4, 6): "n > 8 ", (6, 4): "n_k > 8 "}[lengths]
+    with pytest.raises(PatternValueError, match=f"lower with {said}"):
+        pc.lower(pc.edges(wide), *lengths)
+    assert pc.lower(pc.edges(wide), 6, 9).count() == 54
+
+
+def test_a_node_that_no_length_reaches_is_only_to_be_numbered_anew() -> None:
+    with pytest.raises(PatternValueError, match=r"number the nodes from 0 \(1 of 1"):
+        edges_of(pc.edges(np.array([[2**63, 1]], dtype=np.uint64)))
+
+
+def test_edge_lists_of_networkx(tmp_path: Path) -> None:
+    """A text has one direction an edge; attributes in a third column are named."""
+    file = str(tmp_path / "g.edgelist")
+    ring = networkx.path_graph(3)
+    networkx.write_edgelist(ring, file)
+    with pytest.raises(PatternValueError, match=r"networkx\.write_edgelist\(G, path, data=False\)"):
+        edges_of(pc.edges(file))
+    networkx.write_edgelist(ring, file, data=False)
+    assert edges_of(pc.edges(file)) == {(0, 1), (1, 2)}
+    networkx.write_edgelist(ring.to_directed(), file, data=False)
+    assert edges_of(pc.edges(file)) == edges_of(pc.edges(ring))
+
+
+@pytest.mark.parametrize("line", ["1_0 2", "\u0661 2", "1 1_000"])
+def test_numbers_are_written_in_plain_digits(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "g.txt"
+    file.write_text(f"0 1\n{line}\n", encoding="utf-8")
+    with pytest.raises(PatternValueError, match=r"line 2 is .*in the digits 0 to 9"):
+        edges_of(pc.edges(str(file)), 2000)

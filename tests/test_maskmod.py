@@ -435,3 +435,31 @@ def test_bounds_are_bound_by_name() -> None:
 def test_bad_bounds_are_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(pc.PatternValueError, match=message):
         make()
+
+
+def asks_about_the_head(b: Any, h: Any, q: Any, k: Any) -> Any:
+    if h < 2:
+        return (q >= k) & (q - k <= 3)
+    return q - k == int(h)
+
+
+def asks_about_the_sequence(b: Any, h: Any, q: Any, k: Any) -> Any:
+    return (q >= k) & (k < h + 2) if b == 1 else q >= k
+
+
+def test_python_may_ask_about_the_head() -> None:
+    layer = pc.from_mask_mod(asks_about_the_head, heads=4)
+    d = np.subtract.outer(np.arange(12), np.arange(12))
+    for h, p in enumerate(pc.Stack([layer]).heads(0)):
+        wanted = (d >= 0) & (d <= 3) if h < 2 else d == h
+        assert np.array_equal(pc.lower(p, 12).dense(), wanted)
+    with pytest.raises(pc.PatternError, match=r"`h < 2` depends on h; pass heads="):
+        pc.from_mask_mod(asks_about_the_head)
+
+
+def test_python_may_ask_about_the_sequence() -> None:
+    assert str(pc.from_mask_mod(asks_about_the_sequence, batch=0)) == "causal()"
+    layer = pc.from_mask_mod(asks_about_the_sequence, batch=1, heads=2)
+    assert str(layer) == "heads([1 x causal() & sink(2), 1 x causal() & sink(3)])"
+    with pytest.raises(pc.PatternError, match=r"`b == 1` depends on b; pass batch=0"):
+        pc.from_mask_mod(asks_about_the_sequence, heads=2)

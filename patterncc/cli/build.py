@@ -10,7 +10,7 @@ import click
 
 from patterncc.cli.answer import FAILED, WELL, Answer, answering, working
 from patterncc.cli.options import Block, n_option, pattern_options, read
-from patterncc.errors import PatternValueError
+from patterncc.errors import PatternValueError, SizeError
 
 if TYPE_CHECKING:
     from patterncc.language import PatternFile
@@ -67,6 +67,7 @@ def compile_(
     """
     if output is None and not explain:
         raise click.UsageError("Missing option '-o' / '--output'; or ask with --explain.")
+    check_target(target, explain, output)
     loaded = read(file, params, bind, n)
     if output is not None:
         check_folder(output)
@@ -88,7 +89,13 @@ def compile_(
 def _weighed(loaded: PatternFile, n: int, **asked: Any) -> Choices:
     """What compile weighs for a file."""
     from patterncc.layout import choices
+    from patterncc.layout.limits import MAX_LENGTH
 
+    if n > MAX_LENGTH:
+        raise SizeError(
+            f"compile: n = {n} is past {MAX_LENGTH}, the longest layout; give a smaller --n, or "
+            "ask patterncc analyze, which answers up to 2**40 tokens"
+        )
     more: dict[str, Any] = dict(loaded.bindings)
     return choices(loaded.stack, n, **asked, **more)
 
@@ -112,6 +119,20 @@ def _written(
     )
     made.save(output)
     return made.manifest, text(output, made.manifest)
+
+
+def check_target(target: str, explain: bool, output: Path | None) -> None:
+    """Refuse what is no GPU where kernels are to be written, and a table that is not there."""
+    if output is not None and (target == "cpu" or target.endswith(".json")):
+        raise PatternValueError(
+            f"compile: --target {target} is for --explain without -o; -o writes kernels of a GPU: "
+            f"{', '.join(TARGETS)} (on a CPU pc.attention makes its own when it runs)"
+        )
+    if explain and target.endswith(".json") and not Path(target).is_file():
+        raise PatternValueError(
+            f"compile: --target: no file {target!r}; patterncc bench cost --json > cost.json makes "
+            "a table of this machine"
+        )
 
 
 def check_folder(output: Path) -> None:

@@ -44,7 +44,8 @@ class Size(click.ParamType[int]):
         sign = -1 if base.startswith("-") else 1
         number: int = sign * int(base.lstrip("-")) ** int(power or 1) * _UNITS[unit or ""]
         if number < self.least:
-            self.fail(f"{number} is too small; it must be at least {self.least}", param, ctx)
+            none = "; there is nothing to say of no token" if (number, self.least) == (0, 1) else ""
+            self.fail(f"{number} is too small; it must be at least {self.least}{none}", param, ctx)
         if number > self.most:
             self.fail(f"{number} is too large; it must be at most {self.most}", param, ctx)
         return number
@@ -109,6 +110,11 @@ def read(
         return _from_config(file, params, bind, n)
     if not file.suffix and not file.exists():
         file = gallery.path(str(file))
+    known = {p.stem for p in gallery.folder().glob("*.yaml")}
+    if not file.exists() and file.stem in known:
+        raise PatternValueError(
+            f"no file {str(file)!r}; did you mean the gallery's {file.stem}? write {file.stem}"
+        )
     loaded = load(file, **pairs(params, "-p"))
     if not bind:
         return loaded
@@ -178,8 +184,9 @@ def numbers(given: tuple[str, ...]) -> dict[str, Any]:
 
             found[name] = read_array(f"--bind {name}", value)
             continue
-        parts = value.strip("[]").replace(" ", "").split(",")
-        if not all(re.fullmatch(r"-?\d{1,18}", part) for part in parts):
+        bare = value[1:-1] if value[0] == "[" and value[-1] == "]" else value
+        parts = bare.replace(" ", "").split(",")
+        if not all(re.fullmatch(r"-?[0-9]{1,18}", part) for part in parts):
             raise PatternValueError(
                 f"--bind {name}: {value!r} is not a list of integers; write {name}=[3,5], or "
                 f"{name}=FILE.npy for an array"

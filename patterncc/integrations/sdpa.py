@@ -56,6 +56,10 @@ def to_sdpa(
         )
     import torch
 
+    if not isinstance(dtype, torch.dtype | None):
+        raise PatternValueError(
+            f"to_sdpa: dtype is {dtype!r}; give a dtype of torch, as dtype=torch.float16"
+        )
     if kind == "bool" and dtype not in (None, torch.bool):
         raise PatternValueError(f'to_sdpa: a bool mask has no dtype {dtype}; give kind="bias"')
     wanted = (dtype or torch.float32) if kind == "bias" else torch.bool

@@ -7,17 +7,18 @@ with every batch are carried instead: their tensors are inputs, and their text i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
 
-from patterncc.errors import BackendError
+from patterncc.errors import BackendError, PatternError
 from patterncc.kernels import runtime
 from patterncc.kernels.plan import Backend
+from patterncc.layout.layout import Layout
 
 if TYPE_CHECKING:
-    from patterncc.layout.layout import Layout
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +41,27 @@ class CarriedLayout:
     tensors: tuple[Tensor, ...]
 
 
+@overload
 def carry(
     layout: Layout, device: torch.device | str = "cpu", backend: str = "auto"
-) -> CarriedLayout:
+) -> CarriedLayout: ...
+
+
+@overload
+def carry(
+    layout: Sequence[Layout], device: torch.device | str = "cpu", backend: str = "auto"
+) -> tuple[CarriedLayout, ...]: ...
+
+
+def carry(
+    layout: Layout | Sequence[Layout],
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+) -> CarriedLayout | tuple[CarriedLayout, ...]:
     """The layout's tensors on a device, for the backend that runs there.
+
+    Of several layouts, such as `compile` makes of a stack, a tuple; one that stands for several
+    layers is carried once.
 
     >>> from patterncc import causal
     >>> from patterncc.layout import compile
@@ -51,8 +69,23 @@ def carry(
     >>> one.plan == other.plan
     True
 
-    Raises BackendError for a backend that cannot run there.
+    Raises BackendError for a backend that cannot run there, PatternError for what is no layout.
     """
+    if isinstance(layout, tuple | list):
+        made: dict[int, CarriedLayout] = {}
+        for x in layout:
+            if id(x) not in made:
+                made[id(x)] = _carried(x, device, backend)
+        return tuple(made[id(x)] for x in layout)
+    return _carried(layout, device, backend)
+
+
+def _carried(layout: object, device: torch.device | str, backend: str) -> CarriedLayout:
+    if not isinstance(layout, Layout):
+        raise PatternError(
+            f"carry: give a layout, or the layouts of a stack, not a {type(layout).__name__}; "
+            "layout = pc.compile(pattern, n) makes one of a pattern"
+        )
     where = torch.device(device)
     tensors, plan, runs_on = runtime.prepared(layout, where, backend)
     return CarriedLayout(

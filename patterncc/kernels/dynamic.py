@@ -10,6 +10,7 @@ another one starts a document of its own.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from patterncc.kernels.dynamic_tables import Side, Spans
 from patterncc.kernels.plan import Spec
 from patterncc.kernels.reference import LIMIT
 from patterncc.layout.batch import band_of, bases_of, block_of
+from patterncc.pattern import check_int
 
 if TYPE_CHECKING:
     from patterncc.stack import Layer
@@ -152,17 +154,59 @@ def _spec(frame: Frame, block: tuple[int, int], sequences: int) -> Spec:
     )
 
 
-def documents_of(cu_seqlens: Tensor, positions: int) -> Tensor:
+def documents_of(cu_seqlens: Any, positions: int) -> Tensor:
     """Document ids [positions] from the cumulated lengths that variable-length kernels take.
 
-    cu_seqlens: [documents + 1], ascending from 0; positions past its last are padding.
+    cu_seqlens: integers [documents + 1], ascending from 0, as a tensor, a list or an array;
+    positions past its last are padding.  Values are checked where that waits for no device.
 
-    >>> documents_of(torch.tensor([0, 3, 5]), 7).tolist()
+    >>> documents_of([0, 3, 5], 7).tolist()
     [0, 0, 0, 1, 1, -1, -1]
+
+    Raises PatternValueError for what holds no integers in one dimension, and on the CPU for lengths
+    that do not ascend from 0.
     """
-    at = torch.arange(positions, device=cu_seqlens.device)
-    ids = torch.searchsorted(cu_seqlens.to(torch.int64), at, right=True) - 1
-    return torch.where(ids < len(cu_seqlens) - 1, ids, -1)
+    positions = check_int("documents_of", "positions", positions, 0)
+    bounds = _bounds(cu_seqlens)
+    at = torch.arange(positions, device=bounds.device)
+    ids = torch.searchsorted(bounds, at, right=True) - 1
+    return torch.where(ids < len(bounds) - 1, ids, -1)
+
+
+def _bounds(given: Any) -> Tensor:
+    """int64 [documents + 1]: cumulated lengths, checked."""
+    try:
+        made = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    except (TypeError, ValueError):
+        made = None
+    whole = made is not None and not (
+        made.is_floating_point() or made.is_complex() or made.dtype == torch.bool
+    )
+    if made is None or not whole or made.dim() != 1 or not len(made):
+        what = type(given).__name__ if made is None else f"{made.dtype} {list(made.shape)}"
+        raise PatternValueError(
+            f"documents_of: cu_seqlens are integers in one dimension, not {what}; give "
+            "[0, end of document 0, end of document 1, ...]"
+        )
+    made = made.to(torch.int64)
+    seen = type(made) is Tensor and not torch.compiler.is_compiling()  # fake ones have no values
+    if seen and made.device.type == "cpu":
+        _check_ascends(made.tolist())
+    return made
+
+
+def _check_ascends(bounds: list[int]) -> None:
+    if bounds[0] != 0:
+        raise PatternValueError(
+            f"documents_of: cu_seqlens starts with {bounds[0]}, not with 0; give cumulated lengths,"
+            " [0, end of document 0, ...] (numpy.cumsum of the lengths, a 0 before it)"
+        )
+    for k, (low, high) in enumerate(itertools.pairwise(bounds)):
+        if high < low:
+            raise PatternValueError(
+                f"documents_of: cu_seqlens[{k + 1}] is {high}, less than the {low} before it; "
+                "cumulated lengths ascend (numpy.cumsum of the lengths, a 0 before it)"
+            )
 
 
 def prepared(layout: DynamicLayout, device: torch.device, requested: str) -> runtime.Prepared:

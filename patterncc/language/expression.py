@@ -96,6 +96,9 @@ def evaluate_edges(parsed: Parsed, scope: Scope, problems: list[Diagnostic]) -> 
     return Named(BAD)
 
 
+_BOUND = ("documents", "clusters", "spans")  # primitives that take the name of data
+
+
 @dataclass
 class _Walk:
     """One walk over one expression."""
@@ -105,6 +108,7 @@ class _Walk:
     problems: list[Diagnostic]
     terms: int = 0
     depth: int = 0
+    called: str = ""  # the primitive whose arguments are walked
 
     def note(self, what: str, where: ast.expr | ast.keyword | Span, remedy: str = "") -> Bad:
         span = where if isinstance(where, Span) else self.parsed.span(where)
@@ -179,6 +183,8 @@ class _Walk:
         near = suggest(node.id, {*self.scope.names, *PRIMITIVES, *FUNCTIONS, *number})
         if near.startswith("known"):
             near = suggest(node.id, self.scope.names)
+        if self.called in _BOUND:
+            near += f'; a bound name stands in quotes: {self.called}("{node.id}")'
         return self.note(f"unknown name '{node.id}'", node, near)
 
     def count(self, terms: int, node: ast.expr) -> bool:
@@ -299,8 +305,10 @@ class _Walk:
         if not isinstance(node.func, ast.Name):
             return self.note("only primitives, 'range', 'min' and 'max' are called", node.func)
         name = node.func.id
+        outer, self.called = self.called, name
         positional = [self.value(a, depth + 1) for a in node.args]
         named = {k.arg: self.value(k.value, depth + 1) for k in node.keywords}
+        self.called = outer
         if name in FUNCTIONS:
             return self.function(node, name, positional)
         if name in self.scope.names:

@@ -185,6 +185,13 @@ def _remedy(line: str, weights: str | None) -> str:
             '; a third column is a weight: pass weights="nonzero" for an edge wherever it is not '
             '0, or weights="ignore" for an edge a line'
         )
+    if line.rstrip().endswith("}") and "{" in line:
+        return (
+            "; a third column {...} holds a graph's attributes: write the file with "
+            "networkx.write_edgelist(G, path, data=False), or give G itself"
+        )
+    if not line.isascii() or "_" in line:
+        return "; a number is written in the digits 0 to 9"
     return ""
 
 
@@ -193,12 +200,17 @@ def _is_number(word: str) -> bool:
         float(word)
     except ValueError:
         return False
-    return True
+    return _plain(word)
+
+
+def _plain(word: str) -> bool:
+    """Without the underscores and the digits of other scripts that Python reads too."""
+    return word.isascii() and "_" not in word
 
 
 def _is_int64(word: str) -> bool:
     try:
-        return -(2**63) <= int(word) < 2**63
+        return _plain(word) and -(2**63) <= int(word) < 2**63
     except ValueError:
         return False
 

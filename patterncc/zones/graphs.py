@@ -19,6 +19,8 @@ from patterncc.zones.site import FAR, Region, Site
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from patterncc.zones.zoneset import Frame
+
     I64 = NDArray[np.int64]
     Pairs = tuple[NDArray[Any], NDArray[Any]]
 
@@ -50,7 +52,8 @@ def edges(p: Edges, at: Site, turned: bool = False) -> I64:
 
 def _check_nodes(owner: str, row: NDArray[Any], col: NDArray[Any], at: Site) -> None:
     """Every node is a position; a slice (an offset above 0) may leave some of the graph out."""
-    whole = at.frame.q_offset == at.frame.k_offset == 0
+    frame = at.frame
+    whole = frame.q_offset == frame.k_offset == 0
     end = at.positions if whole else FAR
     if all(not len(x) or (int(x.min()) >= 0 and int(x.max()) < end) for x in (row, col)):
         return
@@ -58,12 +61,21 @@ def _check_nodes(owner: str, row: NDArray[Any], col: NDArray[Any], at: Site) -> 
     where = int(np.argmax(wrong))
     ends = (int(row[where]), int(col[where]))
     node = next(x for x in ends if not 0 <= x < end)
-    longer = f", or lower with n > {node}" if node > 0 else ""
+    far = node >= FAR  # no length would reach it
+    longer = "" if node < 0 or far else f", or lower with {_longer(row, col, frame)}"
     raise PatternValueError(
         f"{owner}: edge {where} is {ends}, and node {node} is not one of the positions "
         f"0 .. {end - 1}; number the nodes from 0{longer} ({np.count_nonzero(wrong)} of {len(row)} "
         "edges have such a node)"
     )
+
+
+def _longer(row: NDArray[Any], col: NDArray[Any], frame: Frame) -> str:
+    """The lengths that would hold every node; n alone where the two sides are as long."""
+    query, key = (int(x[x < FAR].max(initial=-1)) for x in (row, col))
+    if query >= frame.n:
+        return f"n > {max(query, key)}" if key >= frame.n_k else f"n > {query}"
+    return f"n_k > {key}"
 
 
 def _signed(row: NDArray[Any], col: NDArray[Any]) -> Pairs:
@@ -110,10 +122,19 @@ def _pairs(source: object, owner: str, weights: str | None) -> Pairs:
 
 def _from_array(source: object, owner: str, weights: str | None) -> Pairs:
     """A bool [queries, keys] matrix, an integer [edges, 2] array, or [edges, 3] with weights."""
+    if hasattr(source, "detach"):  # a tensor of torch, whose values may need a gradient
+        source = source.detach()
     try:
         array = np.asarray(source)
     except ValueError:
         raise PatternValueError(f"{owner}: the rows of pairs differ in length") from None
+    except (TypeError, RuntimeError) as error:
+        said = str(error).rstrip(".")
+        raise PatternValueError(
+            f"{owner}: this {type(source).__name__} has no values to look at: {said}; give the "
+            "edges as an array: of a sparse tensor tensor.coalesce().indices().T, of one on a "
+            "device tensor.cpu()"
+        ) from None
     if array.dtype == bool and array.ndim == 2:
         allow_edges(int(np.count_nonzero(array)), owner)
         return np.nonzero(array)  # type: ignore[return-value]
@@ -125,11 +146,19 @@ def _from_array(source: object, owner: str, weights: str | None) -> Pairs:
     if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != 2:
         raise PatternValueError(
             f"{owner}: a bool [n, n] or integer [edges, 2] array is needed, not "
-            f"{array.dtype} {list(array.shape)}; for a matrix of weights pass (matrix != 0), for a "
-            'third column of weights weights="nonzero" or weights="ignore"'
+            f"{array.dtype} {list(array.shape)}; {_array_remedy(array)}"
         )
     allow_edges(len(array), owner)
     return array[:, 0], array[:, 1]
+
+
+def _array_remedy(array: NDArray[Any]) -> str:
+    if array.dtype.kind in "iu" and array.ndim == 2 and array.shape[0] == 2:
+        return "one edge a row is read, so transpose it: edge_index.T"
+    return (
+        "for a matrix of weights pass (matrix != 0), for a third column of weights "
+        'weights="nonzero" or weights="ignore"'
+    )
 
 
 def is_scipy(source: object) -> bool:
@@ -170,7 +199,11 @@ def from_networkx(graph: Any, owner: str, weights: str = "ignore") -> Pairs:
     count = graph.number_of_edges()
     allow_edges(count * (1 if graph.is_directed() else 2), owner)
     for node in graph:
-        if isinstance(node, bool) or not isinstance(node, int | np.integer) or not 0 <= node < 2**62:
+        if (
+            isinstance(node, bool)
+            or not isinstance(node, int | np.integer)
+            or not 0 <= node < 2**62
+        ):
             raise PatternValueError(
                 f"{owner}: node {node!r} is not a position; number the nodes 0 .. n - 1, for "
                 "instance with networkx.convert_node_labels_to_integers"

@@ -5,7 +5,7 @@ function -> trace -> nodes -> tidy (linear) -> read (marks, tables, join, grids)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from patterncc.errors import PatternError, PatternValueError
@@ -22,6 +22,7 @@ from patterncc.integrations.maskmod.nodes import (
     walk,
 )
 from patterncc.integrations.maskmod.read import Reader
+from patterncc.integrations.maskmod.symbols import AskedForError
 from patterncc.integrations.maskmod.tables import Frame
 from patterncc.integrations.maskmod.trace import trace
 from patterncc.pattern import Pattern, check_int
@@ -30,6 +31,15 @@ from patterncc.stack import Heads
 from patterncc.stack import heads as layer_of
 
 MOST_POSITIONS = 2**27  # that a table of values is written out for
+_ARGUMENTS = {
+    "b": (
+        "batch",
+        "pass batch=0 for the first sequence, or leave the lengths out and bind them "
+        "to all sequences at once: compile(..., key_lengths=...)",
+    ),
+    "h": ("heads", "pass heads=, the number of query heads"),
+}
+"""What tells the number that an index stands for."""
 
 
 def from_mask_mod(
@@ -42,14 +52,15 @@ def from_mask_mod(
 ) -> Pattern | Heads:
     """The pattern of a FlexAttention mask function ``fn(b, h, q_idx, kv_idx)``, exactly.
 
-    The function runs once, on symbols; nothing is sampled, and what cannot be read is refused with
+    The function runs on symbols; nothing is sampled, and what cannot be read is refused with
     the sub-expression named.  Comparisons, arithmetic, `&`, `|`, `~`, `torch.where` and captured
     tensors are read as they are written.
 
     n, n_k: queries and keys, for functions of an index that have no pattern at every length; they
         are computed for every position.  Where the function looks up ``tensor[q_idx]`` or
         ``tensor[kv_idx]``, the lengths of these tensors are taken; else n_k is n.
-    heads: for a mask that depends on h: the result is ``pc.heads([...])``, a pattern a head.
+    heads: for a mask that depends on h: the result is ``pc.heads([...])``, a pattern a head.  Where
+        the function asks Python about h (``if h < 2``), it runs once for each head, h an int.
     batch: for a mask that depends on b: which sequence of the batch is read.
 
     >>> import torch
@@ -76,15 +87,32 @@ def from_mask_mod(
         if value is not None
     }
     try:
-        return _read(_traced(fn), given)
+        return _read_function(fn, given)
     except PatternError as error:
         raise type(error)(f"from_mask_mod: {title(fn)}: {error}") from None
 
 
-def _traced(fn: Callable[..., Any]) -> Node:
+def _read_function(fn: Callable[..., Any], given: dict[str, int]) -> Pattern | Heads:
+    """The pattern; read with numbers for heads and batch where Python asks about these."""
+    try:
+        return _read(_traced(fn), given)
+    except AskedForError as asked:
+        missing = [(x, _ARGUMENTS[x]) for x in asked.names if _ARGUMENTS[x][0] not in given]
+        if missing:
+            name, (_, remedy) = missing[0]
+            raise PatternValueError(f"`{asked.shown}` depends on {name}; {remedy}") from None
+    numbers = {"b": given["batch"]} if "batch" in given else {}
+    if "heads" not in given:
+        return _read(_traced(fn, numbers), given)
+    nodes = [_traced(fn, {**numbers, "h": h}) for h in range(given["heads"])]
+    made = {node: _read(node, given) for node in dict.fromkeys(nodes)}
+    return layer_of([made[node] for node in nodes])
+
+
+def _traced(fn: Callable[..., Any], numbers: Mapping[str, int] | None = None) -> Node:
     """What the function computes; what goes wrong inside it is told as it stands."""
     try:
-        return trace(fn)
+        return trace(fn, numbers)
     except PatternError:
         raise
     except Exception as error:
@@ -94,15 +122,7 @@ def _traced(fn: Callable[..., Any]) -> Node:
 def _read(node: Node, given: dict[str, int]) -> Pattern | Heads:
     """The pattern, head by head where they differ."""
     names = variables(node)
-    for name, argument, remedy in (
-        (
-            "b",
-            "batch",
-            "pass batch=0 for the first sequence, or leave the lengths out and bind them "
-            "to all sequences at once: compile(..., key_lengths=...)",
-        ),
-        ("h", "heads", "pass heads=, the number of query heads"),
-    ):
+    for name, (argument, remedy) in _ARGUMENTS.items():
         if name in names and argument not in given:
             raise PatternValueError(f"`{_smallest(node, name)}` depends on {name}; {remedy}")
     if "b" in names:

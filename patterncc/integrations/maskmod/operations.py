@@ -8,7 +8,8 @@ from typing import Any
 from patterncc.errors import PatternError, suggest
 from patterncc.integrations.maskmod import captured, elementwise, shapes
 from patterncc.integrations.maskmod.captured import Holder
-from patterncc.integrations.maskmod.symbols import Symbol, refused, shown, stand_in
+from patterncc.integrations.maskmod.nodes import variables
+from patterncc.integrations.maskmod.symbols import AskedForError, Symbol, refused, shown, stand_in
 
 Handler = Callable[[Holder, Any, Any, Any], Any]
 
@@ -28,6 +29,10 @@ def _number(held: Holder, func: Any, args: Any, kwargs: Any) -> Any:
     """Python wants a number or a truth value, and there is none."""
     symbol = next(x for x in args if isinstance(x, Symbol))
     what = func.__name__.strip("_")
+    names = frozenset().union(*(variables(x) for x in symbol.nodes.reshape(-1)))
+    if names and names <= {"b", "h"}:
+        said = f"Python asks for the value of `{shown(symbol)}`"
+        raise AskedForError(said, tuple(sorted(names)), shown(symbol))
     if what in ("bool", "is_nonzero", "contains", "equal"):
         raise PatternError(
             f"Python asks whether `{shown(symbol)}` is true, which differs from pair to pair; "

@@ -16,6 +16,17 @@ MOST_ELEMENTS = 4096  # of a symbolic tensor, such as the row of a table that an
 Nodes = np.ndarray[Any, Any]  # of Node, dtype object, in the shape of the tensor they stand for
 
 
+class AskedForError(PatternError):
+    """Python asked for the value of what depends on the head or the sequence alone.
+
+    names: "b", "h" or both.  shown: the expression.
+    """
+
+    def __init__(self, message: str, names: tuple[str, ...], shown: str) -> None:
+        super().__init__(message)
+        self.names, self.shown = names, shown
+
+
 class Symbol(torch.Tensor):
     """A tensor that the mask function computes with; `like` is the dtype that torch gives it."""
 

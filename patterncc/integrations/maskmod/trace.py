@@ -8,7 +8,7 @@ element; anything else runs as it always does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,15 +48,21 @@ class Trace(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def trace(fn: Callable[..., Any]) -> Node:
+def trace(fn: Callable[..., Any], numbers: Mapping[str, int] | None = None) -> Node:
     """The truth value that a mask function computes, as a node.
+
+    numbers: plain integers in place of some indices' symbols.
 
     >>> text(trace(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx))
     'q_idx >= kv_idx'
 
     Raises PatternError for what cannot be traced, with the sub-expression and a remedy.
     """
-    given = [Symbol.of(cell(Var(name)), torch.int64) for name in INDICES]
+    known = numbers or {}
+    given = [
+        known[name] if name in known else Symbol.of(cell(Var(name)), torch.int64)
+        for name in INDICES
+    ]
     with Trace(Holder(names_of(fn))):
         made = fn(*given)
     if isinstance(made, bool):
