@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 
 import patterncc as pc
@@ -158,3 +159,74 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         made.save(tmp_path / "no" / "such")
     with pytest.raises(LayoutError, match="is missing"):
         Artifact.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 1}, "has n 300, not 1"),
+        ({"n": 300.0}, "its n is 300.0, not an integer"),
+        ({"n": float("nan")}, "NaN is no number of JSON"),
+        ({"head_dim": 128}, "head_dim|shapes are not those"),
+        ({"dtype": "float7"}, "its dtype is 'float7', not one of float32"),
+        ({"dtype": "float32"}, "is made for dtype bfloat16, not float32"),
+        ({"target": "toaster"}, "its target is 'toaster', not one of sm_80"),
+        ({"target": ["sm_80"]}, "its target is"),
+        ({"target": "sm_80"}, "is made for target sm_90, not sm_80"),
+        ({"shapes": {}}, "shapes are not those of layout-0"),
+        ({"versions": {"torch": 2}}, "versions is an object of texts"),
+        ({"pattern": "near"}, "pattern is an object of name, file and params"),
+        ({"more": 1}, "'more' is no field of it"),
+    ],
+)
+def test_fields_that_are_untrue(folder: Path, changes: dict[str, object], message: str) -> None:
+    edit(folder, **changes)
+    with pytest.raises(LayoutError, match=message):
+        Artifact.load(folder)
+
+
+def test_every_figure_of_a_layout_is_computed_again(folder: Path) -> None:
+    """Each figure altered, left out, and of another type."""
+    first, *others = rows(folder)
+    figures = set(first) - {"file", "hash", "layers", "kernels"}
+    assert {"n", "edges", "density", "full_tiles", "bytes", "pattern", "orders"} <= figures
+    for name in figures:
+        without = {k: v for k, v in first.items() if k != name}
+        for row in (without, first | {name: "1"}, first | {name: True}, first | {name: [1e9]}):
+            edit(folder, layouts=[row, *others])
+            with pytest.raises(
+                LayoutError, match=rf"layout-0.safetensors has (no '{name}'|{name})"
+            ):
+                Artifact.load(folder)
+    edit(folder, layouts=[first | {"colour": 1}, *others])
+    with pytest.raises(LayoutError, match=r"'colour' of layout-0.safetensors is no field"):
+        Artifact.load(folder)
+
+
+def test_what_a_kernel_is_said_to_be(folder: Path) -> None:
+    kernels = json.loads((folder / "manifest.json").read_text())["kernels"]
+    name = next(iter(kernels))
+    for change, message in (({"kind": "sofa"}, "the kind of"), ({"resources": 3}, "resources")):
+        edit(folder, kernels=kernels | {name: kernels[name] | change})
+        with pytest.raises(LayoutError, match=message):
+            Artifact.load(folder)
+
+
+def test_no_key_stands_twice(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"n": 300,', '"n": 300, "n": 300,', 1))
+    with pytest.raises(LayoutError, match='the key "n" stands twice'):
+        Artifact.load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", torch.bfloat16])
+def test_dtypes_by_every_name(dtype: object) -> None:
+    made = Artifact.build(NEAR, 64, dtype=dtype, resources=False)
+    assert made.manifest["dtype"] == "bfloat16"
+
+
+def test_no_path_of_the_builder_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "near.yaml").write_text("edges:\n  a: causal() & window(8)\n")
+    made = Artifact.build(pc.load(tmp_path / "near.yaml"), 64, resources=False)
+    assert made.manifest["pattern"]["file"] == "near.yaml"
+    assert str(tmp_path) not in json.dumps(made.manifest)

@@ -37,6 +37,17 @@ def test_the_table_of_a_model() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["mistral-7b", "gpt-oss", "llama-4"])
+def test_models_of_the_gallery_have_their_key_heads(name: str) -> None:
+    told = as_json(name, "--n", 512)
+    assert {x["heads"] for x in told["layers"]} == {8}
+    assert told["notes"] == []
+
+
+def test_a_guess_says_what_to_pass() -> None:
+    assert "pass --kv-heads 8" in run("gemma-3", "--n", 64).output
+
+
 def test_json_says_all_of_it() -> None:
     told = as_json("gemma-3", "--n", 4096, "--head-dim", 64, "--dtype", "fp32", "--kv-heads", 2)
     layers = told["layers"]

@@ -184,10 +184,13 @@ def decoded(stack: pc.Stack, cache: object, n: int, start: int, kv_heads: int) -
 @given(stacks(3), st.integers(1, 20), st.integers(0, 8))
 def test_eviction_changes_nothing(stack: pc.Stack, n: int, prefill: int) -> None:
     """Decoding with what is evicted overwritten by NaN, against a cache that keeps everything."""
-    plan = cache_plan(stack, n, prefill=min(prefill, n), head_dim=4)
+    plan = cache_plan(stack, n, prefill=min(prefill, n), head_dim=4, dtype="float32")
     kv_heads = {c.heads for c in plan.caches}
     if len(kv_heads) > 1:  # a layer of one pattern serves any number of heads
-        plan = cache_plan(stack, n, prefill=min(prefill, n), head_dim=4, kv_heads=max(kv_heads))
+        most = max(kv_heads)
+        plan = cache_plan(
+            stack, n, prefill=min(prefill, n), head_dim=4, kv_heads=most, dtype="float32"
+        )
     heads = max(kv_heads)
     got = decoded(stack, pc.PlannedCache(plan, poison=True), plan.stop, plan.start, heads)
     wanted = decoded(stack, Everything(stack, n), plan.stop, plan.start, heads)
@@ -377,7 +380,7 @@ def test_the_text_is_stable() -> None:
 
 def small_cache(**more: object) -> pc.PlannedCache:
     stack = pc.Stack([pc.causal() & pc.window(2), pc.causal()], kv_from=[0, 0], kv_heads=1)
-    return pc.PlannedCache(cache_plan(stack, 6, head_dim=4), **more)  # type: ignore[arg-type]
+    return pc.PlannedCache(cache_plan(stack, 6, head_dim=4, dtype="fp32"), **more)  # type: ignore[arg-type]
 
 
 def test_a_cache_says_what_it_does_not_take() -> None:
@@ -401,12 +404,12 @@ def test_a_cache_says_what_it_does_not_take() -> None:
 
 def test_a_cache_holds_its_peak_and_no_more() -> None:
     plan = cache_plan(pc.Stack([SINKS] * 2, kv_heads=2), 2**20, head_dim=64)
-    cache = pc.PlannedCache(plan, batch=3, dtype=torch.bfloat16)
+    cache = pc.PlannedCache(plan, batch=3)
     assert cache.nbytes == 3 * plan.capacity_bytes == 3 * 2 * 2 * 516 * 2 * 64 * 2
 
 
 def test_keys_chosen_by_content_are_gathered() -> None:
-    plan = cache_plan(pc.causal() & pc.topk(2) & pc.window(3), 8, head_dim=4)
+    plan = cache_plan(pc.causal() & pc.topk(2) & pc.window(3), 8, head_dim=4, dtype="fp32")
     cache, q = pc.PlannedCache(plan), torch.ones(1, 1, 1, 4)
     for t in range(6):
         cache.append(0, torch.full((1, 1, 1, 4), float(t)), torch.full((1, 1, 1, 4), -float(t)))
@@ -430,7 +433,7 @@ def test_eviction_agrees_with_a_whole_pass() -> None:
         whole = x
         for m in layers:
             whole = whole + m(whole)
-        plan = cache_plan(stack, n, head_dim=8)
+        plan = cache_plan(stack, n, head_dim=8, dtype=torch.float32)
         cache, rows = pc.PlannedCache(plan, batch=2, poison=True), []
         for t in range(n):
             y = x[:, t : t + 1]
@@ -441,3 +444,45 @@ def test_eviction_agrees_with_a_whole_pass() -> None:
             rows.append(y)
     torch.testing.assert_close(torch.cat(rows, dim=1), whole, rtol=1e-4, atol=1e-5)
     assert cache.nbytes < 2 * 0.3 * n * 2 * 2 * 8 * 4 * 3
+
+
+def test_recurrences_and_convolutions_have_no_cache_to_fill() -> None:
+    """Shares are of the attention layers' caches; a layer that is both counts as attention."""
+    mixed = pc.recurrent() | WINDOW
+    plan = cache_plan(pc.Stack([pc.recurrent(), pc.convolution(4), mixed, pc.causal()]), 4096)
+    assert plan.full_bytes == 2 * 4096 * plan.key_bytes
+    assert [c.full_slots for c in plan.caches] == [0, 0, 4096, 4096]
+    assert [c.share for c in plan.caches] == [0, 0, 1 / 8, 1]
+    assert plan.share == 9 / 16
+    shared = cache_plan(pc.Stack([pc.recurrent(), pc.causal()], kv_from=[0, 0]), 64)
+    assert shared.share == 1
+
+
+def test_a_guess_of_key_heads_says_what_to_pass() -> None:
+    assert "pass --kv-heads 8 (kv_heads=8 in Python)" in str(cache_plan(pc.causal(), 9))
+    assert "--kv-heads" not in str(cache_plan(pc.causal(), 9, kv_heads=1))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp16", "float32", torch.float16])
+def test_a_cache_is_of_its_plans_dtype(dtype: object) -> None:
+    plan = cache_plan(pc.causal(), 4, head_dim=4, dtype=dtype)
+    cache = pc.PlannedCache(plan)
+    assert cache.nbytes == plan.capacity_bytes
+    assert f"{cache.dtype}".removeprefix("torch.") in repr(cache)
+    other = torch.ones(1, 1, 1, 4, dtype=torch.float64)
+    with pytest.raises(TensorError, match=r"is torch.float64, and the cache holds"):
+        cache.append(0, other, other)
+    cache = pc.PlannedCache(plan, dtype="float64")
+    cache.append(0, other, other)
+    assert cache.attend(0, other).dtype == torch.float64
+
+
+def test_what_is_no_plan_and_no_dtype() -> None:
+    with pytest.raises(TensorError, match=r"is a Stack, not a plan; pass cache_plan\(stack, n\)"):
+        pc.PlannedCache(pc.Stack(pc.causal()))  # type: ignore[arg-type]
+    with pytest.raises(TensorError, match="dtype is int8, in which attention cannot"):
+        small_cache(dtype=torch.int8)
+    with pytest.raises(TensorError, match=r"dtype is fp8, .* pass dtype= one of float32"):
+        pc.PlannedCache(cache_plan(pc.causal(), 4, dtype="fp8"))
+    with pytest.raises(PatternValueError, match=r"dtype is torch.int64"):
+        cache_plan(pc.causal(), 4, dtype=torch.int64)

@@ -40,7 +40,7 @@ class Artifact:
         n: int,
         *,
         target: str = "sm_90",
-        dtype: str = "bf16",
+        dtype: object = "bf16",
         head_dim: int = 64,
         block: int | tuple[int, int] | None = None,
         order: object = None,
@@ -50,9 +50,10 @@ class Artifact:
     ) -> Artifact:
         """Compile a pattern file, a stack or a pattern for n tokens.
 
-        target: "sm_80", "sm_90" or "sm_100".  dtype: "fp32", "fp16" or "bf16".  block, order and
-        bindings: as in `compile`.  resources: compile the kernels too, to count registers, shared
-        memory, spills and tensor-core instructions (a second or so each, no GPU needed).
+        target: "sm_80", "sm_90" or "sm_100".  dtype: "fp32", "fp16", "bf16", their
+        long names or torch's types.  block, order and bindings: as in `compile`.
+        resources: compile the kernels too, to count registers, shared memory, spills and
+        tensor-core instructions (a second or so each, no GPU needed).
         progress: called with what is about to be made.
 
         Raises PatternError and its kinds as `compile` does; PatternValueError for a target, dtype
@@ -84,8 +85,8 @@ class Artifact:
 
     @staticmethod
     def load(folder: str | Path) -> Artifact:
-        """Read a folder and check all of it: schema, names, hashes, and each layout as
-        `Layout.load` does.
+        """Read a folder and check all of it: schema, names, hashes, each layout as `Layout.load`
+        does, and every figure of the manifest that follows from the layouts.
 
         Raises LayoutError, naming the file and what is wrong with it.
         """

@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from patterncc._version import __version__
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from patterncc.stack import Layer
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-DTYPES: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+DTYPES: dict[str, DType] = {
+    **dict.fromkeys(("fp32", "float32"), "float32"),
+    **dict.fromkeys(("fp16", "float16"), "float16"),
+    **dict.fromkeys(("bf16", "bfloat16"), "bfloat16"),
+}
 TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "sm_100")
 
 
@@ -33,7 +38,7 @@ def build(
     n: int,
     *,
     target: str,
-    dtype: str,
+    dtype: object,
     head_dim: int,
     block: int | tuple[int, int] | None,
     order: object,
@@ -42,7 +47,8 @@ def build(
     bindings: dict[str, Any],
 ) -> Artifact:
     """As `Artifact.build`."""
-    goal, number = _one_of("target", target, TARGETS), DTYPES[_one_of("dtype", dtype, DTYPES)]
+    goal = _one_of("target", target, TARGETS)
+    number = DTYPES[_one_of("dtype", str(dtype).removeprefix("torch."), DTYPES)]
     stack, origin, bound = _read(what)
     progress("layout")
     more = bound | bindings
@@ -60,16 +66,16 @@ def build(
                 sources[source] = emit(plan)
                 kernels[source] = _kernel(plan, sources[source], resources)
         layers = [l for l, each in enumerate(layouts) if each is layout]
-        rows.append({"file": name, "layers": layers, "kernels": used, **_described(layout)})
+        rows.append({"file": name, "layers": layers, "kernels": used, **described(layout)})
     manifest = {
         "schema": SCHEMA,
         "versions": versions(),
         "pattern": origin,
-        "n": n,
+        "n": layouts[0].n,
         "target": goal,
         "dtype": number,
         "head_dim": head_dim,
-        "shapes": _shapes(layouts[0], head_dim) if layouts else {},
+        "shapes": shapes(layouts[0], head_dim),
         "layouts": rows,
         "kernels": kernels,
     }
@@ -107,7 +113,7 @@ def _read(what: Any) -> tuple[Stack, dict[str, Any], dict[str, Any]]:
         return what, {"name": "", "file": "", "params": {}}, {}
     if hasattr(what, "stack"):
         params = {k: _plain(v) for k, v in what.params.items()}
-        origin = {"name": what.name, "file": what.path, "params": params}
+        origin = {"name": what.name, "file": PurePath(what.path).name, "params": params}
         return what.stack, origin, dict(what.bindings)
     return Stack(what), {"name": "", "file": "", "params": {}}, {}
 
@@ -143,7 +149,7 @@ def _kernel(plan: Plan, source: str, resources: bool) -> dict[str, Any]:
     return row
 
 
-def _shapes(layout: Layout, head_dim: int) -> dict[str, list[str | int]]:
+def shapes(layout: Layout, head_dim: int) -> dict[str, list[str | int]]:
     """The shapes that `attention` takes and gives; names stand for what any number may be."""
     heads: str | int = layout.heads or "heads"
     queries: list[str | int] = ["batch", heads, layout.n, head_dim]
@@ -151,7 +157,8 @@ def _shapes(layout: Layout, head_dim: int) -> dict[str, list[str | int]]:
     return {"q": queries, "k": keys, "v": keys, "out": queries, "lse": queries[:3]}
 
 
-def _described(layout: Layout) -> dict[str, Any]:
+def described(layout: Layout) -> dict[str, Any]:
+    """What the manifest says of a layout; all of it follows from the layout."""
     return {
         "hash": layout.hash,
         "pattern": layout.pattern,

@@ -12,6 +12,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patterncc.artifact.agree import (
+    header_complaints,
+    kernel_complaints,
+    layout_complaints,
+    strict_json,
+)
 from patterncc.artifact.artifact import SCHEMA, Artifact
 from patterncc.artifact.folder import LAYOUT, MANIFEST, SOURCE
 from patterncc.errors import LayoutError, PatternError
@@ -33,6 +39,8 @@ def load(folder: Path) -> Artifact:
     kernels = manifest["kernels"]
     for row in manifest["layouts"]:
         layout = _layout(folder, row)
+        for complaint in layout_complaints(manifest, row, layout):
+            raise _wrong(folder, complaint)
         for index in row["layers"]:
             layers[index] = layout
         unknown = [name for name in row["kernels"] if name not in kernels]
@@ -41,6 +49,9 @@ def load(folder: Path) -> Artifact:
     if sorted(layers) != list(range(sum(len(row["layers"]) for row in manifest["layouts"]))):
         raise _wrong(folder, "its layouts do not stand for layers 0, 1, .. each once")
     sources = {name: _source(folder, name, kernels) for name in kernels}
+    for name in kernels:
+        for complaint in kernel_complaints(manifest, name, plan_of(name, kernels)):
+            raise _wrong(folder, complaint)
     return Artifact(tuple(layers[l] for l in sorted(layers)), sources, manifest)
 
 
@@ -76,9 +87,9 @@ def _read(path: Path, most: int) -> bytes:
 def _manifest(folder: Path) -> dict[str, Any]:
     data = _read(folder / MANIFEST, MAX_MANIFEST)
     try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError):
-        raise _wrong(folder, "it is not JSON") from None
+        manifest = strict_json(data)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(folder, f"it is not JSON: {error}") from None
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
         raise _wrong(folder, _schema_text(schema))
@@ -98,6 +109,7 @@ def _schema_text(schema: object) -> str:
 
 def _complaints(manifest: dict[str, Any]) -> Iterator[str]:
     """What keeps the parts that are relied on from being what they should be."""
+    yield from header_complaints(manifest)
     layouts, kernels = manifest.get("layouts"), manifest.get("kernels")
     if not isinstance(layouts, list) or not isinstance(kernels, dict):
         yield "layouts is a list and kernels an object"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from patterncc.analysis.content import possible, unbound
+from patterncc.analysis.parts import attention_part
 from patterncc.cache.curve import Curve
 from patterncc.cache.reads import Lowering, Reads
 from patterncc.cache.spans import Spans
@@ -40,6 +41,7 @@ class LayerCache:
     heads: key/value heads; `spans[head_spans[h]]` are those of head h, one entry serves all.
     start, stop: the steps that are planned, start <= t < stop; positions below `start` (a stack's
     memory, a prefill) are written before the first of them.
+    attends: False where all readers are recurrences or convolutions, which make no keys.
     """
 
     layer: int
@@ -49,6 +51,7 @@ class LayerCache:
     head_spans: tuple[int, ...]
     start: int
     stop: int
+    attends: bool = True
 
     def alive(self, t: int, head: int = 0) -> I64:
         """Keys that must be there while query t is answered: int64 [m, 2], sorted and apart.
@@ -105,9 +108,13 @@ class LayerCache:
 
     @property
     def share(self) -> float:
-        """Slots among those of a cache that keeps every key."""
-        full = self.heads * self.stop
-        return self.slots / full if full else 0.0
+        """Slots among those of a cache that keeps every key; 0 where there are none."""
+        return self.slots / self.full_slots if self.full_slots else 0.0
+
+    @property
+    def full_slots(self) -> int:
+        """Key slots, over all heads, of a cache that keeps every key that the layer makes."""
+        return self.heads * self.stop if self.attends else 0
 
     def _spans(self, head: int) -> Spans:
         if not 0 <= head < self.heads:
@@ -170,8 +177,8 @@ class CachePlan:
 
     @property
     def full_bytes(self) -> int:
-        """Bytes of a cache that keeps every key of every layer that makes its own."""
-        return sum(c.heads * c.stop for c in self.caches) * self.key_bytes
+        """Bytes of a cache that keeps every key of every attention layer that makes its own."""
+        return sum(c.full_slots for c in self.caches) * self.key_bytes
 
     @property
     def share(self) -> float:
@@ -199,7 +206,7 @@ def cache_plan(
     prefill: int = 0,
     head_dim: int = 128,
     kv_heads: int | None = None,
-    dtype: str = "bfloat16",
+    dtype: object = "bfloat16",
     **bindings: object,
 ) -> CachePlan:
     """Which keys each layer's cache must hold while a stack decodes n tokens, exactly.
@@ -211,7 +218,7 @@ def cache_plan(
     prefill: so many tokens are answered at once before step by step decoding begins, and may read
     each other both ways; a stack's memory is there before them.
     kv_heads: where the stack does not say; default one for each head of the layer, else 1.
-    head_dim, dtype: of K and of V, for bytes.
+    head_dim, dtype: of K and of V, for bytes; dtype is a name ("bf16", "float32") or torch's.
     bindings: names in the patterns, as in `lower`.  A layer that chooses its keys by content, with
     no binding that says how, keeps all that it may choose.
 
@@ -230,8 +237,9 @@ def cache_plan(
     n = check_int("cache_plan", "n", n, 0, MOST_POSITIONS)
     prefill = check_int("cache_plan", "prefill", prefill, 0, n)
     head_dim = check_int("cache_plan", "head_dim", head_dim, 1, 2**20)
-    if dtype not in BYTES:
-        raise PatternValueError(f"cache_plan: dtype is {dtype!r}; {suggest(str(dtype), BYTES)}")
+    name = str(dtype).removeprefix("torch.")
+    if name not in BYTES:
+        raise PatternValueError(f"cache_plan: dtype is {dtype!r}; {suggest(name, BYTES)}")
     check_bindings("cache_plan", stack.patterns, bindings)
     chosen = {c.layer for c in unbound(stack, bindings)}
     lowering = Lowering(possible(stack, bindings), n, stack.memory + prefill, bindings)
@@ -242,7 +250,9 @@ def cache_plan(
         if layer == owner:
             readers = [l for l, k in enumerate(stack.kv_from) if k == owner]
             count = _kv_heads(stack, readers, kv_heads)
-            caches[owner] = _cache(readers, reads, count, start, stop)
+            attends = any(attention_part(p) is not None for l in readers for p in stack.heads(l))
+            cache = _cache(readers, reads, count, start, stop)
+            caches[owner] = cache if attends else replace(cache, attends=False)
     return CachePlan(
         stack=stack,
         layers=tuple(caches[k] for k in stack.kv_from),
@@ -250,7 +260,7 @@ def cache_plan(
         start=start,
         stop=stop,
         head_dim=head_dim,
-        dtype=dtype,
+        dtype=name,
         notes=_notes(sorted(chosen), not kv_heads and not stack.kv_heads),
     )
 
@@ -304,7 +314,8 @@ def _notes(chosen: list[int], guessed: bool) -> tuple[str, ...]:
     notes = []
     if guessed:
         notes.append(
-            "key/value heads are those of layers that list their heads, else 1; kv_heads says more"
+            "key/value heads: one for each head that a layer lists, else 1, which counts a model's "
+            "cache too small; pass --kv-heads 8 (kv_heads=8 in Python) or kv_heads: in the file"
         )
     if chosen:
         named = ", ".join(map(str, chosen[:8])) + (", ..." if len(chosen) > 8 else "")

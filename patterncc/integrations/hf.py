@@ -128,11 +128,13 @@ def evicting(
 
 
 def _as_deep_as(stack: Stack, layers: int) -> Stack:
-    """The stack repeated, or cut, to a number of layers; shared keys and values go along."""
+    """The stack repeated, or cut, to a number of layers; shared keys and values go along.
+
+    Key/value heads are the model's, whatever a pattern file says of another model."""
     size = len(stack)
     sources = [l - l % size + stack.kv_from[l % size] for l in range(layers)]
     each = [stack.layer(l) for l in range(layers)]
-    return Stack(each, kv_from=sources, kv_heads=stack.kv_heads)
+    return Stack(each, kv_from=sources)
 
 
 def _attention_modules(model: Any) -> list[Any]:

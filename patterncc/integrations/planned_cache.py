@@ -1,7 +1,7 @@
 """PlannedCache: a KV cache with room for the keys that can still be read, and no others.
 
-    plan = pc.cache_plan(stack, 4096, kv_heads=2)
-    cache = pc.PlannedCache(plan, batch=1, head_dim=64)
+    plan = pc.cache_plan(stack, 4096, kv_heads=2, head_dim=64, dtype=torch.float32)
+    cache = pc.PlannedCache(plan, batch=1)
     for t in range(4096):
         for l in range(layers):
             cache.append(l, k, v)          # [batch, key heads, 1, head dim]
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     I64 = NDArray[np.int64]
+
+
+_DTYPES = {
+    **dict.fromkeys(("float32", "fp32"), torch.float32),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("float16", "fp16"), torch.float16),
+    "float64": torch.float64,
+}
 
 
 class _Slots:
@@ -84,7 +92,8 @@ class _Group:
 class PlannedCache:
     """The keys and values of a stack, evicted as planned; decoding only, without gradients.
 
-    head_dim, value_dim: by default the plan's, and head_dim's.  dtype: float32 unless given.
+    head_dim, value_dim: by default the plan's, and head_dim's.  dtype: the plan's unless given, a
+    floating type of torch or its name; keys and values must be of it.
     poison: write NaN over what is evicted, to show that nothing reads it.
 
     Raises TensorError for tensors of another shape, and for reads of keys that are not held.
@@ -97,11 +106,17 @@ class PlannedCache:
         *,
         head_dim: int | None = None,
         value_dim: int | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         poison: bool = False,
     ) -> None:
+        if not isinstance(plan, CachePlan):
+            raise TensorError(
+                f"PlannedCache: the first argument is a {type(plan).__name__}, not a plan; pass "
+                "cache_plan(stack, n)"
+            )
         self.plan, self.poison = plan, poison
+        self.dtype = _dtype(plan.dtype if dtype is None else dtype)
         self.batch = check_int("PlannedCache", "batch", batch, 1)
         dim = plan.head_dim if head_dim is None else head_dim
         dims = (dim, dim if value_dim is None else value_dim)
@@ -113,11 +128,15 @@ class PlannedCache:
                 heads = [h for h, k in enumerate(cache.each) if k == index]
                 room = cache.curves[index].peak[0]
                 k, v = (
-                    torch.zeros(batch, len(heads), room, d, dtype=dtype, device=device)
+                    torch.zeros(batch, len(heads), room, d, dtype=self.dtype, device=device)
                     for d in dims
                 )
                 groups.append(_Group(heads, _Slots(spans, room), k, v))
             self._groups[cache.layer] = groups
+
+    def __repr__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"PlannedCache({len(self.plan.layers)} layers, {kind}, {self.nbytes:,} bytes)"
 
     @property
     def nbytes(self) -> int:
@@ -208,7 +227,7 @@ class PlannedCache:
         slots = [group.slots.take(j, _known(spans.last(j))) for j in wanted]
         at = [j - first for j in wanted]
         for buffer, new in ((group.k, k), (group.v, v)):
-            buffer[:, :, slots] = new.detach()[:, group.heads][:, :, at].to(buffer.dtype)
+            buffer[:, :, slots] = new.detach()[:, group.heads][:, :, at].to(buffer.device)
 
     def _cache(self, layer: int) -> LayerCache:
         if not 0 <= layer < len(self.plan.layers):
@@ -231,6 +250,11 @@ class PlannedCache:
                     f"PlannedCache: {name} of layer {cache.layer} at position {first} has shape "
                     f"{tuple(x.shape)}; it must be {shape}"
                 )
+            if x.dtype != self.dtype:
+                raise TensorError(
+                    f"PlannedCache: {name} of layer {cache.layer} is {x.dtype}, and the cache "
+                    f"holds {self.dtype}; make the cache with dtype={x.dtype}, or convert {name}"
+                )
 
     def _check_query(self, cache: LayerCache, layer: int, q: Tensor, t: int) -> None:
         if t < cache.start:
@@ -246,6 +270,17 @@ class PlannedCache:
                 f"({self.batch}, heads, 1, dim), the heads a multiple of {cache.heads}"
                 + (f" and {heads}" if heads > 1 else "")
             )
+
+
+def _dtype(given: object) -> torch.dtype:
+    """A type in which keys are held: torch's, or its name as in a plan."""
+    name = str(given).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise TensorError(
+            f"PlannedCache: dtype is {name}, in which attention cannot be computed; pass "
+            "dtype= one of float32, float64, bfloat16 and float16"
+        )
+    return _DTYPES[name]
 
 
 def _picked(group: _Group, local: list[int], slots: I64) -> tuple[Tensor, Tensor]:
