@@ -258,7 +258,8 @@ def _best(p: Pattern, setting: Setting, where: Where) -> list[Term]:
     if not names:
         return [plain_term(p, where)]
     found: list[list[Term]] = []
-    if all(pairs <= MAX_PAIRS for pairs, _ in counts):
+    apart = any(pairs > MAX_PAIRS for pairs, _ in counts)
+    if not apart:
         try:
             found.append([plain_term(p, where)])
             if _fine(found[0][0].zones, graph=all(KINDS[n] == "graph" for n in names)):
@@ -266,7 +267,9 @@ def _best(p: Pattern, setting: Setting, where: Where) -> list[Term]:
         except SizeError:
             pass  # another order may be small
     token = len(found)
-    for tried in _unasked(names, found):
+    for tried in sorted(_unasked(names, found), key=lambda tried: "clusters" not in tried):
+        if apart and found and "clusters" not in tried:
+            break  # it would list the clusters too
         try:
             found.append(terms(p, replace(where, unasked=True), tried))
         except SizeError:

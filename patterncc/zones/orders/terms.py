@@ -153,7 +153,9 @@ def terms(p: Pattern, where: Where, names: Collection[str] = BOXES) -> list[Term
     """
     rest = prepared(p)
     made: list[Term] = []
-    for core in reversed(cores(rest, names)[:MAX_CORES]):
+    # clusters first: what is split before them would list them in positions
+    found = sorted(cores(rest, names)[:MAX_CORES], key=lambda x: kind_of(x) == "clusters")
+    for core in reversed(found):
         inside, outside = _put(rest, core, leaf.Full()), _put(rest, core, _NOTHING)
         grows = _grows(rest, core)
         piece = _difference(inside, outside) if grows else inside
