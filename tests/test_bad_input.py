@@ -281,7 +281,7 @@ def test_a_slip_in_a_keyword_binds_nothing() -> None:
         (lambda: influence(near, 64, alhpa=1), "did you mean 'alpha'"),
         (lambda: pc.compile(near, 64, blokc=16), "did you mean 'block'"),
         (lambda: pc.compare({"a": near}, 64, foo=3), "nothing in them takes data"),
-        (lambda: pc.compare({1: near, "1": near}, 64), "a name of its own"),
+        (lambda: pc.compare({1: near, "1": near}, 64), "a name of its own"),  # type: ignore[dict-item]
         (lambda: pc.Stack([pc.heads([near] * 3)], kv_heads=2), "does not divide"),
     ):
         with pytest.raises(pc.PatternError, match=said):

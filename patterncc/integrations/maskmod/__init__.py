@@ -106,7 +106,8 @@ def _read_function(fn: Callable[..., Any], given: dict[str, int]) -> Pattern | H
         return _read(_traced(fn, numbers), given)
     nodes = [_traced(fn, {**numbers, "h": h}) for h in range(given["heads"])]
     made = {node: _read(node, given) for node in dict.fromkeys(nodes)}
-    return layer_of([made[node] for node in nodes])
+    each = [made[node] for node in nodes]
+    return layer_of([p for p in each if isinstance(p, Pattern)])  # all: no node depends on h
 
 
 def _traced(fn: Callable[..., Any], numbers: Mapping[str, int] | None = None) -> Node:
