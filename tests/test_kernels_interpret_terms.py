@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 import patterncc as pc
@@ -10,6 +11,11 @@ from patterncc.kernels import reference
 from patterncc.zones import Frame
 from patterncc.zones.orders.order import Order
 from tests.test_attention_terms import example, in_terms, tensors
+
+# Triton 3.6's interpreter makes Python numbers of arrays of one number.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array with ndim:DeprecationWarning"
+)
 
 
 def test_terms_through_the_kernels() -> None:
