@@ -139,7 +139,8 @@ def compile(
     check_int("compile", "max_bytes", max_bytes, 0)
     job: Job | BatchJob = Job(frame, sides, order, max_tiles, bindings, max_bytes, target)
     if not (doc_ids is None and key_lengths is None and prefix_lengths is None):
-        from patterncc.layout.batch import Batch, BatchJob
+        from patterncc.layout.batch import BatchJob
+        from patterncc.layout.sequences import Batch
 
         if order is not None and not (isinstance(order, str) and order == "token"):
             given = f"order={order!r}" if isinstance(order, str) else "a given order"
