@@ -109,7 +109,7 @@ def explain(
 
     Raises PatternError for positions outside the frame.
     """
-    t = checked("explain", stack, n, bindings)
+    t = checked("explain", stack, n, bindings, explain)
     query = check_position(t, "query", query, t.memory)
     key = check_position(t, "key", key, 0)
     depth = len(t.levels) if depth is None else check_int("explain", "depth", depth, 0, 100_000)

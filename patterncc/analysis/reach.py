@@ -65,7 +65,7 @@ def analyze(
     check_int("analyze", "seed", seed, 0, 2**63)
     check_stack("analyze", stack)
     asked = stack if isinstance(stack, Stack) else Stack(stack)
-    check_bindings("analyze", asked.patterns, bindings)
+    check_bindings("analyze", asked.patterns, bindings, analyze)
     t = topology(possible(asked, bindings), n, **bindings)
     layers = len(t.levels)
     depth = layers if depth is None else check_int("analyze", "depth", depth, 0, MAX_DEPTH)

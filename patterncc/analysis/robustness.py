@@ -83,7 +83,7 @@ def robustness(
     Raises PatternError for a token outside the frame.
     """
     check_stack("robustness", stack)
-    t = checked("robustness", stack, n, bindings)
+    t = checked("robustness", stack, n, bindings, robustness)
     depth = len(t.levels) if depth is None else depth
     return robustness_of(t, token, check_int("robustness", "depth", depth, 0, MAX_DEPTH), engine)
 

@@ -63,7 +63,7 @@ def cone(
     >>> cone(causal() & window(3), 64, query=10, depth=2).layers[0].tolist()
     [[4, 11]]
     """
-    t = checked("cone", stack, n, bindings)
+    t = checked("cone", stack, n, bindings, cone)
     query = check_position(t, "query", query, t.memory)
     depth = len(t.levels) if depth is None else check_int("cone", "depth", depth, 0, 100_000)
     return cone_of(t, query, depth)

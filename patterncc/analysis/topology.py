@@ -6,7 +6,7 @@ memory positions are read but read nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -143,12 +143,16 @@ def topology(stack: Stack | Pattern | Heads, n: int, **bindings: Any) -> Topolog
 
 
 def checked(
-    owner: str, stack: Stack | Pattern | Heads, n: int, bindings: Mapping[str, Any]
+    owner: str,
+    stack: Stack | Pattern | Heads,
+    n: int,
+    bindings: Mapping[str, Any],
+    caller: Callable[..., object],
 ) -> Topology:
     """`topology` for a function that people call: what it was given is looked at first."""
     check_stack(owner, stack)
     stack = stack if isinstance(stack, Stack) else Stack(stack)
-    check_bindings(owner, stack.patterns, bindings)
+    check_bindings(owner, stack.patterns, bindings, caller)
     return topology(stack, n, **bindings)
 
 

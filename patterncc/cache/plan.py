@@ -240,7 +240,7 @@ def cache_plan(
     name = str(dtype).removeprefix("torch.")
     if name not in BYTES:
         raise PatternValueError(f"cache_plan: dtype is {dtype!r}; {suggest(name, BYTES)}")
-    check_bindings("cache_plan", stack.patterns, bindings)
+    check_bindings("cache_plan", stack.patterns, bindings, cache_plan)
     chosen = {c.layer for c in unbound(stack, bindings)}
     lowering = Lowering(possible(stack, bindings), n, stack.memory + prefill, bindings)
     reads = lowering.reads(frozenset(chosen))

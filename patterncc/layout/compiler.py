@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from inspect import signature
 from typing import TYPE_CHECKING, overload
 
 from patterncc.errors import PatternError, PatternValueError, SizeError, joined
@@ -132,7 +131,7 @@ def compile(
     from patterncc.zones.zoneset import Frame
 
     stack = p if isinstance(p, Stack) else Stack(p)
-    check_bindings("compile", stack.patterns, bindings, _ARGUMENTS)
+    check_bindings("compile", stack.patterns, bindings, compile)
     frame = Frame.of(n, n_k, start, k_offset)
     _length("n_k", frame.n_k)
     check_int("compile", "max_tiles", max_tiles, 0)
@@ -167,9 +166,6 @@ def compile(
             raise PatternValueError("compile: a Stack counts its own layers; leave out layer")
         return job.layers(p)
     return job.layout(p, layer)
-
-
-_ARGUMENTS = tuple(signature(compile).parameters)
 
 
 def _on_device(given: object) -> bool:

@@ -73,8 +73,8 @@ def _check_nodes(owner: str, row: NDArray[Any], col: NDArray[Any], at: Site) -> 
 def _longer(row: NDArray[Any], col: NDArray[Any], frame: Frame) -> str:
     """The lengths that would hold every node; n alone where the two sides are as long."""
     query, key = (int(x[x < FAR].max(initial=-1)) for x in (row, col))
-    if query >= frame.n:
-        return f"n > {max(query, key)}" if key >= frame.n_k else f"n > {query}"
+    if query >= frame.n or frame.n == frame.n_k:
+        return f"n > {max(query, key) if key >= frame.n_k else query}"
     return f"n_k > {key}"
 
 

@@ -7,6 +7,7 @@ narrows the region in which the other parts are lowered, so what it would cut aw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,14 +165,17 @@ def names_in(patterns: Iterable[Pattern]) -> set[str]:
 
 
 def check_bindings(
-    owner: str, patterns: Iterable[Pattern], bindings: Iterable[str], arguments: Iterable[str] = ()
+    owner: str,
+    patterns: Iterable[Pattern],
+    bindings: Iterable[str],
+    caller: Callable[..., object] | None = None,
 ) -> None:
     """Refuse a keyword that is neither an argument nor a name in the patterns: a slip of the pen
-    would bind a name that nothing reads.  arguments: those of the caller, for a near miss."""
+    would bind a name that nothing reads.  caller: whose arguments may be what was meant."""
     names = names_in(patterns)
     for given in bindings:
         if given not in names:
-            near = suggest(given, names.union(arguments))
+            near = suggest(given, names.union(signature(caller).parameters if caller else ()))
             if not near.startswith("did"):
                 near = suggest(given, names) if names else "nothing in them takes data"
             raise PatternValueError(

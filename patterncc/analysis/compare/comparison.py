@@ -218,7 +218,8 @@ def compare(
         )
     arguments = signature(analyze).parameters
     patterns = {name: _patterns(stack) for name, stack in candidates.items()}
-    check_bindings("compare", chain(*patterns.values()), set(options) - set(arguments))
+    given = set(options) - set(arguments)
+    check_bindings("compare", chain(*patterns.values()), given, analyze)
     reports: dict[str, Report] = {}
     for name, stack in candidates.items():
         if str(name) in reports:

@@ -150,7 +150,7 @@ def rollout(
             f"influence: a sweep holds several numbers for each of n={n} positions, more than "
             f"{MOST_POSITIONS}; ask at a shorter n, or use analyze(), whose cost does not grow so"
         )
-    return rollout_of(checked("influence", stack, n, bindings), alpha, depth)
+    return rollout_of(checked("influence", stack, n, bindings, rollout), alpha, depth)
 
 
 def rollout_of(t: Topology, alpha: float = ALPHA, depth: int | None = None) -> Rollout:

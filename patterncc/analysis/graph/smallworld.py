@@ -105,7 +105,9 @@ def small_world(
     skeleton would need too many zones.
     Source: see SmallWorld.
     """
-    return small_world_of(checked("small_world", stack, n, bindings), samples=samples, seed=seed)
+    return small_world_of(
+        checked("small_world", stack, n, bindings, small_world), samples=samples, seed=seed
+    )
 
 
 def small_world_of(t: Topology, *, samples: int | None = None, seed: int = 0) -> SmallWorld:

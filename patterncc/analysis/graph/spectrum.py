@@ -101,7 +101,7 @@ def spectrum(
     edges are read both ways, and the result says so.  SizeError above 2**25 positions.
     Source: see `lanczos.missed` for the lower bound.
     """
-    t = checked("spectrum", stack, n, bindings)
+    t = checked("spectrum", stack, n, bindings, spectrum)
     return spectrum_of(t, symmetrize=symmetrize, steps=steps, seed=seed)
 
 

@@ -160,7 +160,7 @@ def choices(
     """
     table = device(target)
     stack = p if isinstance(p, Stack) else Stack(p)
-    check_bindings("compile", stack.patterns, bindings)
+    check_bindings("compile", stack.patterns, bindings, choices)
     start = q_offset if q_offset is not None else stack.memory if stack is p else 0
     frame = Frame.of(check_int("compile", "n", n, 0), n_k, start, k_offset)
     if max(frame.n, frame.n_k) > MAX_LENGTH:
