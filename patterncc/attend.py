@@ -20,7 +20,7 @@ from patterncc.layout import compile as compile_layout
 from patterncc.layout.layout import Layout
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import Expander
-from patterncc.stack import Heads
+from patterncc.stack import Heads, patterns_of
 from patterncc.zones.lower import leaves, lower
 
 AnyLayout = Layout | DynamicLayout | CarriedLayout
@@ -367,7 +367,7 @@ class SparseAttention(nn.Module):
 @lru_cache(maxsize=64)
 def _check_cached(pattern: Pattern | Heads, n: int) -> bool:
     """Refuse patterns whose rows a cache of n positions would not answer as the whole pass does."""
-    for head, p in enumerate(pattern.patterns if isinstance(pattern, Heads) else (pattern,)):
+    for head, p in enumerate(patterns_of(pattern)):
         for leaf in leaves(p):
             if isinstance(leaf, Expander) or not getattr(leaf, "past", True):
                 raise PatternValueError(

@@ -28,6 +28,11 @@ class Heads:
 Layer = Pattern | Heads
 
 
+def patterns_of(layer: Layer) -> tuple[Pattern, ...]:
+    """One pattern a head, or the one that all heads share."""
+    return layer.patterns if isinstance(layer, Heads) else (layer,)
+
+
 def heads(patterns: Iterable[Pattern]) -> Heads:
     """A layer with one pattern for each head, in head order.
 
@@ -119,15 +124,13 @@ class Stack:
 
     def heads(self, index: int) -> tuple[Pattern, ...]:
         """A layer's patterns: one a head, or a single one that all heads share."""
-        layer = self.layer(index)
-        return layer.patterns if isinstance(layer, Heads) else (layer,)
+        return patterns_of(self.layer(index))
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
         """Every pattern of every layer and head, each once."""
         layers = dict.fromkeys(self.layers)
-        each = (x.patterns if isinstance(x, Heads) else (x,) for x in layers)
-        return tuple(dict.fromkeys(p for patterns in each for p in patterns))
+        return tuple(dict.fromkeys(p for layer in layers for p in patterns_of(layer)))
 
     @staticmethod
     def from_hf(

@@ -11,9 +11,9 @@ from patterncc.analysis.cost_choice import Chooses, Chosen, chooses
 from patterncc.analysis.engines import offsets
 from patterncc.analysis.parts import attention_part
 from patterncc.analysis.spread import size
-from patterncc.analysis.topology import Kind, Pairs, Topology, patterns_of
+from patterncc.analysis.topology import Kind, Pairs, Topology
 from patterncc.pattern import Pattern
-from patterncc.stack import Stack
+from patterncc.stack import Stack, patterns_of
 from patterncc.zones import ZoneSet, algebra
 from patterncc.zones.lower import keyed, lower
 

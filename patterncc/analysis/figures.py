@@ -11,9 +11,10 @@ from patterncc.analysis.flow.rollout import MOST_POSITIONS, Rollout, rollout_of
 from patterncc.analysis.graph.smallworld import SmallWorld, small_world_of
 from patterncc.analysis.graph.spectrum import Spectrum, spectrum_of
 from patterncc.analysis.robustness import Robustness, robustness_of
-from patterncc.analysis.topology import Topology, patterns_of
+from patterncc.analysis.topology import Topology
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.primitives import GlobalTokens, Sink
+from patterncc.stack import patterns_of
 from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Any
 
-from patterncc.analysis.topology import Topology, patterns_of
+from patterncc.analysis.topology import Topology
 from patterncc.pattern import (
     Complement,
     Difference,
@@ -29,6 +29,7 @@ from patterncc.primitives import (
     Routing,
     Spans,
 )
+from patterncc.stack import patterns_of
 from patterncc.zones import ZoneSet
 from patterncc.zones.lower import lower
 

@@ -24,7 +24,7 @@ from patterncc.pattern import (
     check_int,
 )
 from patterncc.primitives import Documents, Recurrent
-from patterncc.stack import Heads, Layer, Stack, check_stack
+from patterncc.stack import Heads, Layer, Stack, check_stack, patterns_of
 from patterncc.zones import Frame, ZoneSet
 from patterncc.zones.lower import check_bindings, keyed, leaves, lower
 
@@ -194,11 +194,6 @@ def _key(layer: Layer, index: int, bindings: Mapping[str, Any]) -> object:
     patterns = patterns_of(layer)
     drawn = any(keyed(p, bindings)[0] for p in patterns)
     return (layer, index if drawn else None)
-
-
-def patterns_of(layer: Layer) -> tuple[Pattern, ...]:
-    """One pattern a head, or the one that all heads share."""
-    return layer.patterns if isinstance(layer, Heads) else (layer,)
 
 
 def is_causal(zones: ZoneSet) -> bool:

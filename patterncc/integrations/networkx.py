@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterncc.analysis.rules import made, spans
-from patterncc.analysis.topology import patterns_of
 from patterncc.errors import PatternError, PatternValueError, SizeError
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import Edges
-from patterncc.stack import Heads, Layer, Stack, check_stack
+from patterncc.stack import Heads, Layer, Stack, check_stack, patterns_of
 from patterncc.zones import Frame, ZoneSet, algebra, graphs
 from patterncc.zones.lower import keyed, lower
 

@@ -23,14 +23,14 @@ from patterncc.layout import masks, staircase
 from patterncc.layout.budget import Budget
 from patterncc.layout.build import build
 from patterncc.layout.cost.choose import choose_block
-from patterncc.layout.layers import Job, shortened
+from patterncc.layout.layers import Job, each_once, shortened
 from patterncc.layout.layout import Layout, Runs
 from patterncc.layout.limits import MAX_BYTES
 from patterncc.layout.reorder import MAX_PAIRS
 from patterncc.layout.sequences import Batch
 from patterncc.layout.staircase import Stairs
 from patterncc.primitives import Clusters
-from patterncc.stack import Heads, Layer, Stack
+from patterncc.stack import Heads, Layer, Stack, patterns_of
 from patterncc.zones import algebra
 from patterncc.zones.lower import attention_only, keyed, lower
 from patterncc.zones.site import FAR
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from patterncc.pattern import Pattern
 
     I64 = NDArray[np.int64]
 
@@ -61,15 +59,7 @@ class BatchJob:
 
     def layers(self, stack: Stack) -> tuple[Layout, ...]:
         """Every layer; equal ones that draw nothing from their index are one object."""
-        made: dict[object, Layout] = {}
-        layouts = []
-        for index, each in enumerate(stack):
-            drawn = any(keyed(p, self.bindings)[0] for p in _patterns(each))
-            key = (each, index if drawn else 0)
-            if key not in made:
-                made[key] = self.layout(*key)
-            layouts.append(made[key])
-        return tuple(layouts)
+        return each_once(stack, self.bindings, self.layout)
 
     def layout(self, each: Layer, layer: int) -> Layout:
         """One layer.  Heads share a pattern where they are listed alike, whatever the batch makes
@@ -156,7 +146,7 @@ def bases_of(
     places: dict[object, int] = {}
     bases: list[ZoneSet] = []
     head: list[int] = []
-    for h, p in enumerate(_patterns(each)):
+    for h, p in enumerate(patterns_of(each)):
         drawn = h if keyed(p, bindings)[1] else 0
         if (p, drawn) not in places:
             places[p, drawn] = len(bases)
@@ -165,10 +155,6 @@ def bases_of(
             bases.append(lower(p, *sizes, layer=layer, head=drawn, **bindings))
         head.append(places[p, drawn])
     return bases, np.array(head, dtype=np.int32)
-
-
-def _patterns(each: Layer) -> tuple[Pattern, ...]:
-    return each.patterns if isinstance(each, Heads) else (each,)
 
 
 def block_of(bases: Sequence[ZoneSet], target: str) -> tuple[int, int]:

@@ -11,10 +11,12 @@ from patterncc.layout.cost.choose import choose_block
 from patterncc.layout.layout import Recipe
 from patterncc.layout.limits import MAX_BYTES, MAX_TEXT
 from patterncc.layout.reorder import Part, Setting, arranged, check_order, takes
-from patterncc.stack import Heads, Layer, Stack
+from patterncc.stack import Layer, Stack, patterns_of
 from patterncc.zones.lower import keyed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from patterncc.layout.layout import Layout
     from patterncc.zones.zoneset import Frame
 
@@ -38,17 +40,12 @@ class Job:
         """
         check_order(self.order)
         named = isinstance(self.order, str) and any(takes(x, self.order) for x in stack)
-        made: dict[object, Layout] = {}
-        layouts = []
-        for index, each in enumerate(stack):
-            patterns = each.patterns if isinstance(each, Heads) else (each,)
-            layer = index if any(keyed(p, self.bindings)[0] for p in patterns) else 0
-            key = (each, layer)
-            if key not in made:
-                plain = named and not takes(each, str(self.order))
-                made[key] = (replace(self, order="token") if plain else self).layout(each, layer)
-            layouts.append(made[key])
-        return tuple(layouts)
+
+        def make(each: Layer, layer: int) -> Layout:
+            plain = named and not takes(each, str(self.order))
+            return (replace(self, order="token") if plain else self).layout(each, layer)
+
+        return each_once(stack, self.bindings, make)
 
     def layout(self, each: Layer, layer: int) -> Layout:
         """One layer: its distinct heads lowered, equal ones shared, and built together; one term
@@ -76,6 +73,21 @@ class Job:
             return made
         f = self.frame
         return replace(made, q_offset=f.q_offset, k_offset=f.k_offset, order=part.order)
+
+
+def each_once(
+    stack: Stack, bindings: dict[str, Any], make: Callable[[Layer, int], Layout]
+) -> tuple[Layout, ...]:
+    """Every layer of a stack; equal ones that draw nothing from their index are made once."""
+    made: dict[object, Layout] = {}
+    layouts = []
+    for index, each in enumerate(stack):
+        drawn = any(keyed(p, bindings)[0] for p in patterns_of(each))
+        key = (each, index if drawn else 0)
+        if key not in made:
+            made[key] = make(*key)
+        layouts.append(made[key])
+    return tuple(layouts)
 
 
 def shortened(text: str) -> str:

@@ -22,7 +22,7 @@ from patterncc.layout.cost.tables import device
 from patterncc.layout.cost.work import SLAB, part
 from patterncc.layout.cost.work import Part as Counted
 from patterncc.pattern import Pattern
-from patterncc.stack import Heads, Layer
+from patterncc.stack import Layer, patterns_of
 from patterncc.zones.algebra import areas, expand
 from patterncc.zones.lower import attention_only, keyed
 from patterncc.zones.orders.cores import Where, pairs_of_runs
@@ -137,7 +137,7 @@ def arranged(each: Layer, order: object, setting: Setting) -> list[Part]:
         raise PatternValueError(_cannot(each, given))
     found: dict[object, list[Term]] = {}
     heads = []
-    for head, p in enumerate(_patterns(each)):
+    for head, p in enumerate(patterns_of(each)):
         drawn = head if keyed(p, dict(setting.bindings))[1] else 0
         if (p, drawn) not in found:
             found[p, drawn] = _terms(attention_only(p), given, setting, setting.where(drawn))
@@ -165,14 +165,14 @@ def weigh(
     token 0 2080
     """
     setting = Setting(frame, block, layer, bindings or {}, {}, target)
-    names = dict.fromkeys(["token", *(n for p in _patterns(each) for n in _names(p))])
+    names = dict.fromkeys(["token", *(n for p in patterns_of(each) for n in _names(p))])
     weighed = [_candidate(name, each, setting) for name in names]
     return sorted(weighed, key=lambda c: c.seconds)
 
 
 def takes(each: Layer, name: str) -> bool:
     """Whether some head of a layer has a leaf that the named order is for."""
-    return name == "token" or any(cores(prepared(p), (name,)) for p in _patterns(each))
+    return name == "token" or any(cores(prepared(p), (name,)) for p in patterns_of(each))
 
 
 def check_order(order: object) -> None:
@@ -187,7 +187,7 @@ def check_order(order: object) -> None:
 def _candidate(name: str, each: Layer, setting: Setting) -> Candidate:
     """One named order for all heads that can take it, the others in token order."""
     totals = [0.0, 0, 0, 0]
-    heads = _patterns(each)
+    heads = patterns_of(each)
     made: dict[object, list[float]] = {}
     for head, p in enumerate(heads):
         drawn = head if keyed(p, dict(setting.bindings))[1] else 0
@@ -336,10 +336,6 @@ def _names(p: Pattern) -> list[str]:
     """The orders that a pattern's leaves bring along."""
     ready = prepared(p)
     return [name for name in KINDS if cores(ready, (name,))]
-
-
-def _patterns(each: Layer) -> tuple[Pattern, ...]:
-    return each.patterns if isinstance(each, Heads) else (each,)
 
 
 def _given(order: object, frame: Frame) -> str | Order | None:

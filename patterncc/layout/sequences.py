@@ -50,7 +50,8 @@ class Labels:
     def pairs(self, frame: Frame) -> int:
         """Boxes that the ids are in token order."""
         ids, (i0, i1, j0, j1) = self.ids(), frame.box
-        return label_pairs(ids[i0:i1], ids[j0:j1])[0]
+        same = (i0, i1) == (j0, j1)
+        return label_pairs(ids[i0:i1], None if same else ids[j0:j1])[0]
 
     def spans(self) -> Spans | None:
         """The documents, or None where an id has several runs (it is a cluster then)."""

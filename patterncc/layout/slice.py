@@ -25,7 +25,7 @@ from patterncc.layout.limits import MAX_LENGTH
 from patterncc.layout.recut import recut
 from patterncc.pattern import check_int
 from patterncc.primitives import Expander
-from patterncc.stack import Heads
+from patterncc.stack import patterns_of
 from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def _longer(layout: Layout, n: int, n_k: int) -> Layout:
 def _check_draws(recipe: Recipe, asked: str) -> None:
     """Refuse patterns whose edges among the first tokens change with the length."""
     source = recipe.source
-    for p in source.patterns if isinstance(source, Heads) else (source,):
+    for p in patterns_of(source):
         for leaf in leaves(p):
             if getattr(leaf, "past", True) and not isinstance(leaf, Expander):
                 continue

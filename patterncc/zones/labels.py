@@ -100,18 +100,24 @@ def _same_label(owner: str, at: Site, *sides: tuple[str, I64]) -> I64:
     return at.rows(q0[query], q1[query], k0[key], k1[key])
 
 
-def label_pairs(queries: NDArray[Any], keys: NDArray[Any]) -> tuple[int, int]:
+def label_pairs(queries: NDArray[Any], keys: NDArray[Any] | None = None) -> tuple[int, int]:
     """How many pairs (run of queries, run of keys) of one label there are, and of how many labels.
+    Without `keys` they are the queries.
 
     >>> label_pairs(np.array([0, 1, 0]), np.array([0, -1, 2, 0]))
     (4, 1)
     """
-    (first, n_q), (second, n_k) = (
-        np.unique(_label_runs(side, 0, len(side))[2], return_counts=True)
-        for side in (queries, keys)
-    )
+    first, n_q = _run_counts(queries)
+    if keys is None:
+        return int(n_q @ n_q), len(first)
+    second, n_k = _run_counts(keys)
     _, at, to = np.intersect1d(first, second, assume_unique=True, return_indices=True)
     return int(n_q[at] @ n_k[to]), len(at)
+
+
+def _run_counts(labels: NDArray[Any]) -> tuple[I64, I64]:
+    """Every label, and how many runs it has."""
+    return np.unique(_label_runs(labels, 0, len(labels))[2], return_counts=True)
 
 
 def _label_runs(labels: NDArray[Any], start: int, stop: int) -> tuple[I64, I64, I64]:

@@ -28,8 +28,9 @@ from patterncc.analysis.curve import Curve, Depth, Figure
 from patterncc.analysis.engines import bits, coarse
 from patterncc.analysis.engines.symbolic import State
 from patterncc.analysis.engines.zones import reached
-from patterncc.analysis.topology import Pairs, Topology, patterns_of
+from patterncc.analysis.topology import Pairs, Topology
 from patterncc.errors import SizeError
+from patterncc.stack import patterns_of
 from patterncc.zones import ZoneSet
 from patterncc.zones.algebra import clip, tighten
 from patterncc.zones.lower import leaves

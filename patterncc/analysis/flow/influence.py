@@ -9,10 +9,10 @@ import numpy as np
 
 from patterncc.analysis.flow.rollout import ALPHA, Rollout, rollout
 from patterncc.analysis.flow.sweep_vectors import dot
-from patterncc.analysis.topology import Topology, check_position, is_causal, patterns_of
+from patterncc.analysis.topology import Topology, check_position, is_causal
 from patterncc.pattern import Pattern
 from patterncc.primitives import Causal, Sink, Window
-from patterncc.stack import Heads, Stack
+from patterncc.stack import Heads, Stack, patterns_of
 from patterncc.zones.lower import leaves
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ import numpy as np
 from patterncc.analysis.content import refuse_unbound
 from patterncc.analysis.flow.sweep_vectors import FEW, Mixing, mixing
 from patterncc.analysis.spread import cone_of, size
-from patterncc.analysis.topology import Level, Topology, checked, patterns_of
+from patterncc.analysis.topology import Level, Topology, checked
 from patterncc.errors import PatternValueError, SizeError
 from patterncc.pattern import Pattern, check_int
 from patterncc.primitives import Convolution, Recurrent
-from patterncc.stack import Heads, Stack, check_stack
+from patterncc.stack import Heads, Stack, check_stack, patterns_of
 from patterncc.zones.algebra import refuse_above
 from patterncc.zones.lower import leaves
 

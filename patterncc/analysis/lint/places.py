@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from patterncc.analysis.topology import Topology, patterns_of
+from patterncc.analysis.topology import Topology
 from patterncc.pattern import Pattern
 from patterncc.primitives import Convolution, Recurrent
-from patterncc.stack import Stack
+from patterncc.stack import Stack, patterns_of
 from patterncc.zones import ZoneSet
 from patterncc.zones.lower import keyed, leaves
 

@@ -14,10 +14,10 @@ from patterncc.analysis.engines import offsets
 from patterncc.analysis.engines.coarse import tile_counts
 from patterncc.analysis.page import svg
 from patterncc.analysis.page.svg import SHADES, Scale, percent
-from patterncc.analysis.topology import patterns_of
 from patterncc.errors import SizeError
 from patterncc.pattern import Pattern
 from patterncc.primitives import Convolution, Recurrent
+from patterncc.stack import patterns_of
 from patterncc.zones import ZoneSet
 from patterncc.zones.algebra import expand
 from patterncc.zones.lower import leaves

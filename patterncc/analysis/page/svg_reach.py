@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from patterncc.analysis.page import svg
 from patterncc.analysis.page.svg import Scale, percent
 from patterncc.analysis.text import counted
-from patterncc.analysis.topology import patterns_of
+from patterncc.stack import patterns_of
 from patterncc.zones.choice import Chooser
 from patterncc.zones.lower import leaves
 

@@ -21,11 +21,11 @@ from patterncc.integrations.maskmod.tables import (
     MOST_RUNS,
     Column,
     Frame,
-    expanded,
     ranked,
     row_runs,
 )
 from patterncc.pattern import Pattern
+from patterncc.zones.algebra import expand
 
 _AT_ONCE = 2**20  # things that are looked at together
 
@@ -135,7 +135,8 @@ class Pieces(Search):
     def runs(self, rows: slice) -> Found:
         """Runs of keys of some rows."""
         first, last = self._first[rows], self._last[rows]
-        row, nth = expanded(self.cost[rows].astype(np.int64))
+        cost = self.cost[rows].astype(np.int64)
+        row, nth = expand(np.zeros_like(cost), cost)
         which = self._piece[np.minimum(first[row], len(self._piece) - 1)] + nth
         start, end = first[row], last[row]
         for x in self._rows:
@@ -187,7 +188,8 @@ class Index(Search):
 
     def runs(self, rows: slice) -> Found:
         """Runs of keys of some rows."""
-        row, nth = expanded(self._settings[rows].astype(np.int64))
+        settings = self._settings[rows].astype(np.int64)
+        row, nth = expand(np.zeros_like(settings), settings)
         code, found = np.zeros(len(row), dtype=np.int64), np.ones(len(row), dtype=bool)
         for x, there in zip(self._axes, self._known):
             low, high, size = x.low[rows], x.high[rows], int(x.value.max()) + 1
@@ -204,7 +206,7 @@ class Index(Search):
         end = np.searchsorted(self._place, code * size + high, side="right")
         count = np.where(high >= low, np.maximum(0, end - start), 0)
         _few_enough(float(count.sum()), "a mask")
-        which, more = expanded(count)
+        which, more = expand(np.zeros_like(count), count)
         run, row = self._order[start[which] + more], row[which]
         begin = np.maximum(self._begin[run], self._first[rows][row])
         stop = np.minimum(self._end[run], self._last[rows][row])

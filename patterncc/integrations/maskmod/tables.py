@@ -27,6 +27,7 @@ from patterncc.integrations.maskmod.nodes import (
 from patterncc.pattern import Integers, Pattern
 from patterncc.primitives import Boxes, Clusters, Documents, GlobalTokens, Spans
 from patterncc.zones import algebra
+from patterncc.zones.algebra import expand
 from patterncc.zones.merge import Runs, zones_of_runs
 from patterncc.zones.spans import chains
 
@@ -264,21 +265,10 @@ def _spread(at: Frame, rows: I64, held: NDArray[np.bool_], begin: I64) -> Patter
     of = rows[first]
     low = np.searchsorted(kind, of, side="left")
     count = np.searchsorted(kind, of, side="right") - low
-    which, nth = expanded(count)
+    which, nth = expand(np.zeros_like(count), count)
     place = low[which] + nth
     last = np.append(first[1:], at.n)
     return row_runs(at, first[which], last[which], bounds[start[place]], bounds[end[place]])
-
-
-def expanded(count: I64) -> tuple[I64, I64]:
-    """For every k, count[k] entries: k itself and 0, 1, 2, ...
-
-    >>> expanded(np.array([2, 0, 1]))
-    (array([0, 0, 2]), array([0, 1, 0]))
-    """
-    total = int(count.sum())
-    which = np.repeat(np.arange(len(count)), count)
-    return which, np.arange(total) - np.repeat(np.cumsum(count) - count, count)
 
 
 def row_runs(at: Frame, i0: I64, i1: I64, start: I64, end: I64) -> Pattern:

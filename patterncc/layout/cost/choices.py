@@ -20,8 +20,8 @@ from patterncc.layout.cost.tables import MASKS, Device, device
 from patterncc.layout.cost.work import part
 from patterncc.layout.limits import MAX_LENGTH, SIDES
 from patterncc.layout.reorder import NAMES, Part, Setting, arranged, takes
-from patterncc.pattern import Pattern, check_int
-from patterncc.stack import Heads, Layer, Stack
+from patterncc.pattern import check_int
+from patterncc.stack import Layer, Stack, patterns_of
 from patterncc.zones.lower import check_bindings, keyed
 from patterncc.zones.zoneset import Frame
 
@@ -193,7 +193,7 @@ class _Asking:
 
     def layer(self, each: Layer, number: int, where: tuple[int, ...]) -> LayerChoice:
         """One layer: every order that it can take, at every tile size."""
-        drawn = any(keyed(x, self.bindings)[0] for x in _patterns(each))
+        drawn = any(keyed(x, self.bindings)[0] for x in patterns_of(each))
         index = number if drawn else 0
         setting = Setting(self.frame, self.block, index, self.bindings, {}, self.device)
         taken = arranged(each, self.order, setting)
@@ -294,10 +294,6 @@ def _sides(block: int | Sides | None) -> Sides | None:
         if check_int("compile", "block", side, SIDES[0], SIDES[-1]) not in SIDES:
             raise PatternValueError(f"compile: block {side} is not one of {joined(SIDES)}")
     return height, width
-
-
-def _patterns(each: Layer) -> tuple[Pattern, ...]:
-    return each.patterns if isinstance(each, Heads) else (each,)
 
 
 def _orders_of(parts: Sequence[Part]) -> str:

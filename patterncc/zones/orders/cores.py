@@ -227,9 +227,10 @@ def pairs_of_runs(core: Pattern, where: Where) -> tuple[int, int] | None:
     without listing one.  Where both are equal, no label comes again.  None for another core."""
     if kind_of(core) != "clusters":
         return None
-    f = where.frame
     queries, keys = labels_of(core, where)
-    return label_pairs(queries[f.box[0] : f.box[1]], keys[f.box[2] : f.box[3]])
+    i0, i1, j0, j1 = where.frame.box
+    same = queries is keys and (i0, i1) == (j0, j1)
+    return label_pairs(queries[i0:i1], None if same else keys[j0:j1])
 
 
 def _label_slots(ordered: I64, top: int) -> tuple[I64, I64, I64]:
