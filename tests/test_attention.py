@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import patterncc as pc
-from patterncc.kernels import op, reference, runtime
+from patterncc.kernels import op, reference, runtime, upload
 
 WINDOW = pc.causal() & pc.window(15)
 LAYOUT = pc.compile(WINDOW, 70, block=32)
@@ -97,7 +97,7 @@ def test_positions_are_absolute() -> None:
 def test_opcheck() -> None:
     assert op.attention is not None  # its import registers the ops
     q, k, v = tensors()
-    prepared, plan, _ = runtime.prepared(LAYOUT, q.device, "auto")
+    prepared, plan, _ = upload.prepared(LAYOUT, q.device, "auto")
     torch.library.opcheck(torch.ops.patterncc.attention.default, (q, k, v, prepared, plan, 0.2))
     out, lse = torch.ops.patterncc.attention(q, k, v, prepared, plan, 0.2)
     args = [x.detach() for x in (torch.ones_like(out), q, k, v, out, lse)]
@@ -205,7 +205,7 @@ def test_backends_are_picked_and_never_dense_by_themselves() -> None:
 
 
 def test_the_pick_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    runtime._announce.cache_clear()
+    upload._announce.cache_clear()
     with caplog.at_level(logging.INFO, logger="patterncc"):
         for _ in range(2):
             pc.attention(*tensors(), pc.compile(WINDOW, 70), enable_gqa=True)

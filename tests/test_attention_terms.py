@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import patterncc as pc
-from patterncc.kernels import op, reference, runtime, terms
-from patterncc.kernels.plan import Spec
+from patterncc.kernels import op, reference, terms, upload
+from patterncc.kernels.spec import Spec
 from patterncc.layout import Layout
 from patterncc.layout.build import build
 from patterncc.layout.decode import dense
@@ -248,8 +248,8 @@ def test_terms_without_edges() -> None:
     owner = np.zeros((70, 70), dtype=np.int64)
     empty = in_terms(none, owner, [random_order(np.random.default_rng(0), 70, 70)])
     check(replace(empty, rest=some.terms), mask, heads=2)
-    text = runtime.prepared(replace(empty, rest=some.terms), torch.device("cpu"), "cpu")[1]
-    assert text == runtime.prepared(some, torch.device("cpu"), "cpu")[1]
+    text = upload.prepared(replace(empty, rest=some.terms), torch.device("cpu"), "cpu")[1]
+    assert text == upload.prepared(some, torch.device("cpu"), "cpu")[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -287,7 +287,7 @@ def test_a_step_copies_only_the_keys_of_its_tile_rows(heads: int) -> None:
         exact, _ = reference.attention(q, k, v, torch.from_numpy(masks))
         at = torch.tensor([0, 597])
         rows = torch.stack([q[b, :, f : f + 3] for b, f in enumerate(at.tolist())])
-        prepared, plan, _ = runtime.prepared(layout, q.device, "cpu")
+        prepared, plan, _ = upload.prepared(layout, q.device, "cpu")
         spec = terms.parsed(plan)
         assert isinstance(spec, terms.Terms)
         partly = [p.cached(k, v).partly for p in terms._parts(spec, prepared)]
@@ -324,7 +324,7 @@ def test_rows_outside_the_layout() -> None:
 def test_opcheck() -> None:
     assert op.attention is not None  # its import registers the ops
     q, k, v = tensors(70, 70)
-    prepared, plan, _ = runtime.prepared(LAYOUT, q.device, "auto")
+    prepared, plan, _ = upload.prepared(LAYOUT, q.device, "auto")
     torch.library.opcheck(torch.ops.patterncc.attention.default, (q, k, v, prepared, plan, 0.2))
     out, lse = torch.ops.patterncc.attention(q, k, v, prepared, plan, 0.2)
     args = [x.detach() for x in (torch.ones_like(out), q, k, v, out, lse)]
@@ -370,20 +370,20 @@ def test_what_the_op_carries() -> None:
     """Token order costs nothing; a side in token order is not gathered; equal sides are one."""
     cpu = torch.device("cpu")
     plain = LAYOUT.terms[1]
-    tensors, text, _ = runtime.prepared(plain, cpu, "cpu")
+    tensors, text, _ = upload.prepared(plain, cpu, "cpu")
     assert text == Spec.of(plain, "cpu").text() and len(tensors) == 7
     up, down = np.arange(70), np.arange(70)[::-1]
-    tensors, text, _ = runtime.prepared(replace(plain, order=Order.of("x", up)), cpu, "cpu")
+    tensors, text, _ = upload.prepared(replace(plain, order=Order.of("x", up)), cpu, "cpu")
     assert isinstance(terms.parsed(text), Spec) and len(tensors) == 7
     kinds = [(down, up, (0, None), 2), (up, down, (None, 0), 3)]
     kinds += [(down, down, (0, 0), 3), (down, np.roll(up, 1), (0, 2), 5)]
     for queries, keys, places, extra in kinds:
         layout = replace(plain, order=Order.of("x", queries, keys))
-        tensors, text, _ = runtime.prepared(layout, cpu, "cpu")
+        tensors, text, _ = upload.prepared(layout, cpu, "cpu")
         spec = terms.parsed(text)
         assert isinstance(spec, terms.Terms) and len(tensors) == 7 + extra
         assert (spec.terms[0].queries, spec.terms[0].keys) == places
-    both = terms.parsed(runtime.prepared(LAYOUT, cpu, "cpu")[1])
+    both = terms.parsed(upload.prepared(LAYOUT, cpu, "cpu")[1])
     assert isinstance(both, terms.Terms)
     assert len({t.spec.layout_hash for t in both.terms}) == 3  # the key of what a backend keeps
 

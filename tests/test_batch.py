@@ -17,7 +17,8 @@ from patterncc.kernels import reference
 from patterncc.kernels.carried import CarriedLayout, carry
 from patterncc.kernels.choose import choose
 from patterncc.kernels.launch import packed_rows
-from patterncc.kernels.plan import Kind, Plan, Spec
+from patterncc.kernels.plan import Kind, Plan
+from patterncc.kernels.spec import Spec
 from patterncc.layout import Layout, check, decode
 from patterncc.zones import Frame
 from tests import strategies

@@ -14,9 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import patterncc as pc
 from patterncc.bench import cpu as bench
-from patterncc.kernels import cpu, cpu_cache, cpu_segments
-from patterncc.kernels.cpu_mask import Masks
-from patterncc.kernels.plan import Spec
+from patterncc.kernels import cpu
+from patterncc.kernels.cpu import cache as cpu_cache
+from patterncc.kernels.cpu import segments as cpu_segments
+from patterncc.kernels.cpu.mask import Masks
+from patterncc.kernels.score import Score
+from patterncc.kernels.spec import Spec
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,8 +99,8 @@ def check(case: Case, dtype: torch.dtype, seed: int = 0) -> None:
     v = random(case.B, case.n_k, case.Hkv, case.Dv).transpose(1, 2)
     grad = random(case.B, case.H, case.n, case.Dv)
     tensors, spec = arguments(case.layout())
-    out, lse = cpu.forward(q, k, v, tensors, spec, 0.3)
-    ours = [out, lse, *cpu.backward(grad, q, k, v, out, lse, tensors, spec, 0.3)]
+    out, lse = cpu.forward(q, k, v, tensors, spec, Score(0.3))
+    ours = [out, lse, *cpu.backward(grad, q, k, v, out, lse, tensors, spec, Score(0.3))[:3]]
     mask = case.mask()
     exact = with_grads([x.double() for x in (q, k, v)], grad.double(), mask, 0.3)
     near = with_grads([q, k, v], grad, mask, 0.3)
@@ -181,10 +184,10 @@ def test_decode_gives_the_rows_of_forward(case: Case, rows: int, data: st.DataOb
     k = torch.randn(case.B, case.Hkv, case.n_k, case.D, generator=make)
     v = torch.randn(case.B, case.Hkv, case.n_k, case.Dv, generator=make)
     tensors, spec = arguments(case.layout())
-    out, lse = cpu.forward(q, k, v, tensors, spec, 0.3)
+    out, lse = cpu.forward(q, k, v, tensors, spec, Score(0.3))
     picked = torch.stack([q[b, :, i : i + rows] for b, i in enumerate(places)])
     position = torch.tensor(places, dtype=torch.int32) + case.q_offset
-    some, some_lse = cpu.decode(picked, k, v, tensors, spec, 0.3, position)
+    some, some_lse = cpu.decode(picked, k, v, tensors, spec, Score(0.3), position)
     for b, i in enumerate(places):
         torch.testing.assert_close(some[b], out[b, :, i : i + rows], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(some_lse[b], lse[b, :, i : i + rows], atol=1e-5, rtol=1e-5)
@@ -193,9 +196,9 @@ def test_decode_gives_the_rows_of_forward(case: Case, rows: int, data: st.DataOb
 def test_decode_refuses_a_position_outside_the_layout() -> None:
     tensors, spec = arguments(pc.compile(pc.window(3), 20, q_offset=5, block=16))
     q, k = torch.zeros(1, 1, 2, 16), torch.zeros(1, 1, 25, 16)
-    cpu.decode(q, k, k, tensors, spec, 1.0, 23)
+    cpu.decode(q, k, k, tensors, spec, Score(1.0), 23)
     with pytest.raises(pc.TensorError, match=r"position 24 leave the layout.*\[5, 25\)"):
-        cpu.decode(q, k, k, tensors, spec, 1.0, 24)
+        cpu.decode(q, k, k, tensors, spec, Score(1.0), 24)
 
 
 def test_gradients_by_differences_in_float64() -> None:
@@ -209,13 +212,13 @@ def test_gradients_by_differences_in_float64() -> None:
     class Attention(torch.autograd.Function):
         @staticmethod
         def forward(ctx, q, k, v):
-            out, lse = cpu.forward(q, k, v, tensors, spec, 0.3)
+            out, lse = cpu.forward(q, k, v, tensors, spec, Score(0.3))
             ctx.save_for_backward(q, k, v, out, lse)
             return out
 
         @staticmethod
         def backward(ctx, grad):
-            return cpu.backward(grad, *ctx.saved_tensors, tensors, spec, 0.3)
+            return cpu.backward(grad, *ctx.saved_tensors, tensors, spec, Score(0.3))
 
     assert torch.autograd.gradcheck(Attention.apply, (q, k, v), fast_mode=True)
 
@@ -250,8 +253,8 @@ def test_nothing_is_as_large_as_queries_times_keys(pattern: pc.Pattern) -> None:
     tensors, spec = arguments(pc.compile(pattern, n, block=64))
     q, k, v = (torch.randn(1, 1, n, 16) for _ in range(3))
     with Largest() as largest:
-        out, lse = cpu.forward(q, k, v, tensors, spec, 0.25)
-        cpu.backward(out, q, k, v, out, lse, tensors, spec, 0.25)
+        out, lse = cpu.forward(q, k, v, tensors, spec, Score(0.25))
+        cpu.backward(out, q, k, v, out, lse, tensors, spec, Score(0.25))
     assert largest.elements <= max(2 * q.numel(), cpu_segments.BIAS_KEYS * 512) < n * n / 3
 
 
@@ -295,9 +298,9 @@ def test_sizes_of_zero_and_one(sizes: tuple[int, int, int, int]) -> None:
     B, reach, n, n_k = sizes
     tensors, spec = arguments(pc.compile(pc.window(reach), n, n_k, block=16))
     q, k = torch.ones(B, 2, n, 16), torch.ones(B, 1, n_k, 16)
-    out, lse = cpu.forward(q, k, k, tensors, spec, 1.0)
-    grads = cpu.backward(out, q, k, k, out, lse, tensors, spec, 1.0)
-    assert [x.shape for x in (out, lse, *grads)] == [
+    out, lse = cpu.forward(q, k, k, tensors, spec, Score(1.0))
+    grads = cpu.backward(out, q, k, k, out, lse, tensors, spec, Score(1.0))
+    assert [x.shape for x in (out, lse, *grads[:3])] == [
         q.shape,
         q.shape[:3],
         q.shape,
@@ -312,7 +315,7 @@ def test_other_dtypes_are_refused() -> None:
     tensors, spec = arguments(pc.compile(pc.window(3), 20, block=16))
     q = torch.zeros(1, 1, 20, 16, dtype=torch.int32)
     with pytest.raises(pc.TensorError, match=r"takes CPU tensors of float16.*q is torch.int32"):
-        cpu.forward(q, q, q, tensors, spec, 1.0)
+        cpu.forward(q, q, q, tensors, spec, Score(1.0))
 
 
 def test_the_bench_measures_every_case() -> None:

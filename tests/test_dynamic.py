@@ -17,7 +17,7 @@ import patterncc as pc
 from patterncc.kernels.dynamic import DynamicLayout, compile_dynamic, documents_of, prepared
 from patterncc.kernels.dynamic_tables import _below
 from patterncc.kernels.fragments import fragment_order
-from patterncc.kernels.plan import Spec
+from patterncc.kernels.spec import Spec
 from patterncc.zones import Frame
 
 BANDS = [
@@ -46,7 +46,7 @@ def tiles_of(words: torch.Tensor, width: int) -> NDArray[np.bool_]:
 
 def held(x: DynamicLayout, *, by_key: bool) -> NDArray[np.bool_]:
     """The mask [sequences, n, n_k] that a kernel would see, tile by tile, and the tables' form."""
-    _, row_ptr, row_run, col_ptr, col_run, zone, bits, bits_by_key = x.tables
+    _, row_ptr, row_run, col_ptr, col_run, zone, bits, bits_by_key = x.tables[:8]
     (bm, bn), zones = x.block, zone[:, 0].numpy()
     drawn = tiles_of(bits_by_key, bm).transpose(0, 2, 1) if by_key else tiles_of(bits, bn)
     sides = -(-x.n // bm), -(-x.n_k // bn)

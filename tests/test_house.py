@@ -18,7 +18,7 @@ PACKAGE = ROOT / "patterncc"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 UNROOMED = {"__init__", "__main__", "_version"}  # names and entry points, not rooms
 LONGEST_FILE = 550  # lines; the aim is 400
-TORCH_FREE = ("plan", "emit", "templates", "choose", "__init__")  # in kernels: sources are text
+TORCH_FREE = ("plan", "spec", "work", "emit", "choose", "__init__")  # in kernels: sources are text
 TORCH = {"kernels", "attend", "integrations", "bench", "demo", "doctor"}
 GRAPHS = {"zones", "analysis", "layout", "integrations", "bench"}
 EARLY = {"errors", "config", "pattern", "primitives", "stack", "language", "gallery", "cli"}
@@ -120,11 +120,13 @@ def test_torch_starts_at_kernels() -> None:
     for user in users_of("torch"):
         room, _, module = user.partition("/")
         assert room in TORCH, f"{user} imports torch"
-        assert not (room == "kernels" and module in TORCH_FREE), f"{user} imports torch"
+        assert not (room == "kernels" and module.split("/")[0] in TORCH_FREE), (
+            f"{user} imports torch"
+        )
 
 
 def test_triton_is_imported_where_kernels_run() -> None:
-    allowed = {"kernels/offline", "kernels/runtime", "kernels/launch", "doctor"}
+    allowed = {"kernels/offline", "kernels/runtime", "kernels/launch/call", "doctor"}
     assert users_of("triton") <= allowed
 
 

@@ -20,7 +20,9 @@ from patterncc.kernels import runtime
 from patterncc.kernels.choose import choose
 from patterncc.kernels.emit import emit, entry
 from patterncc.kernels.fragments import fragment_order, on_their_side
-from patterncc.kernels.plan import Kind, Plan, Spec
+from patterncc.kernels.plan import Kind, Plan
+from patterncc.kernels.spec import Spec
+from patterncc.kernels.tables import kernel_tables
 
 GOLDEN = Path(__file__).parent / "golden"
 BASE = Plan("forward", "sm_90", "bfloat16", 64, 64, (128, 128), 128, 64, 8, 3, zones=1)
@@ -153,12 +155,12 @@ def test_spec_of_a_layout() -> None:
 def test_kernel_tables_count_tiles_and_end_in_sentinels() -> None:
     layout = pc.compile(pc.causal(), 200, block=64)
     spec = Spec.of(layout, "triton")
-    tables = runtime.kernel_tables(layout, spec, torch.device("cpu"))
-    run = tables[2]
+    made = kernel_tables(layout, spec, torch.device("cpu"))
+    run = made[2]
     assert run.shape == (len(layout.rows.run) + 2, 4) and run.dtype == torch.int32
     assert run[-2, 3] == layout.rows.run[:, 1].sum() == 4 + 3 + 2 + 1
     assert torch.equal(run[1:-1, 3] - run[:-2, 3], run[:-2, 1])
-    assert tables[5].shape[1:] == (spec.zones, 8)
+    assert made[5].shape[1:] == (spec.zones, 8)
 
 
 @pytest.mark.parametrize("shape", [(16, 256), (128, 128), (64, 16), (16, 64)], ids=str)

@@ -20,8 +20,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import patterncc as pc
-from patterncc.kernels import launch, reference, runtime
-from patterncc.kernels.plan import Spec, Target
+from patterncc.kernels import launch, reference, runtime, upload
+from patterncc.kernels.plan import Target
+from patterncc.kernels.score import Score
+from patterncc.kernels.spec import Spec
+from patterncc.kernels.tables import kernel_tables
 from patterncc.layout import Layout
 
 # Triton 3.6's interpreter makes Python numbers of arrays of one number.
@@ -108,17 +111,17 @@ class Sample:
     def kernels(self) -> list[Tensor]:
         """The same from the generated kernels."""
         spec, tensors = self.prepared()
-        out, lse = launch.forward(self.q, self.k, self.v, tensors, spec, self.scale)
+        out, lse = launch.forward(self.q, self.k, self.v, tensors, spec, Score(self.scale))
         inputs = self.grad, self.q, self.k, self.v, out, lse
-        return [out, *launch.backward(*inputs, tensors, spec, self.scale)]
+        return [out, *launch.backward(*inputs, tensors, spec, Score(self.scale))]
 
     def lse(self) -> Tensor:
         spec, tensors = self.prepared()
-        return launch.forward(self.q, self.k, self.v, tensors, spec, self.scale)[1]
+        return launch.forward(self.q, self.k, self.v, tensors, spec, Score(self.scale))[1]
 
     def prepared(self) -> tuple[Spec, list[Tensor]]:
         spec = Spec.of(self.layout, "triton")
-        return spec, runtime.kernel_tables(self.layout, spec, self.q.device)
+        return spec, kernel_tables(self.layout, spec, self.q.device)
 
 
 def check(sample: Sample) -> None:
@@ -266,7 +269,7 @@ def test_decode(name: str) -> None:
     spec, tensors = sample.prepared()
     position = torch.tensor([7, 30, 54, 999], dtype=torch.int32)
     out, lse = launch.decode(
-        sample.q[:, :, :3], sample.k, sample.v, tensors, spec, sample.scale, position
+        sample.q[:, :, :3], sample.k, sample.v, tensors, spec, Score(sample.scale), position
     )
     for b, first in enumerate([0, 23, 47]):
         q = sample.q.clone()[b : b + 1]
@@ -329,7 +332,7 @@ def test_the_op_on_this_backend() -> None:
     grads = torch.autograd.grad(out, leaves, sample.grad)
     for got, expected in zip((out, *grads), sample.kernels(), strict=True):
         assert torch.equal(got, expected)
-    tensors, plan, runs_on = runtime.prepared(layout, sample.q.device, "triton")
+    tensors, plan, runs_on = upload.prepared(layout, sample.q.device, "triton")
     assert runs_on == "triton"
     args = (*leaves, tensors, plan, 0.25)
     torch.library.opcheck(torch.ops.patterncc.attention.default, args)

@@ -15,7 +15,9 @@ import patterncc as pc
 from patterncc.kernels import launch, reference, runtime
 from patterncc.kernels.choose import choose
 from patterncc.kernels.dynamic import DynamicLayout, compile_dynamic
-from patterncc.kernels.plan import Kind, Spec
+from patterncc.kernels.plan import Kind
+from patterncc.kernels.score import Score
+from patterncc.kernels.spec import Spec
 from patterncc.layout import Layout
 from patterncc.zones import Frame
 
@@ -84,7 +86,7 @@ def test_decode_with_a_mask_for_each_sequence() -> None:
         position = torch.tensor([15, 28, 36], dtype=torch.int32)
         rows = [sample.q[b, :, p : p + 1] for b, p in enumerate(position.tolist())]
         out, lse = launch.decode(
-            torch.stack(rows), sample.k, sample.v, tensors, spec, sample.scale, position
+            torch.stack(rows), sample.k, sample.v, tensors, spec, Score(sample.scale), position
         )
         exact = reference.attention(sample.q, sample.k, sample.v, sample.mask)
         for got, whole in zip((out, lse), exact, strict=True):

@@ -10,7 +10,8 @@ import patterncc as pc
 from patterncc.kernels.choose import choose
 from patterncc.kernels.emit import emit
 from patterncc.kernels.offline import Resources, compile_offline
-from patterncc.kernels.plan import SHARED_LIMIT, Kind, Plan, Spec, Target
+from patterncc.kernels.plan import SHARED_LIMIT, Kind, Plan, Target
+from patterncc.kernels.spec import Spec
 
 STACK = {"forward": 0, "dq": 0, "decode": 0, "dkdv": 64}  # bytes a thread, on sm_80 and sm_90
 

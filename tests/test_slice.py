@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import patterncc as pc
 from patterncc.errors import LayoutError, PatternValueError
 from patterncc.kernels.choose import choose
-from patterncc.kernels.plan import Spec
+from patterncc.kernels.spec import Spec
 from patterncc.layout import Layout
 from patterncc.layout.checks import check
 from patterncc.layout.decode import dense

@@ -15,7 +15,8 @@ from patterncc.artifact.artifact import SCHEMA, Artifact
 from patterncc.errors import BackendError, PatternValueError, suggest
 from patterncc.kernels.choose import choose
 from patterncc.kernels.emit import emit
-from patterncc.kernels.plan import DType, Kind, Plan, Spec, Target
+from patterncc.kernels.plan import DType, Kind, Plan, Target
+from patterncc.kernels.spec import Spec
 from patterncc.layout import compile
 from patterncc.stack import Stack
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import BackendError, PatternError
-from patterncc.kernels import runtime
-from patterncc.kernels.plan import Backend
+from patterncc.kernels import upload
+from patterncc.kernels.spec import Backend
 from patterncc.layout.layout import Layout
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _carried(layout: object, device: torch.device | str, backend: str) -> Carrie
             "layout = pc.compile(pattern, n) makes one of a pattern"
         )
     where = torch.device(device)
-    tensors, plan, runs_on = runtime.prepared(layout, where, backend)
+    tensors, plan, runs_on = upload.prepared(layout, where, backend)
     return CarriedLayout(
         n=layout.n,
         n_k=layout.n_k,
@@ -103,7 +103,7 @@ def _carried(layout: object, device: torch.device | str, backend: str) -> Carrie
     )
 
 
-def prepared(layout: CarriedLayout, device: torch.device, requested: str) -> runtime.Prepared:
+def prepared(layout: CarriedLayout, device: torch.device, requested: str) -> upload.Prepared:
     """What the op takes.
 
     Raises BackendError for another device or backend than it was carried to.

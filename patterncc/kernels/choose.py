@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from patterncc.kernels.pieces import padded
-from patterncc.kernels.plan import DType, Kind, Plan, Spec, Target
+from patterncc.kernels.emit.pieces import padded
+from patterncc.kernels.plan import DType, Kind, Plan, Target
+from patterncc.kernels.spec import Spec
 
 Sizes = tuple[int, int, int, int]  # queries, keys, warps, stages of a step
 
@@ -70,17 +71,17 @@ def _most_warps(target: Target, dim: int, fp32: bool, rows: int, pairs: int) -> 
 def _sizes(kind: Kind, target: Target, dim: int, fp32: bool, bits: bool) -> Sizes:
     """Sizes by kind, target and padded head dim, before the layout's tile limits them."""
     match kind:
-        case "delta":
+        case "delta" | "combine" | "gather" | "slopes" | "bias":
             return 64, 16, 4, 1
         case "decode":
             return 16, 64 if dim <= 128 and not fp32 else 32, 4, 3 if dim <= 128 else 2
-        case "forward" | "dq" | "dkdv" if fp32:
+        case "forward" | "dq" | "dkdv" | "single" if fp32:
             return _exact(kind, dim)
         case "forward":
             return _forward(target, dim)
         case "dq":
             return _dq(target, dim)
-        case "dkdv":
+        case "dkdv" | "single":
             return _dkdv(target, dim, bits)
         case _:
             assert_never(kind)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import BackendError, PatternValueError, SizeError, TensorError
-from patterncc.kernels import dynamic_tables, runtime
+from patterncc.kernels import dynamic_tables, runtime, upload
 from patterncc.kernels.dynamic_tables import Side, Spans
-from patterncc.kernels.plan import Spec
 from patterncc.kernels.reference import LIMIT
+from patterncc.kernels.spec import Spec
 from patterncc.layout.batch import band_of, bases_of, block_of
 from patterncc.pattern import check_int
 
@@ -209,7 +209,7 @@ def _check_ascends(bounds: list[int]) -> None:
             )
 
 
-def prepared(layout: DynamicLayout, device: torch.device, requested: str) -> runtime.Prepared:
+def prepared(layout: DynamicLayout, device: torch.device, requested: str) -> upload.Prepared:
     """What the op takes of it, for the backend that `requested` picks.
 
     Raises BackendError for another device, or a backend that needs the counts.

@@ -21,6 +21,8 @@ from itertools import count as count_up
 import torch
 from torch import Tensor
 
+from patterncc.kernels.work import LEVELS
+
 FAR = 4096  # past every tile-local diagonal; stands for no bound
 
 
@@ -128,7 +130,7 @@ class Lines:
 
 def tables(side: Side, by_rows: Spans, by_columns: Spans) -> list[Tensor]:
     """head_pattern, ptr and run of rows and of columns, zone, bits and bits by key: what
-    `runtime.kernel_tables` gives for a layout.  `side` is that of the queries."""
+    `tables.kernel_tables` gives for a layout.  `side` is that of the queries."""
     rows, columns = lines(side, by_rows), lines(side.T, by_columns)
     sequences = by_rows.start.shape[0]
     zone_count = sequences * (side.lines * side.slots + side.T.lines * side.T.slots)
@@ -138,7 +140,24 @@ def tables(side: Side, by_rows: Spans, by_columns: Spans) -> list[Tensor]:
     zone = torch.nn.functional.pad(zones, (0, 2)).to(torch.int32)[:, None]
     head_pattern = torch.arange(sequences, dtype=torch.int32, device=zone.device)
     bits = [x.bits.flatten(0, 2) for x in (rows, columns)]
-    return [head_pattern, row_ptr, row_run, col_ptr, col_run, zone, *bits]
+    work = [
+        *_work(row_ptr, row_run, sequences),
+        *_work(col_ptr, col_run, sequences),
+    ]
+    return [head_pattern, row_ptr, row_run, col_ptr, col_run, zone, *bits, *work]
+
+
+def _work(ptr: Tensor, run: Tensor, sequences: int) -> list[Tensor]:
+    """The work lists of one direction: whole lines, longest first, the same for every level."""
+    count = len(ptr) - 1
+    steps = run[ptr[1:].long(), 3] - run[ptr[:-1].long(), 3]
+    line = torch.arange(count, device=ptr.device)
+    each = count // sequences
+    zero = torch.zeros_like(steps)
+    columns = [line % each, line // each, ptr[:-1], zero, steps, zero - 1, zero, zero]
+    items = torch.stack([x.to(torch.int32) for x in columns], 1)
+    ordered = items[torch.argsort(steps, descending=True, stable=True)]
+    return [ordered, ordered.new_zeros(0, 4)] * len(LEVELS)
 
 
 def lines(side: Side, spans: Spans) -> Lines:

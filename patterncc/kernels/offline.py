@@ -16,7 +16,7 @@ from typing import Any
 from patterncc.errors import BackendError
 from patterncc.kernels import runtime
 from patterncc.kernels.emit import entry
-from patterncc.kernels.pieces import parameters, streamed_block
+from patterncc.kernels.emit.pieces import parameters, streamed_block
 from patterncc.kernels.plan import SHARED_LIMIT, Plan, Target
 
 TABLES = ("head_pattern", "ptr", "run", "zone", "bits", "position")

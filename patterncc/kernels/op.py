@@ -1,6 +1,6 @@
 """The registered torch ops: plain tensors and one line of text, never a Python object.
 
-So they trace, compile and export as one node each.  `layout` is what `runtime.prepared` gives for a
+So they trace, compile and export as one node each.  `layout` is what `upload.prepared` gives for a
 layout, `plan` the text of its `Spec` or, where it has an order or a rest, of its `Terms`.
 """
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from patterncc.kernels import terms
-from patterncc.kernels.plan import Spec
+from patterncc.kernels.score import Score
+from patterncc.kernels.spec import Spec
 from patterncc.kernels.terms import Terms, parsed
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """out [B, H, n, Dv] in q's dtype and lse [B, H, n], without gradient; fp32, fp64 for fp64."""
     spec = parsed(plan)
-    out, lse = _way(spec).forward(q, k, v, layout, spec, scale)
+    out, lse = _way(spec).forward(q, k, v, layout, spec, Score(scale))
     return out.contiguous(), lse.to(_lse_dtype(q)).contiguous()
 
 
@@ -52,8 +53,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     spec = parsed(plan)
-    grads = _way(spec).backward(grad_out, q, k, v, out, lse, layout, spec, scale)
-    grad_q, grad_k, grad_v = (g.contiguous() for g in grads)
+    grads = _way(spec).backward(grad_out, q, k, v, out, lse, layout, spec, Score(scale))
+    grad_q, grad_k, grad_v = (g.contiguous() for g in grads[:3])
     return grad_q, grad_k, grad_v
 
 
@@ -84,7 +85,7 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """out and lse of q's rows, which stand at `position` .. (int32 [B]); without gradient."""
     spec = parsed(plan)
-    out, lse = _way(spec).decode(q, k, v, layout, spec, scale, position)
+    out, lse = _way(spec).decode(q, k, v, layout, spec, Score(scale), position)
     return out.contiguous(), lse.to(_lse_dtype(q)).contiguous()
 
 

@@ -1,136 +1,30 @@
-"""Plans: every compile-time choice of a generated kernel, and the text that the torch op carries.
+"""Plans: every compile-time choice of a generated kernel.
 
-Two small values meet here.  A `Plan` fixes one kernel's source: it holds typed numbers and names
-only, is hashable, and its digest names the source.  A `Spec` describes one layout to the op:
-lengths, tile sizes and mask classes, as one line of JSON.  Lengths and window sizes are never part
-of a Plan, so new lengths and new documents compile nothing.
+A `Plan` fixes one kernel's source: it holds typed numbers and names only, is hashable, and its
+digest names the source.  Lengths and window sizes are never part of it, so new lengths and new
+documents compile nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from patterncc.errors import PatternValueError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from patterncc.layout.layout import Layout
-
-Kind = Literal["forward", "delta", "dq", "dkdv", "decode"]
+Kind = Literal[
+    "forward", "combine", "delta", "dq", "dkdv", "single", "gather", "slopes", "bias", "decode"
+]
 DType = Literal["float16", "bfloat16", "float32"]
 Target = Literal["sm_80", "sm_90", "sm_100", "interpreter"]
-Backend = Literal["triton", "cpu", "reference"]
 
 HEAD_DIMS = (16, 256)  # smallest and largest head dim
 BLOCKS = (16, 32, 64, 128, 256)  # sides that a layout's tile may have
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # bytes a program may use
-VERSION = 1  # of the emitted sources; part of every digest
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What the op must know of a layout beside its tensors; carried as one line of JSON.
-
-    n, n_k, q_offset, k_offset: the layout's frame (queries, keys, positions of the first of each).
-    block: queries x keys of a tile.  patterns: distinct patterns (1: every head reads the same), an
-    upper bound where sequences differ.
-    full, zones, bits: the mask classes in use; zones is the largest number of zones of one mask:
-    0, 1, 2 or 4.  layout_hash: hexadecimal digits over everything that the layout holds; empty for
-    one that varies from batch to batch.
-    share: aligned groups of this many heads have one pattern (0: all heads have).
-    sequences: 1 where all sequences of a batch have one mask, else how many the layout is for.
-
-    >>> s = Spec(100, 100, 0, 0, (64, 64), 1, True, 1, False, "0" * 16, "cpu")
-    >>> s.q_lines, Spec.parse(s.text()) == s
-    (2, True)
-    """
-
-    n: int
-    n_k: int
-    q_offset: int
-    k_offset: int
-    block: tuple[int, int]
-    patterns: int
-    full: bool
-    zones: int
-    bits: bool
-    layout_hash: str
-    backend: Backend
-    share: int = 0
-    sequences: int = 1
-
-    @property
-    def q_lines(self) -> int:
-        """Tile rows of one pattern: ceil(n / block[0])."""
-        return -(-self.n // self.block[0])
-
-    @property
-    def k_lines(self) -> int:
-        """Tile columns of one pattern: ceil(n_k / block[1])."""
-        return -(-self.n_k // self.block[1])
-
-    def text(self) -> str:
-        """One line of JSON with sorted keys; equal specs have equal texts."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @staticmethod
-    @lru_cache(maxsize=1024)
-    def parse(text: str) -> Spec:
-        """The spec that `text` was made from."""
-        values = json.loads(text)
-        values["block"] = tuple(values["block"])
-        return Spec(**values)
-
-    @staticmethod
-    def of(layout: Layout, backend: Backend) -> Spec:
-        """Read a layout's mask classes and hash (linear in its size; cache the result)."""
-        words = layout.rows.run[:, 2]
-        zone_count = len(layout.zones)
-        used = [slot for slot in range(4) if layout.zones[:, slot].any()]
-        slots = used[-1] + 1 if used else 0
-        masked = bool(((words > 0) & (words <= zone_count)).any())
-        varies = layout.varies  # the next batch may have the classes that this one lacks
-        return Spec(
-            n=layout.n,
-            n_k=layout.n_k,
-            q_offset=layout.q_offset,
-            k_offset=layout.k_offset,
-            block=(int(layout.block[0]), int(layout.block[1])),
-            patterns=_patterns(layout),
-            full=varies or bool((words == 0).any()),
-            zones=(0, 1, 2, 4, 4)[slots] or int(masked or varies),
-            bits=varies or bool((words > zone_count).any()),
-            layout_hash="" if varies else layout.hash,
-            backend=backend,
-            share=_share(layout.head_pattern.reshape(layout.sequences, -1)),
-            sequences=layout.sequences,
-        )
-
-
-def _patterns(layout: Layout) -> int:
-    """Distinct patterns; where sequences differ what there may be, so that batches are alike."""
-    listed = len(layout.head_pattern)
-    return listed if listed == 1 or layout.sequences > 1 else int(layout.head_pattern.max()) + 1
-
-
-def _share(head_pattern: NDArray[np.int32]) -> int:
-    """The largest g such that aligned groups of g heads share a pattern; 0 when all heads do.
-
-    head_pattern: [sequences, heads].
-
-    >>> import numpy as np
-    >>> _share(np.array([[0, 0, 0, 0, 1, 1]])), _share(np.array([[0], [1]]))
-    (4, 0)
-    """
-    changes = (head_pattern[:, 1:] != head_pattern[:, :-1]).any(axis=0).nonzero()[0] + 1
-    return math.gcd(*changes.tolist())
+PAGES = tuple(1 << x for x in range(4, 13))  # keys that a page of a cache may hold
+VERSION = 2  # of the emitted sources; part of every digest
 
 
 @dataclass(frozen=True)
@@ -147,6 +41,9 @@ class Plan:
     "tf32".
     upcast: products in fp32 (for the interpreter, whose bf16 products are wrong).
     descriptors: the tensors that the loop streams come through TMA descriptors, not pointers.
+    softcap, slopes, bias, sinks, keys: the options of `score.Score` that the source holds code for.
+    placed: positions come from tables (an order moved tokens), not from row and column.
+    page: keys of a page where K and V come in pages, a power of two; 0 where each is one tensor.
 
     >>> p = Plan("forward", "sm_90", "bfloat16", 128, 128, (128, 128), 128, 128, 8, 2, zones=1)
     >>> Plan.parse(p.text()) == p, len(p.digest)
@@ -172,6 +69,13 @@ class Plan:
     precision: Literal["ieee", "tf32"] = "ieee"
     upcast: bool = False
     descriptors: bool = False
+    softcap: bool = False
+    slopes: bool = False
+    bias: bool = False
+    sinks: bool = False
+    keys: bool = False
+    placed: bool = False
+    page: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (("kind", Kind), ("target", Target), ("dtype", DType)):
@@ -192,8 +96,17 @@ class Plan:
         _one_of("stages", self.stages, (1, 2, 3, 4, 5))
         _one_of("zones", self.zones, (0, 1, 2, 4))
         _one_of("heads", self.heads, tuple(range(1, 257)))
-        for name in ("full", "bits", "per_head", "per_sequence", "upcast", "descriptors"):
+        for name in (
+            *("full", "bits", "per_head", "per_sequence", "upcast", "descriptors"),
+            *("softcap", "slopes", "bias", "sinks", "keys", "placed"),
+        ):
             _one_of(name, getattr(self, name), (False, True))
+        paged = self.page == 0 or (self.page in PAGES and self.kind == "decode")
+        if type(self.page) is not int or not paged:
+            raise PatternValueError(
+                f"plan: page must be 0, or for decode a power of two from {PAGES[0]} to "
+                f"{PAGES[-1]}; it is {self.page!r} for {self.kind}"
+            )
         if self.descriptors and (self.head_dim % 8 or self.value_dim % 8 or self.target == "sm_80"):
             raise PatternValueError(
                 "plan: descriptors need sm_90 and head dims that are multiples of 8; "
@@ -233,6 +146,11 @@ class Plan:
         return {"forward": ("k", "v"), "dq": ("k", "v"), "dkdv": ("q", "grad")}.get(self.kind, ())
 
     @property
+    def scored(self) -> bool:
+        """Scores are more than scaled products: the loop brings them to base 2 itself."""
+        return self.softcap or self.slopes or self.bias
+
+    @property
     def masked(self) -> bool:
         """Some tile carries a mask (and so may reach past the last key)."""
         return bool(self.zones or self.bits)
@@ -240,5 +158,5 @@ class Plan:
 
 def _one_of(name: str, value: object, known: tuple[object, ...]) -> None:
     if value not in known or type(value) is not type(known[0]):
-        listed = ", ".join(map(str, known if len(known) < 9 else (known[0], "...", known[-1])))
+        listed = ", ".join(map(str, known if len(known) < 12 else (known[0], "...", known[-1])))
         raise PatternValueError(f"plan: {name} must be one of {listed}; it is {value!r}")

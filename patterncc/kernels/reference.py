@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patterncc.kernels.cpu_heads import wide
+from patterncc.kernels.cpu.heads import wide
+from patterncc.kernels.score import Grads, Score
 
 if TYPE_CHECKING:
-    from patterncc.kernels.plan import Spec
+    from patterncc.kernels.spec import Spec
 
 LIMIT = 2**24  # entries of a mask that `backend="reference"` accepts
 
@@ -50,10 +51,10 @@ def attention(
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Spec, scale: float
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Spec, score: Score
 ) -> tuple[Tensor, Tensor]:
     """The backend's forward: `tensors` holds one bool mask."""
-    out, lse = attention(q, k, v, tensors[0], scale)
+    out, lse = attention(q, k, v, tensors[0], score.scale)
     return out.to(q.dtype), lse.to(wide(q.dtype))
 
 
@@ -66,21 +67,21 @@ def backward(
     lse: Tensor,
     tensors: Sequence[Tensor],
     spec: Spec,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    score: Score,
+) -> Grads:
     """The backend's gradients, written out: ops run below autograd."""
     group = q.shape[1] // k.shape[1]
     q64, g64 = q.double(), grad_out.double()
     k64, v64 = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
-    dense, log_sum = attention(q64, k64, v64, tensors[0], scale)
+    dense, log_sum = attention(q64, k64, v64, tensors[0], score.scale)
     log_sum = log_sum.masked_fill(log_sum == -torch.inf, torch.inf)[..., None]
-    logits = q64 @ k64.transpose(-1, -2) * scale - log_sum
+    logits = q64 @ k64.transpose(-1, -2) * score.scale - log_sum
     p = torch.exp(logits.masked_fill(~tensors[0], -torch.inf))  # what is not read may overflow
     delta = (g64 * dense).sum(-1, keepdim=True)
-    ds = p * (g64 @ v64.transpose(-1, -2) - delta) * scale
+    ds = p * (g64 @ v64.transpose(-1, -2) - delta) * score.scale
     per_head = ds.transpose(-1, -2) @ q64, p.transpose(-1, -2) @ g64
     grad_k, grad_v = (x.reshape(*k.shape[:2], group, *x.shape[2:]).sum(2) for x in per_head)
-    return (ds @ k64).to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
+    return Grads((ds @ k64).to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype))
 
 
 def decode(
@@ -89,7 +90,7 @@ def decode(
     v: Tensor,
     tensors: Sequence[Tensor],
     spec: Spec,
-    scale: float,
+    score: Score,
     position: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The backend's decode: the mask's rows at `position` .. of each sequence."""
@@ -99,5 +100,5 @@ def decode(
     mask = tensors[0][(None,) * (4 - tensors[0].dim())].expand(len(q), -1, -1, -1)
     place = rows.clamp(0, max(0, spec.n - 1))[:, None, :, None]
     mask = mask.gather(2, place.expand(-1, mask.shape[1], -1, spec.n_k))
-    out, lse = attention(q, k, v, mask & inside[:, None, :, None], scale)
+    out, lse = attention(q, k, v, mask & inside[:, None, :, None], score.scale)
     return out.to(q.dtype), lse.to(wide(q.dtype))

@@ -13,27 +13,20 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from patterncc.errors import BackendError, SizeError, suggest
+from patterncc.errors import BackendError, suggest
 from patterncc.kernels.emit import emit, entry
-from patterncc.kernels.fragments import fragment_order, on_their_side
-from patterncc.kernels.plan import Backend, Plan, Spec, Target
-from patterncc.kernels.reference import LIMIT
-from patterncc.kernels.terms import Term, Terms
+from patterncc.kernels.plan import Plan, Target
+from patterncc.kernels.spec import Backend
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from patterncc.layout.layout import Layout, Runs
+    pass
 
 log = logging.getLogger("patterncc")
 
@@ -138,105 +131,6 @@ def pick_backend(requested: str, device: torch.device) -> Choice:
             raise BackendError(f"no backend {requested!r}; {suggest(str(requested), known)}")
 
 
-Prepared = tuple[list[Tensor], str, Backend]
-"""A layout's tensors on a device, the text of its spec or terms, the backend that reads both."""
-
-_prepared: WeakKeyDictionary[Layout, dict[tuple[torch.device, str], Prepared]] = WeakKeyDictionary()
-
-
-def prepared(layout: Layout, device: torch.device, requested: str) -> Prepared:
-    """What the op takes of a layout on a device, for the backend that `requested` picks.
-
-    Kept as long as the layout lives; the first use of a backend on a device is logged.
-    """
-    kept = _prepared.setdefault(layout, {})
-    key = (device, requested)
-    if key not in kept:
-        choice = pick_backend(requested, device)
-        _announce(choice, device)
-        kept[key] = (*_carried(layout, choice.backend, device), choice.backend)
-    return kept[key]
-
-
-@cache
-def _announce(choice: Choice, device: torch.device) -> None:
-    log.info("attention on %s runs on the %s backend: %s", device, choice.backend, choice.reason)
-
-
-def _carried(layout: Layout, backend: Backend, device: torch.device) -> tuple[list[Tensor], str]:
-    """The op's tensors and text: of the spec alone where tiles stand in token order."""
-    placed = layout.order is not None or bool(layout.rest)
-    if not placed or backend == "reference":  # a dense mask stands in token order
-        spec = Spec.of(layout, backend)
-        return _tensors(layout, spec, device), spec.text()
-    tensors: list[Tensor] = []
-    terms = []
-    for term in [t for t in layout.terms if len(t.rows.run)] or [layout.terms[0]]:
-        plain = replace(term, order=None, rest=())
-        spec = Spec.of(plain, backend)
-        tables = _tensors(plain, spec, device)
-        indices, queries, keys = _indices(term, device)
-        before, reach = _tiles_before(term)
-        if keys is None:
-            terms.append(Term(spec, len(tables), queries))
-        else:
-            terms.append(Term(spec, len(tables), queries, keys, reach))
-            indices.append(torch.from_numpy(before).to(device))
-        tensors += [*tables, *indices]
-    only = terms[0]
-    if len(terms) == 1 and only.queries is None and only.keys is None:
-        return tensors, only.spec.text()
-    return tensors, Terms(tuple(terms)).text()
-
-
-def _tiles_before(term: Layout) -> tuple[NDArray[np.int64], int]:
-    """Tiles before each run of the rows, [runs + 1], and the tiles of the longest tile row."""
-    before = np.zeros(len(term.rows.run) + 1, dtype=np.int64)
-    np.cumsum(term.rows.run[:, 1], out=before[1:])
-    return before, int(np.diff(before[term.rows.ptr]).max(initial=0))
-
-
-def _indices(term: Layout, device: torch.device) -> tuple[list[Tensor], int | None, int | None]:
-    """The index tensors of a term's order, int32, and where those of queries and of keys stand.
-
-    For a side: the token of each slot, then the slot of each token; nothing where both agree.
-    """
-    tensors: list[Tensor] = []
-    order = term.order
-    if order is None:
-        return tensors, None, None
-    places: list[int | None] = []
-    for index, inverse in ((order.queries, order.query_slots), (order.keys, order.key_slots)):
-        if np.array_equal(index, np.arange(len(index))):
-            places.append(None)
-        elif tensors and np.array_equal(index, order.queries):
-            places.append(0)
-        else:
-            places.append(len(tensors))
-            tensors += [torch.from_numpy(np.array(x)).to(device) for x in (index, inverse)]
-    return tensors, places[0], places[1]
-
-
-def _tensors(layout: Layout, spec: Spec, device: torch.device) -> list[Tensor]:
-    """What the op carries for a backend."""
-    match spec.backend:
-        case "triton":
-            return kernel_tables(layout, spec, device)
-        case "cpu":
-            arrays = [torch.from_numpy(np.array(x)) for x in layout.arrays.values()]
-            named = [] if spec.layout_hash else [torch.tensor(list(bytes.fromhex(layout.hash)))]
-            return arrays + named
-        case "reference":
-            if layout.n * layout.n_k > LIMIT:
-                raise SizeError(
-                    f'backend="reference" is dense: {layout.n} x {layout.n_k} passes {LIMIT}; '
-                    'use backend="auto"'
-                )
-            return [torch.from_numpy(layout.dense()).to(device)]
-        case _:
-            assert_never(spec.backend)
-
-
 @lru_cache(maxsize=256)
 def kernel(plan: Plan) -> Any:
     """The Triton kernel of a plan: emitted, saved and imported once a process."""
@@ -262,35 +156,3 @@ def target_of(device: torch.device) -> Target:
             f"{name} is below compute capability 8.0, the least that kernels support"
         )
     return "sm_80" if major == 8 else "sm_90" if major == 9 else "sm_100"
-
-
-def kernel_tables(layout: Layout, spec: Spec, device: torch.device) -> list[Tensor]:
-    """The op's tensors in the form that kernels read, all int32 on `device`.
-
-    head_pattern [heads or 1]; ptr [lines + 1] and run [runs + 2, 4] of rows, then of columns: first
-    tile, tile count, mask word, tiles before the run; two sentinels end a table.
-    zone [count, K, 8]; bits of rows, then of columns, as `fragment_order` gives them.
-    """
-    slots = max(1, spec.zones)
-    zone = np.zeros((len(layout.zones), slots, 8), dtype=np.int32)
-    zone[:, :, :6] = layout.zones[:, :slots]
-    rows, cols = layout.rows, layout.cols
-    tables = [layout.head_pattern, rows.ptr, _counted(rows), cols.ptr, _counted(cols), zone]
-    by_key = on_their_side(layout.bits, layout.block[1])
-    tables += [fragment_order(layout.bits), fragment_order(by_key)]
-    return [torch.from_numpy(np.array(t)).to(device) for t in tables]
-
-
-def _counted(runs: Runs) -> NDArray[np.int32]:
-    """Runs with a fourth column, the tiles before each, and the two sentinels."""
-    before = np.zeros(len(runs.run) + 1, dtype=np.int64)
-    np.cumsum(runs.run[:, 1], out=before[1:])
-    if before[-1] >= 2**31 or len(runs.run) >= 2**29:  # 32-bit offsets into the table
-        raise SizeError(
-            f"a layout of {before[-1]} tiles in {len(runs.run)} runs passes the kernels' "
-            f"{2**31 - 1} and {2**29 - 1}; use larger blocks"
-        )
-    table = np.zeros((len(runs.run) + 2, 4), dtype=np.int32)
-    table[:-2, :3] = runs.run
-    table[:-1, 3] = before
-    return table

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import TensorError
-from patterncc.kernels.cpu_heads import merged, wide
-from patterncc.kernels.plan import Backend, Spec
+from patterncc.kernels.cpu.heads import merged, wide
+from patterncc.kernels.score import Grads, Score
+from patterncc.kernels.spec import Backend, Spec
 from patterncc.kernels.terms_keys import fill, slots_of_row
 
 if TYPE_CHECKING:
@@ -185,14 +186,14 @@ def _parts(spec: Terms, tensors: Sequence[Tensor]) -> Iterator[_Part]:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Terms, scale: float
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Terms, score: Score
 ) -> tuple[Tensor, Tensor]:
     """Attention over the edges of all terms: out [B, H, n, Dv] in q's dtype, lse [B, H, n]."""
     run = backend(spec.first.backend)
     whole = None
     for part in _parts(spec, tensors):
         placed = part.queries.gather(q), part.keys.gather(k), part.keys.gather(v)
-        out, lse = run.forward(*placed, part.tables, part.spec, scale)
+        out, lse = run.forward(*placed, part.tables, part.spec, score)
         whole = _united(whole, part.queries.put_back(out), part.queries.put_back(lse))
     assert whole is not None
     return whole[0].to(q.dtype), whole[1]
@@ -214,8 +215,8 @@ def backward(
     lse: Tensor,
     tensors: Sequence[Tensor],
     spec: Terms,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    score: Score,
+) -> Grads:
     """The gradients of q, k and v: sums over the terms, in fp32.
 
     Each term is given the output and LSE of the whole: its probabilities are then those of the
@@ -227,7 +228,7 @@ def backward(
         over_queries = [part.queries.gather(x) for x in (grad_out, q, out, lse)]
         over_keys = [part.keys.gather(x) for x in (k, v)]
         given = [*over_queries[:2], *over_keys, *over_queries[2:]]
-        grads = run.backward(*given, part.tables, part.spec, scale)
+        grads = run.backward(*given, part.tables, part.spec, score)[:3]
         sides = (part.queries, part.keys, part.keys)
         placed = [side.put_back(g) for side, g in zip(sides, grads, strict=True)]
         if total:
@@ -235,7 +236,7 @@ def backward(
         else:
             total = placed
     grad_q, grad_k, grad_v = (g.to(q.dtype) for g in total)
-    return grad_q, grad_k, grad_v
+    return Grads(grad_q, grad_k, grad_v)
 
 
 def decode(
@@ -244,7 +245,7 @@ def decode(
     v: Tensor,
     tensors: Sequence[Tensor],
     spec: Terms,
-    scale: float,
+    score: Score,
     position: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The rows that stand at `position` .. of each sequence, position int32 [B].
@@ -262,7 +263,7 @@ def decode(
     _check_rows(rows, spec.first)
     whole = None
     for part in _parts(spec, tensors):
-        given, cached = (part.tables, part.spec, scale), part.cached(k, v)
+        given, cached = (part.tables, part.spec, score), part.cached(k, v)
         if part.queries.slots is None and not cached.partly:
             out, lse = run.decode(q, cached.key, cached.value, *given, position)
         else:

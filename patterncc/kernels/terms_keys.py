@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from patterncc.kernels.plan import Spec
+    from patterncc.kernels.spec import Spec
 
 
 def slots_of_row(

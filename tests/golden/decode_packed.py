@@ -1,5 +1,5 @@
 # patterncc decode: out and lse of single query rows.
-# Generated from plan 8f8a586b61b1e93e by emitter 1.
+# Generated from plan cffeab8eca1416fe by emitter 2.
 # sm_90, bfloat16, head dim 64, tiles 128 x 128, steps 16 x 64, 4 warps, 3 stages.
 # Mask classes: full, zones (up to 1 a mask).
 # Lengths, windows and documents are data: they come in through the run and mask tables.
@@ -23,6 +23,13 @@
 #   precision = ieee
 #   upcast = False
 #   descriptors = False
+#   softcap = False
+#   slopes = False
+#   bias = False
+#   sinks = False
+#   keys = False
+#   placed = False
+#   page = 0
 
 import triton
 import triton.language as tl

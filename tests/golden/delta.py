@@ -1,5 +1,5 @@
 # patterncc delta: row sums that both gradients need.
-# Generated from plan 5ea30fbb123857d7 by emitter 1.
+# Generated from plan eca8de0e3cd64621 by emitter 2.
 # sm_90, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
 # Lengths, windows and documents are data: they come in through the run and mask tables.
 #
@@ -22,6 +22,13 @@
 #   precision = ieee
 #   upcast = False
 #   descriptors = False
+#   softcap = False
+#   slopes = False
+#   bias = False
+#   sinks = False
+#   keys = False
+#   placed = False
+#   page = 0
 
 import triton
 import triton.language as tl

@@ -1,5 +1,5 @@
 # patterncc dkdv: the gradients of K and V, one column of tiles a program.
-# Generated from plan c79279d72a0ef28a by emitter 1.
+# Generated from plan bf99fac184d5db36 by emitter 2.
 # sm_80, bfloat16, head dim 80 / 64, tiles 128 x 128, steps 64 x 64, 8 warps, 3 stages.
 # Mask classes: full, zones (up to 4 a mask), bits.
 # Lengths, windows and documents are data: they come in through the run and mask tables.
@@ -23,6 +23,13 @@
 #   precision = ieee
 #   upcast = False
 #   descriptors = False
+#   softcap = False
+#   slopes = False
+#   bias = False
+#   sinks = False
+#   keys = False
+#   placed = False
+#   page = 0
 
 import triton
 import triton.language as tl

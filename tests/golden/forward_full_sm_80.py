@@ -1,5 +1,5 @@
 # patterncc forward: out and lse, one row of tiles a program.
-# Generated from plan f3e22d7560bea850 by emitter 1.
+# Generated from plan bae865ce9d633195 by emitter 2.
 # sm_80, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
 # Mask classes: full.
 # Lengths, windows and documents are data: they come in through the run and mask tables.
@@ -23,6 +23,13 @@
 #   precision = ieee
 #   upcast = False
 #   descriptors = False
+#   softcap = False
+#   slopes = False
+#   bias = False
+#   sinks = False
+#   keys = False
+#   placed = False
+#   page = 0
 
 import triton
 import triton.language as tl

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patterncc.kernels.cpu_cache import Bias, Prepared
-from patterncc.kernels.cpu_heads import split
-from patterncc.kernels.cpu_schedule import Band, Call, Scatter, Schedule
+from patterncc.kernels.cpu.cache import Bias, Prepared
+from patterncc.kernels.cpu.heads import split
+from patterncc.kernels.cpu.schedule import Band, Call, Scatter, Schedule
 
 TEMPORARY = 8 << 20  # bytes that one kernel call may copy or make beside its inputs
 ALL = None  # the member that stands for all query heads of a key head

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from patterncc.kernels.cpu_mask import Masks
-from patterncc.kernels.cpu_schedule import Band, Call, Schedule, build
-from patterncc.kernels.cpu_segments import Rows
+from patterncc.kernels.cpu.mask import Masks
+from patterncc.kernels.cpu.schedule import Band, Call, Schedule, build
+from patterncc.kernels.cpu.segments import Rows
 
 if TYPE_CHECKING:
-    from patterncc.kernels.plan import Spec
+    from patterncc.kernels.spec import Spec
 
 SCHEDULE_LIMIT = 64  # schedules kept, one a pattern of a layout
 BIAS_LIMIT = 64 << 20  # bytes of biases kept

@@ -8,9 +8,10 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from patterncc.kernels import templates as t
+from patterncc.kernels.emit import score
+from patterncc.kernels.emit import templates as t
+from patterncc.kernels.emit.templates import indented, piece
 from patterncc.kernels.plan import Plan
-from patterncc.kernels.templates import indented, piece
 
 POINTERS = {
     "forward": ("q", "k", "v", "out", "lse"),
@@ -81,7 +82,8 @@ def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str,
         *(("bits",) if plan.bits else ()),
     )
     more = (*(("zone_count",) if plan.bits else ()), *(("listed",) if plan.per_sequence else ()))
-    return pointers + tables, strides, scalars + more
+    pointers += tables + score.pointers(plan)
+    return pointers, strides, scalars + more + score.scalars(plan)
 
 
 def streamed_block(plan: Plan, name: str) -> tuple[int, int]:
@@ -196,9 +198,14 @@ def _plain(text: str, plan: Plan) -> str:
 
 def softmax(plan: Plan) -> str:
     """The running maximum and sum; guarded where a row may have read nothing yet."""
-    if plan.masked:
-        return piece(t.SOFTMAX, guard=t.GUARD, shift="base")
-    return piece(t.SOFTMAX, guard="", shift="m_next").replace("\n\n", "\n")
+    shift, guard = ("base", t.GUARD) if plan.masked or plan.keys else ("m_next", "")
+    names = {
+        "guard": guard,
+        "shift": shift,
+        "largest": score.largest(plan, 1),
+        "exponent": score.exponent(plan, f"{shift}[:, None]"),
+    }
+    return piece(t.SOFTMAX, **names).replace("\n\n", "\n")
 
 
 # --- loads and stores

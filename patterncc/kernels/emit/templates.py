@@ -144,9 +144,9 @@ ADVANCE = """
 """
 
 SOFTMAX = """
-    m_next = tl.maximum(m, tl.max(s, 1) * scale2)
+    m_next = tl.maximum(m, $largest)
     $guard
-    p = tl.math.exp2(s * scale2 - $shift[:, None])
+    p = tl.math.exp2($exponent)
     fade = tl.math.exp2(m - $shift)
     l = l * fade + tl.sum(p, 1)
     acc = acc * fade[:, None]

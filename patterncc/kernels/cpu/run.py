@@ -2,7 +2,7 @@
 
 The kernel's backward takes the *global* output and LSE, so the gradients of the calls add up to the
 exact gradient however the keys were cut.  Nothing as large as queries x keys is ever made: a call's
-temporaries stay near `cpu_step.TEMPORARY` bytes, and the rest is of the size of the inputs.
+temporaries stay near `step.TEMPORARY` bytes, and the rest is of the size of the inputs.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patterncc.kernels.cpu_cache import Prepared, prepared
-from patterncc.kernels.cpu_decode import decode
-from patterncc.kernels.cpu_heads import (
+from patterncc.kernels.cpu.cache import Prepared, prepared
+from patterncc.kernels.cpu.decode import decode
+from patterncc.kernels.cpu.heads import (
     check,
     fold_keys,
     fold_queries,
@@ -26,10 +26,11 @@ from patterncc.kernels.cpu_heads import (
     sequence_groups,
     wide,
 )
-from patterncc.kernels.cpu_step import Step, steps
+from patterncc.kernels.cpu.step import Step, steps
+from patterncc.kernels.score import Grads, Score
 
 if TYPE_CHECKING:
-    from patterncc.kernels.plan import Spec
+    from patterncc.kernels.spec import Spec
 
 __all__ = ["backward", "decode", "forward"]
 
@@ -38,7 +39,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Spec, scale: float
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Spec, score: Score
 ) -> tuple[Tensor, Tensor]:
     """Attention over a layout's edges.
 
@@ -53,13 +54,13 @@ def forward(
     q, k, v = same_width(q, k, v)
     sequences = sequence_groups(tensors[0], spec.sequences)
     if len(sequences) == 1:
-        out, lse = _forward_alike(q, k, v, sequences[0][1], tensors, spec, scale)
+        out, lse = _forward_alike(q, k, v, sequences[0][1], tensors, spec, score)
         return out[..., :width], lse
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[:-1], dtype=wide(q.dtype))
     for pick, head_pattern in sequences:
         some = q[pick], k[pick], v[pick]
-        out[pick], lse[pick] = _forward_alike(*some, head_pattern, tensors, spec, scale)
+        out[pick], lse[pick] = _forward_alike(*some, head_pattern, tensors, spec, score)
     return out[..., :width], lse
 
 
@@ -70,7 +71,7 @@ def _forward_alike(
     head_pattern: Tensor,
     tensors: Sequence[Tensor],
     spec: Spec,
-    scale: float,
+    score: Score,
 ) -> tuple[Tensor, Tensor]:
     """`forward` of sequences with the same patterns, tensors of one width."""
     key_heads = k.shape[1]
@@ -81,7 +82,7 @@ def _forward_alike(
         plan = prepared(tensors, spec, pattern)
         (group_q,) = fold_queries([q], keys, members, key_heads)
         group_k, group_v = fold_keys([k, v], keys)
-        part = _forward_group(group_q, group_k, group_v, plan, scale)
+        part = _forward_group(group_q, group_k, group_v, plan, score)
         if len(groups) == 1:
             out, lse = part[0].to(q.dtype).view(q.shape), part[1].view(q.shape[:-1])
             break
@@ -100,8 +101,8 @@ def backward(
     lse: Tensor,
     tensors: Sequence[Tensor],
     spec: Spec,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    score: Score,
+) -> Grads:
     """The gradients of q, k and v, from the output and LSE that `forward` gave.
 
     Raises: TensorError for a dtype or device that the kernel does not take.
@@ -116,12 +117,12 @@ def backward(
     for pick, head_pattern in sequence_groups(tensors[0], spec.sequences):
         some = [x[pick] for x in inputs]
         parts = [x[pick] if isinstance(pick, slice) else torch.zeros_like(x[pick]) for x in grads]
-        _backward_alike(some, parts, head_pattern, tensors, spec, scale)
+        _backward_alike(some, parts, head_pattern, tensors, spec, score)
         if not isinstance(pick, slice):  # of an index, the parts are copies
             for whole, part in zip(grads, parts):
                 whole[pick] = part
     dq, dk, dv = (x.to(q.dtype) for x in grads)
-    return dq[..., :width_k], dk[..., :width_k], dv[..., :width_v]
+    return Grads(dq[..., :width_k], dk[..., :width_k], dv[..., :width_v])
 
 
 def _backward_alike(
@@ -130,7 +131,7 @@ def _backward_alike(
     head_pattern: Tensor,
     tensors: Sequence[Tensor],
     spec: Spec,
-    scale: float,
+    score: Score,
 ) -> None:
     """Add the gradients of sequences with the same patterns to `grads`.
 
@@ -141,7 +142,7 @@ def _backward_alike(
     for pattern, keys, members in head_groups(head_pattern, q.shape[1], key_heads):
         plan = prepared(tensors, spec, pattern)
         group_q = fold_queries([grad_out, q, out, lse], keys, members, key_heads)
-        part = _backward_group(group_q, fold_keys([k, v], keys), plan, scale)
+        part = _backward_group(group_q, fold_keys([k, v], keys), plan, score)
         places = [
             of_group(grads[0], keys, members, key_heads),
             grads[1][:, keys],
@@ -152,7 +153,7 @@ def _backward_alike(
 
 
 def _forward_group(
-    q: Tensor, k: Tensor, v: Tensor, plan: Prepared, scale: float
+    q: Tensor, k: Tensor, v: Tensor, plan: Prepared, score: Score
 ) -> tuple[Tensor, Tensor]:
     """q [X, G, n, D], k and v [X, n_k, D] -> output [X, G, n, D] and LSE [X, G, n]."""
     dtype = wide(q.dtype) if plan.forward.merges else q.dtype
@@ -166,7 +167,7 @@ def _forward_group(
                 step.repeat(keys, member, q.shape[1]),
                 step.repeat(values, member, q.shape[1]),
                 attn_mask=step.add,
-                scale=scale,
+                scale=score.scale,
             )
             _put(step, member, part, part_lse, out, lse)
     return out, lse
@@ -186,7 +187,7 @@ def _put(
 
 
 def _backward_group(
-    over_queries: Sequence[Tensor], over_keys: Sequence[Tensor], plan: Prepared, scale: float
+    over_queries: Sequence[Tensor], over_keys: Sequence[Tensor], plan: Prepared, score: Score
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, shaped as in `_forward_group` and summed in `wide` precision.
 
@@ -208,7 +209,7 @@ def _backward_group(
                 0.0,
                 False,
                 attn_mask=step.add,
-                scale=scale,
+                scale=score.scale,
             )
             step.add_queries(dq, member, grad_q)
             step.add_keys(dk, member, grad_k)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patterncc.kernels.cpu_mask import Masks
-from patterncc.kernels.cpu_segments import BIAS_KEYS, Rows, Segment, cut, words_of
+from patterncc.kernels.cpu.mask import Masks
+from patterncc.kernels.cpu.segments import BIAS_KEYS, Rows, Segment, cut, words_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

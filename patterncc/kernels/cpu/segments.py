@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patterncc.kernels.cpu_mask import ABSENT
+from patterncc.kernels.cpu.mask import ABSENT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import TensorError
-from patterncc.kernels.cpu_cache import Prepared, as_bias, prepared
-from patterncc.kernels.cpu_heads import (
+from patterncc.kernels.cpu.cache import Prepared, as_bias, prepared
+from patterncc.kernels.cpu.heads import (
     check,
     fold_keys,
     fold_queries,
@@ -27,9 +27,10 @@ from patterncc.kernels.cpu_heads import (
     sequence_groups,
     wide,
 )
+from patterncc.kernels.score import Score
 
 if TYPE_CHECKING:
-    from patterncc.kernels.plan import Spec
+    from patterncc.kernels.spec import Spec
 
 IN_PLACE = 256  # keys; a full stretch at least so long is read without a copy
 
@@ -42,7 +43,7 @@ def decode(
     v: Tensor,
     tensors: Sequence[Tensor],
     spec: Spec,
-    scale: float,
+    score: Score,
     position: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Attention of queries that stand at `position`, `position + 1`, ... of each batch item.
@@ -72,7 +73,7 @@ def decode(
             plan = prepared(tensors, spec, pattern)
             (group_q,) = fold_queries([some_q], keys, members, key_heads)
             group_k, group_v = fold_keys([some_k, some_v], keys)
-            part = _rows(group_q, group_k, group_v, plan, row, scale)
+            part = _rows(group_q, group_k, group_v, plan, row, score)
             for whole, value in zip((out, lse), part):
                 place = of_group(whole, keys, members, key_heads)
                 place[pick] = value.view(len(same), *place.shape[1:]).to(whole.dtype)
@@ -92,7 +93,7 @@ def _alike(
 
 
 def _rows(
-    q: Tensor, k: Tensor, v: Tensor, plan: Prepared, row: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, plan: Prepared, row: int, score: Score
 ) -> tuple[Tensor, Tensor]:
     """q [X, G, L, D] at layout rows row .. row + L, k and v [X, n_k, D] -> output and LSE."""
     height = plan.rows.block[0]
@@ -100,7 +101,7 @@ def _rows(
     for line in range(row // height, (row + q.shape[2] - 1) // height + 1):
         low, high = max(row, line * height), min(row + q.shape[2], (line + 1) * height)
         some = q[:, :, low - row : high - row]
-        out, lse = _line(some, k, v, plan, line, (low - line * height, high - line * height), scale)
+        out, lse = _line(some, k, v, plan, line, (low - line * height, high - line * height), score)
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs, 2), torch.cat(lses, 2)
@@ -113,7 +114,7 @@ def _line(
     plan: Prepared,
     line: int,
     within: tuple[int, int],
-    scale: float,
+    score: Score,
 ) -> tuple[Tensor, Tensor]:
     """Queries within[0] .. within[1] of one tile row."""
     X, G, L, D = q.shape
@@ -127,7 +128,7 @@ def _line(
             keys[None],
             values[None],
             attn_mask=None if bias is None else bias.add,
-            scale=scale,
+            scale=score.scale,
         )
         dead = None if bias is None else bias.dead
         if dead is not None:

@@ -1,0 +1,149 @@
+"""`attention`: a layout's edges and nothing else, with gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeVar, assert_never, cast, overload
+
+import torch
+from torch import Tensor
+
+from patterncc.attend.checks import (
+    AnyLayout,
+    check_backend,
+    check_layout,
+    check_tensors,
+    positions,
+)
+from patterncc.errors import TensorError
+from patterncc.kernels import carried, dynamic, op, upload
+from patterncc.kernels.carried import CarriedLayout
+from patterncc.kernels.dynamic import DynamicLayout
+from patterncc.layout.layout import Layout
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: AnyLayout,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: Literal[False] = False,
+    position: int | Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: AnyLayout,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: Literal[True],
+    position: int | Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: AnyLayout,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    position: int | Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale q k^T) v over the edges of a layout, and nothing else.
+
+    q [B, H, n, D], k [B, Hkv, n_k, D], v [B, Hkv, n_k, Dv] give [B, H, n, Dv]; H a multiple of
+    Hkv, a larger one only with enable_gqa.  scale: default 1 / sqrt(D).  return_lse: also the
+    natural log of each row's sum, fp32 [B, H, n], without gradient.  A row that reads nothing gives
+    out 0, lse -inf and gradients 0.  Keys and values that nobody reads must be finite all the same:
+    those of a touched tile are multiplied by 0.
+
+    position: a decode step, without gradient: q holds the rows that stand at the absolute positions
+    position, position + 1, .. (int, or int32 [B], one for each sequence), among the layout's
+    queries [q_offset, q_offset + n).  A tensor's values are not checked on a GPU: a row that the
+    layout lacks reads nothing.  k and v still have n_k rows, a cache's buffer say: rows that the
+    queries may not read need not be filled, but must be finite.
+
+    backend: "auto" is Triton on CUDA and torch's flash kernels on the CPU; "triton", "cpu",
+    "reference".
+
+    >>> from patterncc import causal, window
+    >>> from patterncc.layout import compile
+    >>> layout = compile(causal() & window(15), 100)
+    >>> q, k, v = torch.randn(3, 1, 2, 100, 32).unbind()
+    >>> attention(q, k, v, layout).shape
+    torch.Size([1, 2, 100, 32])
+
+    Raises TensorError for tensors that do not fit each other or the layout, BackendError for a
+    backend that cannot run here.
+    """
+    if not isinstance(layout, Layout | DynamicLayout | CarriedLayout):
+        raise TensorError(
+            f"attention: the layout is a {type(layout).__name__}; give what pc.compile returns, "
+            "one layer at a time"
+        )
+    check_tensors(q, k, v, enable_gqa)
+    check_layout(q, k, layout, position)
+    at = None if position is None else positions(position, q, layout)
+    out, lse = run(q, k, v, _prepare(layout, q.device, backend), scale, at)
+    return (out, lse.float()) if return_lse else out
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prepared: upload.Prepared,
+    scale: float | None,
+    position: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The op on tensors that fit the layout."""
+    tensors, plan, runs_on = prepared
+    check_backend(q, v, runs_on)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    if not 0 < scale < math.inf:
+        raise TensorError(f"attention: scale must be positive and finite, not {scale}")
+    if position is None:
+        out, lse = op.attention(q, k, v, tensors, plan, scale)
+    else:
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            raise TensorError(
+                "attention: a decode step (position=) has no gradient; run it under "
+                "torch.no_grad(), or train on the whole sequence without position"
+            )
+        out, lse = op.decode(q, k, v, tensors, plan, scale, position)
+    return out, lse
+
+
+def _prepare(layout: AnyLayout, device: torch.device, backend: str) -> upload.Prepared:
+    match layout:
+        case Layout():
+            return _prepared(layout, device, backend)
+        case DynamicLayout():
+            return dynamic.prepared(layout, device, backend)
+        case CarriedLayout():
+            return carried.prepared(layout, device, backend)
+        case _:
+            assert_never(layout)
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def constant(make: F) -> F:
+    """`make`'s results are constants of a graph that torch traces, guarded by its arguments."""
+    return cast(F, torch.compiler.assume_constant_result(make))  # type: ignore[no-untyped-call]
+
+
+_prepared = constant(upload.prepared)
