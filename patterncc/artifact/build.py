@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 from patterncc._version import __version__
 from patterncc.artifact.artifact import SCHEMA, Artifact
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from patterncc.layout import Layout
     from patterncc.stack import Layer
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = ("forward", "delta", "dq", "dkdv", "decode")  # what a model runs
 DTYPES: dict[str, DType] = {
     **dict.fromkeys(("fp32", "float32"), "float32"),
     **dict.fromkeys(("fp16", "float16"), "float16"),
