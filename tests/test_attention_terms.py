@@ -371,17 +371,17 @@ def test_what_the_op_carries() -> None:
     cpu = torch.device("cpu")
     plain = LAYOUT.terms[1]
     tensors, text, _ = upload.prepared(plain, cpu, "cpu")
-    assert text == Spec.of(plain, "cpu").text() and len(tensors) == 7
+    assert text == Spec.of(plain, "cpu").text() and len(tensors) == 8
     up, down = np.arange(70), np.arange(70)[::-1]
     tensors, text, _ = upload.prepared(replace(plain, order=Order.of("x", up)), cpu, "cpu")
-    assert isinstance(terms.parsed(text), Spec) and len(tensors) == 7
+    assert isinstance(terms.parsed(text), Spec) and len(tensors) == 8
     kinds = [(down, up, (0, None), 2), (up, down, (None, 0), 3)]
     kinds += [(down, down, (0, 0), 3), (down, np.roll(up, 1), (0, 2), 5)]
     for queries, keys, places, extra in kinds:
         layout = replace(plain, order=Order.of("x", queries, keys))
         tensors, text, _ = upload.prepared(layout, cpu, "cpu")
         spec = terms.parsed(text)
-        assert isinstance(spec, terms.Terms) and len(tensors) == 7 + extra
+        assert isinstance(spec, terms.Terms) and len(tensors) == 8 + extra
         assert (spec.terms[0].queries, spec.terms[0].keys) == places
     both = terms.parsed(upload.prepared(LAYOUT, cpu, "cpu")[1])
     assert isinstance(both, terms.Terms)

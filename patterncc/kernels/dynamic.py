@@ -36,6 +36,7 @@ class DynamicLayout:
     """A mask for `attention` whose counts nobody has asked for.
 
     tables: what the kernels read, int32, on the device.  plan: the text of its `Spec`.
+    unread: bool [sequences, 1, n_k], True where no query reads the key.
     ids: int64 [sequences, positions]; keys: int64 [sequences, 1], how many keys exist.
     band: (low, high) of key minus query, counted within the layout, None for no bound.
     sequences: 1 where one mask serves the whole batch.
@@ -53,6 +54,7 @@ class DynamicLayout:
     keys: Tensor
     plan: str
     tables: tuple[Tensor, ...]
+    unread: Tensor
     heads: None = None
 
     @property
@@ -129,11 +131,25 @@ def compile_dynamic(
     text = f"{each}, documents" + (f" of {sequences} sequences" if sequences > 1 else "")
     sizes = (frame.n, frame.n_k, frame.q_offset, frame.k_offset)
     plan = _spec(frame, sides, sequences).text()
-    made = DynamicLayout(*sizes, sides, sequences, text, band, ids, keys, plan, ())
+    made = DynamicLayout(*sizes, sides, sequences, text, band, ids, keys, plan, (), keys)
     skew = frame.k_offset - frame.q_offset
     side = Side(frame.n, frame.n_k, sides, skew, *band, by_key=False)
     spans = _spans(made, by_key=False), _spans(made, by_key=True)
-    return replace(made, tables=tuple(dynamic_tables.tables(side, *spans)))
+    tables = tuple(dynamic_tables.tables(side, *spans))
+    return replace(made, tables=tables, unread=_unread(made, spans[1]))
+
+
+def _unread(made: DynamicLayout, spans: Spans) -> Tensor:
+    """Bool [sequences, 1, n_k] from the queries of each key's document, cut by the band."""
+    j = torch.arange(made.n_k, device=made.device)
+    first, last = spans.start, spans.end
+    low, high = made.band
+    if high is not None:
+        first = torch.maximum(first, j - high + 1)
+    if low is not None:
+        last = torch.minimum(last, j - low + 1)
+    unread = (first >= last) | (j >= made.keys)
+    return unread[: made.sequences, None]
 
 
 def _spec(frame: Frame, block: tuple[int, int], sequences: int) -> Spec:
@@ -221,13 +237,13 @@ def prepared(layout: DynamicLayout, device: torch.device, requested: str) -> upl
         )
     if requested == "reference":
         text = replace(Spec.parse(layout.plan), backend="reference").text()
-        return [layout.dense()], text, "reference"
+        return [layout.dense(), layout.unread], text, "reference"
     if _picked(device, requested) != "triton":
         raise BackendError(
             "attention: a layout built on the device runs on the Triton kernels; for others "
             "compile with doc_ids as a list, an array or a CPU tensor"
         )
-    return list(layout.tables), layout.plan, "triton"
+    return [*layout.tables, layout.unread], layout.plan, "triton"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

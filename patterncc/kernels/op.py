@@ -1,19 +1,21 @@
-"""The registered torch ops: plain tensors and one line of text, never a Python object.
+"""The registered torch ops: plain tensors, numbers and one line of text, never a Python object.
 
 So they trace, compile and export as one node each.  `layout` is what `upload.prepared` gives for a
-layout, `plan` the text of its `Spec` or, where it has an order or a rest, of its `Terms`.
+layout, `plan` the text of its `Spec` or, where it has an order or a rest, of its `Terms`; the
+options of a score are those of `score.Score`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never
 
 import torch
 from torch import Tensor
 
 from patterncc.kernels import terms
-from patterncc.kernels.score import Score
+from patterncc.kernels.score import Score, sink_grads, without_unread
 from patterncc.kernels.spec import Spec
 from patterncc.kernels.terms import Terms, parsed
 
@@ -23,18 +25,33 @@ if TYPE_CHECKING:
 
 @torch.library.custom_op("patterncc::attention", mutates_args=())
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], plan: str, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Sequence[Tensor],
+    plan: str,
+    scale: float,
+    softcap: float = 0.0,
+    slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    keys: Tensor | None = None,
+    deterministic: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """out [B, H, n, Dv] in q's dtype and lse [B, H, n], without gradient; fp32, fp64 for fp64."""
+    """out [B, H, n, Dv] in q's dtype and lse [B, H, n], without gradient; fp32, fp64 for fp64.
+
+    deterministic: whether the backward pass must be bitwise repeatable.
+    """
     spec = parsed(plan)
-    out, lse = _way(spec).forward(q, k, v, layout, spec, Score(scale))
+    score = Score(scale, softcap, slopes, bias, sinks, keys)
+    *tables, unread = layout
+    k, v = without_unread(k, v, unread, keys)
+    out, lse = _way(spec).forward(q, k, v, tables, spec, score)
     return out.contiguous(), lse.to(_lse_dtype(q)).contiguous()
 
 
 @attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, layout: Sequence[Tensor], plan: str, scale: float
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object, **_more: object) -> tuple[Tensor, Tensor]:
     out = q.new_empty(*q.shape[:3], v.shape[-1])
     return out, q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
 
@@ -50,12 +67,32 @@ def attention_backward(
     layout: Sequence[Tensor],
     plan: str,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v."""
+    softcap: float = 0.0,
+    slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    keys: Tensor | None = None,
+    deterministic: bool = True,
+    slopes_grad: bool = False,
+    bias_grad: bool = False,
+    sinks_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v; of slopes, bias and sinks where asked for, else empty."""
     spec = parsed(plan)
-    grads = _way(spec).backward(grad_out, q, k, v, out, lse, layout, spec, Score(scale))
+    score = Score(scale, softcap, slopes, bias, sinks, keys)
+    score = replace(score, slopes_grad=slopes_grad, bias_grad=bias_grad)
+    *tables, unread = layout
+    k, v = without_unread(k, v, unread, keys)
+    grads = _way(spec).backward(
+        grad_out, q, k, v, out, lse, tables, spec, score, repeatable=deterministic
+    )
     grad_q, grad_k, grad_v = (g.contiguous() for g in grads[:3])
-    return grad_q, grad_k, grad_v
+    of_sinks = sink_grads(grad_out, out, lse, sinks) if sinks_grad and sinks is not None else None
+    of_options = (
+        q.new_empty(0) if given is None or grad is None else grad.to(given.dtype).contiguous()
+        for given, grad in ((slopes, grads.slopes), (bias, grads.bias), (sinks, of_sinks))
+    )
+    return grad_q, grad_k, grad_v, *of_options
 
 
 @attention_backward.register_fake
@@ -69,8 +106,21 @@ def _(
     layout: Sequence[Tensor],
     plan: str,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    softcap: float = 0.0,
+    slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    keys: Tensor | None = None,
+    deterministic: bool = True,
+    slopes_grad: bool = False,
+    bias_grad: bool = False,
+    sinks_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    of_options = (
+        x.new_empty(x.shape) if x is not None and asked else q.new_empty(0)
+        for x, asked in ((slopes, slopes_grad), (bias, bias_grad), (sinks, sinks_grad))
+    )
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *of_options
 
 
 @torch.library.custom_op("patterncc::decode", mutates_args=())
@@ -85,7 +135,7 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """out and lse of q's rows, which stand at `position` .. (int32 [B]); without gradient."""
     spec = parsed(plan)
-    out, lse = _way(spec).decode(q, k, v, layout, spec, Score(scale), position)
+    out, lse = _way(spec).decode(q, k, v, layout[:-1], spec, Score(scale), position)
     return out.contiguous(), lse.to(_lse_dtype(q)).contiguous()
 
 
@@ -109,17 +159,23 @@ def _lse_dtype(q: Tensor) -> torch.dtype:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, layout, plan, scale = inputs
+    q, k, v, layout, ctx.plan, ctx.scale, ctx.softcap, *options, ctx.deterministic = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(q, k, v, out, lse, *layout)
-    ctx.plan, ctx.scale = plan, scale
+    ctx.save_for_backward(q, k, v, out, lse, *options, *layout)
 
 
 def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[object, ...]:
-    q, k, v, out, lse, *layout = ctx.saved_tensors
-    grads = attention_backward(grad_out, q, k, v, out, lse, layout, ctx.plan, ctx.scale)
-    return *grads, [None] * len(layout), None, None
+    q, k, v, out, lse, slopes, bias, sinks, keys, *layout = ctx.saved_tensors
+    given = len(ctx.needs_input_grad)  # torch drops arguments at the end that are the defaults
+    asked = [*ctx.needs_input_grad[7:10], False, False, False][:3]
+    grads = attention_backward(
+        *(grad_out, q, k, v, out, lse, layout, ctx.plan, ctx.scale, ctx.softcap),
+        *(slopes, bias, sinks, keys, ctx.deterministic, *asked),
+    )
+    of_options = (g if wanted else None for g, wanted in zip(grads[3:], asked, strict=True))
+    every = (*grads[:3], [None] * len(layout), None, None, None, *of_options, None, None)
+    return every[:given]
 
 
 attention.register_autograd(_differentiate, setup_context=_save)

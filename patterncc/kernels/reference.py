@@ -68,6 +68,7 @@ def backward(
     tensors: Sequence[Tensor],
     spec: Spec,
     score: Score,
+    repeatable: bool = True,
 ) -> Grads:
     """The backend's gradients, written out: ops run below autograd."""
     group = q.shape[1] // k.shape[1]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -23,8 +24,11 @@ class Score:
     """The options of one call; None, or 0 for softcap, leaves a step out.
 
     slopes, sinks: fp32 [H].  bias: fp32 [H, 2 R + 1].  keys: bool [B, n_k], True may be read.
-    query_at, key_at: int32 [n] and [n_k], the tokens that stand at slots, where an order moved
-    them; else query s stands at q_offset + s and key t at k_offset + t.
+    (fp64 beside fp64 queries.)
+    query_at, key_at: int32 [n] and [n_k], the tokens that stand at slots, counted as the layout
+    counts its queries and keys, where an order moved them; else token s stands at slot s.  Query s
+    is at position q_offset + s and key t at k_offset + t.
+    slopes_grad, bias_grad: the backward pass is asked for the gradients of these.
     """
 
     scale: float
@@ -35,6 +39,8 @@ class Score:
     keys: Tensor | None = None
     query_at: Tensor | None = None
     key_at: Tensor | None = None
+    slopes_grad: bool = False
+    bias_grad: bool = False
 
     @property
     def plain(self) -> bool:
@@ -52,3 +58,44 @@ class Grads(NamedTuple):
     slopes: Tensor | None = None
     bias: Tensor | None = None
     sinks: Tensor | None = None
+
+
+def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """A result without sinks, once each row's sum counts exp(sinks[head]) too.
+
+    out [B, H, n, Dv], lse [B, H, n]: out shrinks by exp(lse - total), lse becomes the total.
+    """
+    total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+    share = torch.exp(lse - total.masked_fill(total == -torch.inf, 0.0))
+    return (out * share[..., None]).to(out.dtype), total
+
+
+def sink_grads(grad_out: Tensor, out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """The gradient of the sinks [H]: what they take from each row is out times their share.
+
+    lse counts the sinks.
+    """
+    wide = lse.dtype
+    delta = (grad_out.to(wide) * out.to(wide)).sum(-1)
+    share = torch.exp(sinks.to(wide)[:, None] - lse.masked_fill(lse == -torch.inf, torch.inf))
+    return -(share * delta).sum((0, 2))
+
+
+def without_unread(
+    k: Tensor, v: Tensor, unread: Tensor, keys: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """k and v with zeros, in a copy, where nobody reads them: else 0 * NaN would reach a row.
+
+    unread: bool [1 or B, heads or 1, n_k], True where no query of that head reads the key; empty
+    where every key is read.  keys: as in `Score`.
+    """
+    hidden = None if keys is None else ~keys[:, None]
+    if unread.numel():
+        by_key_head = unread
+        if unread.shape[1] > 1:
+            grouped = unread.unflatten(1, (k.shape[1], -1))
+            by_key_head = grouped.all(2)
+        hidden = by_key_head if hidden is None else hidden | by_key_head
+    if hidden is None or (hidden.device.type == "cpu" and not bool(hidden.any())):
+        return k, v
+    return k.masked_fill(hidden[..., None], 0.0), v.masked_fill(hidden[..., None], 0.0)

@@ -216,6 +216,7 @@ def backward(
     tensors: Sequence[Tensor],
     spec: Terms,
     score: Score,
+    repeatable: bool = True,
 ) -> Grads:
     """The gradients of q, k and v: sums over the terms, in fp32.
 
@@ -228,7 +229,7 @@ def backward(
         over_queries = [part.queries.gather(x) for x in (grad_out, q, out, lse)]
         over_keys = [part.keys.gather(x) for x in (k, v)]
         given = [*over_queries[:2], *over_keys, *over_queries[2:]]
-        grads = run.backward(*given, part.tables, part.spec, score)[:3]
+        grads = run.backward(*given, part.tables, part.spec, score, repeatable)[:3]
         sides = (part.queries, part.keys, part.keys)
         placed = [side.put_back(g) for side, g in zip(sides, grads, strict=True)]
         if total:

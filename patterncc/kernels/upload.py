@@ -18,6 +18,7 @@ from patterncc.kernels.runtime import Choice, pick_backend
 from patterncc.kernels.spec import Backend, Spec
 from patterncc.kernels.tables import kernel_tables
 from patterncc.kernels.terms import Term, Terms
+from patterncc.kernels.unread import unread_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("patterncc")
 
 Prepared = tuple[list[Tensor], str, Backend]
-"""A layout's tensors on a device, the text of its spec or terms, the backend that reads both."""
+"""A layout's tensors on a device, the text of its spec or terms, the backend that reads both.
+
+The last tensor is for the op alone: `unread.unread_keys`.
+"""
 
 _prepared: WeakKeyDictionary[Layout, dict[tuple[torch.device, str], Prepared]] = WeakKeyDictionary()
 
@@ -42,7 +46,9 @@ def prepared(layout: Layout, device: torch.device, requested: str) -> Prepared:
     if key not in kept:
         choice = pick_backend(requested, device)
         _announce(choice, device)
-        kept[key] = (*_carried(layout, choice.backend, device), choice.backend)
+        tensors, text = _carried(layout, choice.backend, device)
+        unread = torch.from_numpy(np.array(unread_keys(layout))).to(device)
+        kept[key] = ([*tensors, unread], text, choice.backend)
     return kept[key]
 
 

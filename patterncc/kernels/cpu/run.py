@@ -102,6 +102,7 @@ def backward(
     tensors: Sequence[Tensor],
     spec: Spec,
     score: Score,
+    repeatable: bool = True,
 ) -> Grads:
     """The gradients of q, k and v, from the output and LSE that `forward` gave.
 

@@ -22,6 +22,7 @@ def backward(
     tensors: Sequence[Tensor],
     spec: Spec,
     score: Score,
+    repeatable: bool = True,
 ) -> Grads:
     """The gradients of q, k and v; bitwise repeatable: no atomic is used."""
     q, k, v, out, grad_out = rows_together(q, k, v, out, grad_out)
