@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal, TypeVar, assert_never, cast, overload
 
@@ -13,13 +12,16 @@ from patterncc.attend.checks import (
     AnyLayout,
     check_backend,
     check_layout,
+    check_no_cache,
     check_tensors,
     positions,
+    score_of,
 )
 from patterncc.errors import TensorError
 from patterncc.kernels import carried, dynamic, op, upload
 from patterncc.kernels.carried import CarriedLayout
 from patterncc.kernels.dynamic import DynamicLayout
+from patterncc.kernels.score import Score
 from patterncc.layout.layout import Layout
 
 
@@ -35,6 +37,14 @@ def attention(
     return_lse: Literal[False] = False,
     position: int | Tensor | None = None,
     backend: str = "auto",
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    relative_bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    deterministic: bool = True,
+    block_table: Tensor | None = None,
+    key_lengths: Tensor | None = None,
 ) -> Tensor: ...
 @overload
 def attention(
@@ -48,6 +58,14 @@ def attention(
     return_lse: Literal[True],
     position: int | Tensor | None = None,
     backend: str = "auto",
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    relative_bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    deterministic: bool = True,
+    block_table: Tensor | None = None,
+    key_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 def attention(
     q: Tensor,
@@ -60,14 +78,33 @@ def attention(
     return_lse: bool = False,
     position: int | Tensor | None = None,
     backend: str = "auto",
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    relative_bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    deterministic: bool = True,
+    block_table: Tensor | None = None,
+    key_lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale q k^T) v over the edges of a layout, and nothing else.
 
     q [B, H, n, D], k [B, Hkv, n_k, D], v [B, Hkv, n_k, Dv] give [B, H, n, Dv]; H a multiple of
     Hkv, a larger one only with enable_gqa.  scale: default 1 / sqrt(D).  return_lse: also the
     natural log of each row's sum, fp32 [B, H, n], without gradient.  A row that reads nothing gives
-    out 0, lse -inf and gradients 0.  Keys and values that nobody reads must be finite all the same:
-    those of a touched tile are multiplied by 0.
+    out 0, lse -inf and gradients 0.  Keys and values that no query of the layout reads, or that
+    key_mask leaves out, may hold any number, NaN too: they are cleared in a copy, if there are any.
+
+    What a score is made of, in this order (docs/scores.md; all but softcap differentiable):
+
+    softcap: x = softcap * tanh(x / softcap).
+    alibi_slopes: [H], x = x - slope * |i - j|, i and j positions of query and key.
+    relative_bias: [H, 2 R + 1], x = x + bias[clamp(j - i, -R, R) + R].
+    key_mask: bool [B, n_k], only keys with True are read.
+    sinks: [H], each row's sum counts exp(sink) once more; lse counts it too, so that a row that
+    reads nothing has lse = sink.
+
+    deterministic: the gradients are the same bits on every run; False may be faster on a GPU.
 
     position: a decode step, without gradient: q holds the rows that stand at the absolute positions
     position, position + 1, .. (int, or int32 [B], one for each sequence), among the layout's
@@ -82,7 +119,7 @@ def attention(
     >>> from patterncc.layout import compile
     >>> layout = compile(causal() & window(15), 100)
     >>> q, k, v = torch.randn(3, 1, 2, 100, 32).unbind()
-    >>> attention(q, k, v, layout).shape
+    >>> attention(q, k, v, layout, softcap=30.0).shape
     torch.Size([1, 2, 100, 32])
 
     Raises TensorError for tensors that do not fit each other or the layout, BackendError for a
@@ -95,8 +132,13 @@ def attention(
         )
     check_tensors(q, k, v, enable_gqa)
     check_layout(q, k, layout, position)
-    at = None if position is None else positions(position, q, layout)
-    out, lse = run(q, k, v, _prepare(layout, q.device, backend), scale, at)
+    score = score_of(q, k, scale, softcap, alibi_slopes, relative_bias, sinks, key_mask)
+    prepared = _prepare(layout, q.device, backend)
+    if position is None:
+        check_no_cache(block_table, key_lengths)
+        out, lse = run(q, k, v, prepared, score, deterministic=deterministic)
+    else:
+        out, lse = decode(q, k, v, prepared, score, positions(position, q, layout))
     return (out, lse.float()) if return_lse else out
 
 
@@ -105,24 +147,34 @@ def run(
     k: Tensor,
     v: Tensor,
     prepared: upload.Prepared,
-    scale: float | None,
-    position: Tensor | None,
+    score: Score,
+    *,
+    deterministic: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The op on tensors that fit the layout."""
     tensors, plan, runs_on = prepared
     check_backend(q, v, runs_on)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    if not 0 < scale < math.inf:
-        raise TensorError(f"attention: scale must be positive and finite, not {scale}")
-    if position is None:
-        out, lse = op.attention(q, k, v, tensors, plan, scale)
-    else:
-        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-            raise TensorError(
-                "attention: a decode step (position=) has no gradient; run it under "
-                "torch.no_grad(), or train on the whole sequence without position"
-            )
-        out, lse = op.decode(q, k, v, tensors, plan, scale, position)
+    out, lse = op.attention(
+        *(q, k, v, tensors, plan, score.scale, score.softcap),
+        *(score.slopes, score.bias, score.sinks, score.keys, deterministic),
+    )
+    return out, lse
+
+
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, prepared: upload.Prepared, score: Score, position: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The op for a few rows of the layout, without gradient."""
+    tensors, plan, runs_on = prepared
+    check_backend(q, v, runs_on)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise TensorError(
+            "attention: a decode step (position=) has no gradient; run it under "
+            "torch.no_grad(), or train on the whole sequence without position"
+        )
+    if not score.plain:
+        raise TensorError("attention: a decode step (position=) takes no option but scale")
+    out, lse = op.decode(q, k, v, tensors, plan, score.scale, position)
     return out, lse
 
 

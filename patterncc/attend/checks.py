@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from patterncc.errors import TensorError
 from patterncc.kernels.carried import CarriedLayout
 from patterncc.kernels.dynamic import DynamicLayout
 from patterncc.kernels.plan import HEAD_DIMS
+from patterncc.kernels.score import Score
 from patterncc.kernels.spec import Backend
 from patterncc.layout.layout import Layout
 
@@ -91,6 +94,91 @@ def check_backend(q: Tensor, v: Tensor, backend: Backend) -> None:
         if backend == "triton" and not least <= dim <= most:
             raise TensorError(
                 f"attention: {name} have head dim {dim}; the triton backend takes {least} to {most}"
+            )
+
+
+def score_of(
+    q: Tensor,
+    k: Tensor,
+    scale: float | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    keys: Tensor | None = None,
+) -> Score:
+    """The options of a call, after checks, in the precision that kernels take."""
+    scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else _positive("scale", scale)
+    softcap = 0.0 if softcap is None else _positive("softcap", softcap)
+    heads = q.shape[1]
+    for name, x in (("alibi_slopes", slopes), ("sinks", sinks), ("relative_bias", bias)):
+        if x is not None:
+            _check_of_heads(name, x, q)
+    for name, x in (("alibi_slopes", slopes), ("sinks", sinks)):
+        if x is not None and x.shape != (heads,):
+            raise TensorError(
+                f"attention: {name} has shape {shape(x)}, q {shape(q)} has {heads} heads; give "
+                f"one number a head, ({heads},)"
+            )
+    if bias is not None and (bias.dim() != 2 or len(bias) != heads or bias.shape[1] % 2 == 0):
+        raise TensorError(
+            f"attention: relative_bias has shape {shape(bias)}, q {shape(q)} has {heads} heads; "
+            f"give ({heads}, 2 R + 1), for distances -R to R of key from query"
+        )
+    if keys is not None:
+        _check_key_mask(keys, q, k)
+    slopes, bias, sinks = (None if x is None else _wide(x, q) for x in (slopes, bias, sinks))
+    return Score(scale, softcap, slopes, bias, sinks, keys)
+
+
+def _positive(name: str, value: float) -> float:
+    """A number above 0, as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TensorError(f"attention: {name} must be a number, not {value!r}")
+    if not 0 < value < math.inf:
+        raise TensorError(f"attention: {name} must be positive and finite, not {float(value)}")
+    return float(value)
+
+
+def _check_of_heads(name: str, x: Tensor, q: Tensor) -> None:
+    """Refuse what is no tensor of numbers beside q."""
+    if not isinstance(x, Tensor):
+        raise TensorError(f"attention: {name} is a {type(x).__name__}, not a tensor")
+    if x.device != q.device or not x.is_floating_point():
+        raise TensorError(
+            f"attention: {name} is {x.dtype} on {x.device}, q is {q.dtype} on {q.device}; give "
+            "floating point numbers on q's device"
+        )
+
+
+def _check_key_mask(keys: Tensor, q: Tensor, k: Tensor) -> None:
+    """Refuse what is not one bool for each key of each sequence."""
+    if not isinstance(keys, Tensor):
+        raise TensorError(f"attention: key_mask is a {type(keys).__name__}, not a tensor")
+    if keys.dtype != torch.bool or keys.device != q.device:
+        raise TensorError(
+            f"attention: key_mask is {keys.dtype} on {keys.device}, q is on {q.device}; give bool "
+            "on q's device, True where a key may be read (attention_mask.bool())"
+        )
+    expected = (q.shape[0], k.shape[2])
+    if keys.shape != expected:
+        raise TensorError(
+            f"attention: key_mask has shape {shape(keys)}, k {shape(k)}; it must be "
+            f"(batch, keys) = ({expected[0]}, {expected[1]})"
+        )
+
+
+def _wide(x: Tensor, q: Tensor) -> Tensor:
+    """fp32, or fp64 beside fp64 queries, its elements neighbours."""
+    return x.to(torch.float64 if q.dtype == torch.float64 else torch.float32).contiguous()
+
+
+def check_no_cache(block_table: Tensor | None, key_lengths: Tensor | None) -> None:
+    """Refuse a cache's arguments where there is no decode step."""
+    for name, x in (("block_table", block_table), ("key_lengths", key_lengths)):
+        if x is not None:
+            raise TensorError(
+                f"attention: {name} describes the cache of a decode step; give position= with it"
             )
 
 

@@ -8,8 +8,8 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from patterncc.attend.call import attention, constant, run
-from patterncc.attend.checks import AnyLayout, row, shape
+from patterncc.attend.call import attention, constant, decode, run
+from patterncc.attend.checks import AnyLayout, row, score_of, shape
 from patterncc.errors import PatternError, PatternValueError, TensorError
 from patterncc.kernels import upload
 from patterncc.layout import compile as compile_layout
@@ -115,7 +115,12 @@ class SparseAttention(nn.Module):
             n = operator.index(k.shape[2])  # a traced graph has its own layout, so one length
             recipe = self.pattern, n, self.block, self.layer
             at = None if position is None else row(position, q)
-            o, _ = run(q, k, v, _prepared_for(*recipe, q.device, self.backend), None, at)
+            prepared, score = _prepared_for(*recipe, q.device, self.backend), score_of(q, k)
+            o, _ = (
+                run(q, k, v, prepared, score)
+                if at is None
+                else decode(q, k, v, prepared, score, at)
+            )
         joined: Tensor = self.out(o.transpose(1, 2).flatten(2))
         return joined
 

@@ -87,12 +87,12 @@ def attention_backward(
         grad_out, q, k, v, out, lse, tables, spec, score, repeatable=deterministic
     )
     grad_q, grad_k, grad_v = (g.contiguous() for g in grads[:3])
-    of_sinks = sink_grads(grad_out, out, lse, sinks) if sinks_grad and sinks is not None else None
-    of_options = (
+    sunk = sink_grads(grad_out, out, lse, sinks) if sinks_grad and sinks is not None else None
+    of_slopes, of_bias, of_sinks = (
         q.new_empty(0) if given is None or grad is None else grad.to(given.dtype).contiguous()
-        for given, grad in ((slopes, grads.slopes), (bias, grads.bias), (sinks, of_sinks))
+        for given, grad in ((slopes, grads.slopes), (bias, grads.bias), (sinks, sunk))
     )
-    return grad_q, grad_k, grad_v, *of_options
+    return grad_q, grad_k, grad_v, of_slopes, of_bias, of_sinks
 
 
 @attention_backward.register_fake
@@ -116,11 +116,12 @@ def _(
     bias_grad: bool = False,
     sinks_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    of_options = (
+    of_slopes, of_bias, of_sinks = (
         x.new_empty(x.shape) if x is not None and asked else q.new_empty(0)
         for x, asked in ((slopes, slopes_grad), (bias, bias_grad), (sinks, sinks_grad))
     )
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *of_options
+    given = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    return *given, of_slopes, of_bias, of_sinks
 
 
 @torch.library.custom_op("patterncc::decode", mutates_args=())
