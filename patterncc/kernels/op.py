@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from patterncc.kernels import terms
+from patterncc.kernels.op_decode import decode
 from patterncc.kernels.score import Score, sink_grads, without_unread
-from patterncc.kernels.spec import Spec
-from patterncc.kernels.terms import Terms, parsed
+from patterncc.kernels.terms import parsed
+from patterncc.kernels.ways import lse_dtype, way
 
-if TYPE_CHECKING:
-    from types import ModuleType
+__all__ = ["attention", "attention_backward", "decode"]
 
 
 @torch.library.custom_op("patterncc::attention", mutates_args=())
@@ -46,14 +45,14 @@ def attention(
     score = Score(scale, softcap, slopes, bias, sinks, keys)
     *tables, unread = layout
     k, v = without_unread(k, v, unread, keys)
-    out, lse = _way(spec).forward(q, k, v, tables, spec, score)
-    return out.contiguous(), lse.to(_lse_dtype(q)).contiguous()
+    out, lse = way(spec).forward(q, k, v, tables, spec, score)
+    return out.contiguous(), lse.to(lse_dtype(q)).contiguous()
 
 
 @attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object, **_more: object) -> tuple[Tensor, Tensor]:
     out = q.new_empty(*q.shape[:3], v.shape[-1])
-    return out, q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
+    return out, q.new_empty(q.shape[:3], dtype=lse_dtype(q))
 
 
 @torch.library.custom_op("patterncc::attention_backward", mutates_args=())
@@ -83,7 +82,7 @@ def attention_backward(
     score = replace(score, slopes_grad=slopes_grad, bias_grad=bias_grad)
     *tables, unread = layout
     k, v = without_unread(k, v, unread, keys)
-    grads = _way(spec).backward(
+    grads = way(spec).backward(
         grad_out, q, k, v, out, lse, tables, spec, score, repeatable=deterministic
     )
     grad_q, grad_k, grad_v = (g.contiguous() for g in grads[:3])
@@ -124,41 +123,6 @@ def _(
     return *given, of_slopes, of_bias, of_sinks
 
 
-@torch.library.custom_op("patterncc::decode", mutates_args=())
-def decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Sequence[Tensor],
-    plan: str,
-    scale: float,
-    position: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """out and lse of q's rows, which stand at `position` .. (int32 [B]); without gradient."""
-    spec = parsed(plan)
-    out, lse = _way(spec).decode(q, k, v, layout[:-1], spec, Score(scale), position)
-    return out.contiguous(), lse.to(_lse_dtype(q)).contiguous()
-
-
-@decode.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Sequence[Tensor],
-    plan: str,
-    scale: float,
-    position: Tensor,
-) -> tuple[Tensor, Tensor]:
-    out = q.new_empty(*q.shape[:3], v.shape[-1])
-    return out, q.new_empty(q.shape[:3], dtype=_lse_dtype(q))
-
-
-def _lse_dtype(q: Tensor) -> torch.dtype:
-    """Gradients start from the LSE: for float64 it is kept as wide."""
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, layout, ctx.plan, ctx.scale, ctx.softcap, *options, ctx.deterministic = inputs
     out, lse = output
@@ -180,14 +144,3 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[object
 
 
 attention.register_autograd(_differentiate, setup_context=_save)
-
-
-def _way(spec: Spec | Terms) -> ModuleType:
-    """The module that runs a layout: its backend, or what runs that on each term."""
-    match spec:
-        case Spec():
-            return terms.backend(spec.backend)
-        case Terms():
-            return terms
-        case _:
-            assert_never(spec)

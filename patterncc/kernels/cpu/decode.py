@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterncc.errors import TensorError
+from patterncc.errors import BackendError, TensorError
 from patterncc.kernels.cpu.cache import Prepared, as_bias, prepared
 from patterncc.kernels.cpu.heads import (
     check,
@@ -45,6 +45,8 @@ def decode(
     spec: Spec,
     score: Score,
     position: int | Tensor,
+    block_table: Tensor | None = None,
+    key_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of queries that stand at `position`, `position + 1`, ... of each batch item.
 
@@ -53,6 +55,8 @@ def decode(
 
     Raises: TensorError for positions outside the layout.
     """
+    if block_table is not None or key_lengths is not None:
+        raise BackendError("decode: pages and lengths run on the reference backend only")
     check(q)
     B, H, L, _ = q.shape
     width, key_heads = v.shape[-1], k.shape[1]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patterncc.errors import BackendError
 from patterncc.kernels.launch.call import launch, of_layout, plan_for, rows_together
 from patterncc.kernels.score import Score
 from patterncc.kernels.spec import Spec
@@ -20,11 +21,15 @@ def decode(
     spec: Spec,
     score: Score,
     position: Tensor,
+    block_table: Tensor | None = None,
+    key_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Query rows at `position` .. of each sequence; a row outside the layout reads nothing.
 
     position: int32 [B], the absolute position of q's first row.
     """
+    if block_table is not None or key_lengths is not None:
+        raise BackendError("decode: pages and lengths run on the reference backend only")
     q, k, v = rows_together(q, k, v)
     batch, heads, count, _ = q.shape
     kv_heads = k.shape[1]

@@ -1,0 +1,58 @@
+"""The registered op of decode steps: a few rows of a layout against a cache of keys and values.
+
+Plain tensors, numbers and one line of text, as the ops of `op`; without gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patterncc.kernels.pages import unpaged
+from patterncc.kernels.score import Score
+from patterncc.kernels.terms import Terms, parsed
+from patterncc.kernels.ways import lse_dtype, way
+
+
+@torch.library.custom_op("patterncc::decode", mutates_args=())
+def decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Sequence[Tensor],
+    plan: str,
+    scale: float,
+    position: Tensor,
+    block_table: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    softcap: float = 0.0,
+    slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    keys: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out [B, H, L, Dv] in q's dtype and lse [B, H, L] of q's rows, which stand at `position` ..
+
+    q [B, H, L, D]; position: int32 [B].  k [B, Hkv, n_k, D] and v [B, Hkv, n_k, Dv], or with
+    block_table, int32 [B, pages of a sequence], k [pages, Hkv, page, D] and v alike.  key_lengths:
+    int32 [B]; keys at and past it are not read.  The rest are the options of `score.Score`.
+    """
+    spec = parsed(plan)
+    tables = layout[:-1]  # the last one is for the whole forward pass
+    score = Score(scale, softcap, slopes, bias, sinks, keys)
+    if isinstance(spec, Terms) or spec.backend == "reference":
+        n_k = spec.first.n_k if isinstance(spec, Terms) else spec.n_k
+        k, v, score = unpaged(k, v, n_k, score, block_table, key_lengths)
+        out, lse = way(spec).decode(q, k, v, tables, spec, score, position)
+    else:
+        given = (q, k, v, tables, spec, score, position)
+        out, lse = way(spec).decode(*given, block_table, key_lengths)
+    return out.contiguous(), lse.to(lse_dtype(q)).contiguous()
+
+
+@decode.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object, **_more: object) -> tuple[Tensor, Tensor]:
+    out = q.new_empty(*q.shape[:3], v.shape[-1])
+    return out, q.new_empty(q.shape[:3], dtype=lse_dtype(q))
