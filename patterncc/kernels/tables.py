@@ -13,11 +13,9 @@ from torch import Tensor
 from patterncc.errors import SizeError
 from patterncc.kernels.fragments import fragment_order, on_their_side
 from patterncc.kernels.spec import Spec
-from patterncc.kernels.work import LEVELS, work_list
+from patterncc.kernels.work import LEVELS, WorkList, work_list
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from patterncc.layout.layout import Layout, Runs
@@ -38,10 +36,10 @@ def kernel_tables(layout: Layout, spec: Spec, device: torch.device) -> list[Tens
     tables = [layout.head_pattern, rows.ptr, _counted(rows), cols.ptr, _counted(cols), zone]
     by_key = on_their_side(layout.bits, layout.block[1])
     tables += [fragment_order(layout.bits), fragment_order(by_key)]
-    processors = processors_of(device)
-    tables += [*_work(rows, layout, layout.lines, processors)]
-    tables += [*_work(cols, layout, layout.columns, processors)]
-    return [torch.from_numpy(np.array(t)).to(device) for t in tables]
+    made = [torch.from_numpy(np.array(t)).to(device) for t in tables]
+    listed = layout.head_pattern if spec.patterns > 1 else layout.head_pattern[:1]
+    made += _work(rows, listed, spec.q_lines, layout.block[1], device)
+    return made + _work(cols, listed, spec.k_lines, layout.block[0], device)
 
 
 def _counted(runs: Runs) -> NDArray[np.int32]:
@@ -102,16 +100,25 @@ def level(units: int) -> int:
     """Which work list fits a number of heads that run at once.
 
     >>> level(1), level(16), level(1000)
-    (0, 1, 2)
+    (0, 2, 3)
     """
     return max(k for k, least in enumerate(LEVELS) if least <= max(1, units))
 
 
-def _work(runs: Runs, layout: Layout, lines: int, processors: int) -> Iterator[NDArray[np.int32]]:
-    """Items and parts of every level."""
+def _work(
+    runs: Runs, listed: NDArray[np.int32], lines: int, width: int, device: torch.device
+) -> list[Tensor]:
+    """Items and parts of every level; equal lists are one tensor."""
+    made: list[Tensor] = []
+    last: WorkList | None = None
     for units in LEVELS:
-        made = work_list(runs, layout.head_pattern, lines, units, processors)
-        yield from (made.items, made.parts)
+        work = work_list(runs, listed, lines, units, processors_of(device), width)
+        if last is not None and np.array_equal(work.items, last.items):
+            made += made[-2:]
+        else:
+            made += [torch.from_numpy(x).to(device) for x in (work.items, work.parts)]
+        last = work
+    return made
 
 
 def processors_of(device: torch.device) -> int:
