@@ -14,9 +14,9 @@ from patterncc.attend.checks import (
     check_layout,
     check_no_cache,
     check_tensors,
-    positions,
     score_of,
 )
+from patterncc.attend.checks_decode import Cache, as_one_piece, cache_of
 from patterncc.errors import TensorError
 from patterncc.kernels import carried, dynamic, op, upload
 from patterncc.kernels.carried import CarriedLayout
@@ -130,15 +130,18 @@ def attention(
             f"attention: the layout is a {type(layout).__name__}; give what pc.compile returns, "
             "one layer at a time"
         )
-    check_tensors(q, k, v, enable_gqa)
-    check_layout(q, k, layout, position)
-    score = score_of(q, k, scale, softcap, alibi_slopes, relative_bias, sinks, key_mask)
-    prepared = _prepare(layout, q.device, backend)
     if position is None:
         check_no_cache(block_table, key_lengths)
+    seen = (k, v) if block_table is None else as_one_piece(q, k, v, layout, block_table)
+    check_tensors(q, *seen, enable_gqa)
+    check_layout(q, seen[0], layout, position)
+    score = score_of(q, seen[0], scale, softcap, alibi_slopes, relative_bias, sinks, key_mask)
+    prepared = _prepare(layout, q.device, backend)
+    if position is None:
         out, lse = run(q, k, v, prepared, score, deterministic=deterministic)
     else:
-        out, lse = decode(q, k, v, prepared, score, positions(position, q, layout))
+        cache = cache_of(q, layout, position, block_table, key_lengths)
+        out, lse = decode(q, k, v, prepared, score, cache)
     return (out, lse.float()) if return_lse else out
 
 
@@ -162,7 +165,7 @@ def run(
 
 
 def decode(
-    q: Tensor, k: Tensor, v: Tensor, prepared: upload.Prepared, score: Score, position: Tensor
+    q: Tensor, k: Tensor, v: Tensor, prepared: upload.Prepared, score: Score, cache: Cache
 ) -> tuple[Tensor, Tensor]:
     """The op for a few rows of the layout, without gradient."""
     tensors, plan, runs_on = prepared
@@ -174,7 +177,10 @@ def decode(
         )
     if not score.plain:
         raise TensorError("attention: a decode step (position=) takes no option but scale")
-    out, lse = op.decode(q, k, v, tensors, plan, score.scale, position)
+    out, lse = op.decode(
+        *(q, k, v, tensors, plan, score.scale, *cache, score.softcap),
+        *(score.slopes, score.bias, score.sinks, score.keys),
+    )
     return out, lse
 
 

@@ -182,29 +182,6 @@ def check_no_cache(block_table: Tensor | None, key_lengths: Tensor | None) -> No
             )
 
 
-def positions(position: int | Tensor, q: Tensor, layout: AnyLayout) -> Tensor:
-    """The first row's absolute position in each sequence, int32 [B] on q's device."""
-    first, last = layout.q_offset, layout.q_offset + layout.n
-    if isinstance(position, Tensor):
-        if position.dtype not in (torch.int32, torch.int64) or position.numel() not in (1, len(q)):
-            raise TensorError(
-                f"attention: position is {position.dtype} of shape {shape(position)}; it must be "
-                f"an int or int32 of shape ({len(q)},), one for each sequence of q {shape(q)}"
-            )
-        moved = position.reshape(-1).to(device=q.device, dtype=torch.int32)
-        return moved.expand(len(q)).contiguous()
-    if isinstance(position, bool) or not isinstance(position, int):
-        raise TensorError(
-            f"attention: position must be an int or an int32 tensor, not {position!r}"
-        )
-    if not first <= position <= position + q.shape[2] <= last:
-        raise TensorError(
-            f"attention: {q.shape[2]} rows at position {position} are outside the layout's queries "
-            f"[{first}, {last})"
-        )
-    return row(position, q)
-
-
 def row(position: int, q: Tensor) -> Tensor:
     """One position for all sequences, as a tensor."""
     return torch.full((len(q),), position, dtype=torch.int32, device=q.device)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from patterncc.attend.call import attention, constant, decode, run
 from patterncc.attend.checks import AnyLayout, row, score_of, shape
+from patterncc.attend.checks_decode import Cache
 from patterncc.errors import PatternError, PatternValueError, TensorError
 from patterncc.kernels import upload
 from patterncc.layout import compile as compile_layout
@@ -119,7 +120,7 @@ class SparseAttention(nn.Module):
             o, _ = (
                 run(q, k, v, prepared, score)
                 if at is None
-                else decode(q, k, v, prepared, score, at)
+                else decode(q, k, v, prepared, score, Cache(at))
             )
         joined: Tensor = self.out(o.transpose(1, 2).flatten(2))
         return joined
