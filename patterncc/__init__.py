@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from patterncc.analysis import Report, analyze, explain
     from patterncc.analysis.compare.comparison import compare
     from patterncc.artifact import Artifact
-    from patterncc.attend import SparseAttention, attention
+    from patterncc.attend import SparseAttention, attention, attention_varlen
     from patterncc.cache import CachePlan, cache_plan
     from patterncc.integrations.deepspeed import from_deepspeed, to_deepspeed
     from patterncc.integrations.fa4 import to_fa4
@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from patterncc.kernels.dynamic import documents_of
     from patterncc.language import PatternFile, load, loads
     from patterncc.layout import Layout, compile
+    from patterncc.layout.packed import compile_packed
     from patterncc.zones import Frame, ZoneSet
     from patterncc.zones.lower import lower
 
@@ -98,9 +99,11 @@ _LAZY = {
     "cache_plan": "patterncc.cache",
     "CachePlan": "patterncc.cache",
     "compile": "patterncc.layout",
+    "compile_packed": "patterncc.layout.packed",
     "Layout": "patterncc.layout",
     "Artifact": "patterncc.artifact",
     "attention": "patterncc.attend",
+    "attention_varlen": "patterncc.attend",
     "carry": "patterncc.kernels.carried",
     "documents_of": "patterncc.kernels.dynamic",
     "SparseAttention": "patterncc.attend",
@@ -165,9 +168,11 @@ __all__ = [
     "cache_plan",
     "CachePlan",
     "compile",
+    "compile_packed",
     "Artifact",
     "Layout",
     "attention",
+    "attention_varlen",
     "carry",
     "documents_of",
     "SparseAttention",

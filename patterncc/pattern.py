@@ -214,6 +214,10 @@ ARGUMENTS = frozenset(
             "doc_ids",
             "key_lengths",
             "prefix_lengths",
+            "cu_seqlens",
+            "cu_seqlens_k",
+            "total",
+            "total_k",
         ),
         *("pattern", "patterns", "stack", "layout", "file", "self"),
     )

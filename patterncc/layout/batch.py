@@ -89,15 +89,8 @@ class BatchJob:
                 **vars(parts),
             )
         zone_sets = [_cut(z, batch, b) for b in range(len(batch)) for z in bases]
-        made = build(
-            zone_sets,
-            head_pattern.tolist(),
-            block,
-            pattern=text,
-            max_tiles=self.max_tiles,
-            max_bytes=self.max_bytes,
-        )
-        return replace(_one_zone_a_mask(made, budget), sequences=batch.sequences, varies=True)
+        made = build_varying(zone_sets, head_pattern.tolist(), block, budget, text)
+        return replace(made, sequences=batch.sequences)
 
     def _ordered(self, each: Layer, layer: int) -> Layout:
         """One layer whose ids are clusters: the order that the cost model chooses, in terms whose
@@ -256,6 +249,19 @@ def _cut(base: ZoneSet, batch: Batch, b: int) -> ZoneSet:
         same = lower(Clusters("labels_of_batch"), *sizes, labels_of_batch=labels.ids())
         table = algebra.intersect(table, same.table)
     return ZoneSet(frame, table)
+
+
+def build_varying(
+    zone_sets: Sequence[ZoneSet],
+    head_pattern: Sequence[int],
+    block: tuple[int, int],
+    budget: Budget,
+    text: str,
+) -> Layout:
+    """The layout of zones that come with a batch, its mask classes those of every batch."""
+    limits = {"max_tiles": budget.max_tiles, "max_bytes": budget.max_bytes}
+    made = build(zone_sets, head_pattern, block, pattern=text, **limits)
+    return replace(_one_zone_a_mask(made, budget), varies=True)
 
 
 def _one_zone_a_mask(layout: Layout, budget: Budget) -> Layout:

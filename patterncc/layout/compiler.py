@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from patterncc.errors import PatternError, PatternValueError, SizeError, joined
 from patterncc.layout.limits import MAX_BYTES, MAX_LENGTH, MAX_TILES, SIDES
@@ -114,7 +114,7 @@ def compile(
     n = _length("n", n)
     if n_k is not None:
         n_k = _length("n_k", n_k)
-    sides = _sides(block)
+    sides = sides_of(block)
     if isinstance(p, Stack):
         start = p.memory if q_offset is None else q_offset
     elif isinstance(p, Pattern | Heads):
@@ -131,6 +131,11 @@ def compile(
     from patterncc.zones.zoneset import Frame
 
     stack = p if isinstance(p, Stack) else Stack(p)
+    if "cu_seqlens" in bindings:
+        raise PatternValueError(
+            "compile: cu_seqlens are for pc.compile_packed(pattern, cu_seqlens), which lowers each "
+            "sequence at its own length; pc.documents_of makes doc_ids of them"
+        )
     check_bindings("compile", stack.patterns, bindings, compile)
     frame = Frame.of(n, n_k, start, k_offset)
     _length("n_k", frame.n_k)
@@ -147,15 +152,13 @@ def compile(
                 f"compile: {given} with doc_ids, key_lengths or prefix_lengths; masks that change "
                 'with the batch take no order of the caller\'s: leave out order, or write "token"'
             )
-        if any(_on_device(x) for x in (doc_ids, key_lengths, prefix_lengths)):
+        if any(on_device(x) for x in (doc_ids, key_lengths, prefix_lengths)):
             if isinstance(p, Stack):
                 raise PatternValueError(
                     "compile: a Stack with ids on a device; compile its layers one by one, or give "
                     "the ids as a list, an array or a CPU tensor"
                 )
-            # the kernels' room comes after this one and is loaded by its name, with torch
-            dynamic = import_module("patterncc.kernels.dynamic")
-            made: Layout = dynamic.compile_dynamic(
+            made: Layout = device_room().compile_dynamic(
                 p, frame, sides, doc_ids, key_lengths, prefix_lengths, bindings, target
             )
             return made
@@ -168,7 +171,13 @@ def compile(
     return job.layout(p, layer)
 
 
-def _on_device(given: object) -> bool:
+def device_room() -> Any:
+    """`kernels.dynamic`: the kernels' room comes after this one and is loaded by its name, with
+    torch, where lengths or ids are on a device."""
+    return import_module("patterncc.kernels.dynamic")
+
+
+def on_device(given: object) -> bool:
     """A tensor whose values are not in the host's memory (arrays say "cpu" in a word)."""
     device = getattr(given, "device", None)
     return getattr(device, "type", "cpu") != "cpu"
@@ -184,7 +193,7 @@ def _length(name: str, value: int) -> int:
     return value
 
 
-def _sides(block: Block) -> tuple[int, int] | None:
+def sides_of(block: Block) -> tuple[int, int] | None:
     """The two sides of a tile, checked."""
     if block is None:
         return None

@@ -95,8 +95,16 @@ def build(stairs: Sequence[Stairs], frame: Frame, block: tuple[int, int], budget
 
     Raises SizeError, before allocating, for what passes the budget.
     """
-    grid = Grid(frame.n, frame.n_k, block, len(stairs))
-    parts = [_pieces(s, frame, block, u * grid.lines) for u, s in enumerate(stairs)]
+    lines = -(-frame.n // block[0])
+    parts = [_pieces(s, frame, block, u * lines) for u, s in enumerate(stairs)]
+    return assemble(parts, frame, block, budget)
+
+
+def assemble(
+    parts: Sequence[Pieces], frame: Frame, block: tuple[int, int], budget: Budget
+) -> Parts:
+    """The same from the pieces of each mask, their lines counted over all masks."""
+    grid = Grid(frame.n, frame.n_k, block, len(parts))
     p = parts[0] if len(parts) == 1 else _joined(parts)
     first_full, last_full = _full_columns(p, grid)
     alive = _alive(p)

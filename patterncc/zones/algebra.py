@@ -56,11 +56,11 @@ def clip(table: I64, box: tuple[int, int, int, int]) -> I64:
 
 def tighten(table: I64) -> I64:
     """Every bound moved inwards until it is attained by some edge; empty rows dropped."""
-    tight, alive = _tighten(table)
+    tight, alive = tightened(table)
     return tight if alive.all() else take(tight, alive)
 
 
-def _tighten(table: I64) -> tuple[I64, NDArray[np.bool_]]:
+def tightened(table: I64) -> tuple[I64, NDArray[np.bool_]]:
     """The tightened rows, the empty ones included, and which rows hold an edge."""
     i0, i1, j0, j1, d0, d1 = table.T
     i0, i1 = np.maximum(i0, j0 - d1 + 1), np.minimum(i1, j1 - d0)
@@ -324,7 +324,7 @@ def _hull_is_exact(a: I64, b: I64) -> NDArray[np.bool_]:
     if not len(index):
         return near
     a, b = take(a, index), take(b, index)
-    both, alive = _tighten(take(meet, index))
+    both, alive = tightened(take(meet, index))
     overlap = areas(take(both, alive))
     common = np.zeros(len(index), dtype=overlap.dtype)
     common[alive] = overlap
