@@ -224,7 +224,9 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> tuple[Tensor
     return torch.einsum("hij,jhd->ihd", weights, v), lse
 
 
-def packed(rows: int, keys: int, heads: tuple[int, int] = (4, 2), dim: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+def packed(
+    rows: int, keys: int, heads: tuple[int, int] = (4, 2), dim: int = 16
+) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     q = torch.randn(rows, heads[0], dim, dtype=torch.float64)
     k, v = (torch.randn(keys, heads[1], dim, dtype=torch.float64) for _ in range(2))
