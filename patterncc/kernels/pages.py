@@ -41,10 +41,13 @@ def unpaged(
     return k, v, replace(score, keys=keys)
 
 
-def check_entries(block_table: Tensor, pages: Tensor, sound: Tensor, k: Tensor) -> None:
+def check_entries(
+    block_table: Tensor, pages: Tensor, sound: Tensor, k: Tensor, first: int = 0
+) -> None:
     """Refuse a table [sequences, ..] that names pages which the cache lacks.
 
-    pages: the columns that are read, [keys]; sound: bool [sequences, keys], False where not.
+    pages: the columns that keys stand in, [keys]; sound: bool [sequences, keys], False for a key
+    that is read and has no page.  first: the number of the table's first sequence.
 
     Raises TensorError.
     """
@@ -52,8 +55,9 @@ def check_entries(block_table: Tensor, pages: Tensor, sound: Tensor, k: Tensor) 
         return
     sequence, key = (int(x) for x in (~sound).nonzero()[0])
     column = int(pages[key])
+    entry = int(block_table[sequence, column])
     raise TensorError(
-        f"attention: block_table[{sequence}, {column}] is {int(block_table[sequence, column])}, "
+        f"attention: block_table[{first + sequence}, {column}] is {entry}, "
         f"the cache has pages 0 to {len(k) - 1} (k has shape {list(k.shape)}); name a page for "
         "every key that a row reads, or leave the later ones out with key_lengths"
     )

@@ -1,40 +1,36 @@
 """A few rows of a layout on the CPU: the next tokens of a sequence against its cached keys.
 
-Only the tiles that the rows read are touched.  Long full stretches are read in place; the keys of
-other tiles are copied side by side.  Query heads that share a key head stand as rows of one call,
+Only the tiles that the rows read are touched.  Long full stretches are read in place where the
+cache is in one piece; other keys are copied side by side without those that no row reads, so that
+it does not matter what stands there.  Query heads that share a key head stand as rows of one call,
 so that keys are read once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patterncc.errors import BackendError, TensorError
-from patterncc.kernels.cpu.cache import Prepared, as_bias, prepared
-from patterncc.kernels.cpu.heads import (
-    check,
-    fold_keys,
-    fold_queries,
-    head_groups,
-    merged,
-    of_group,
-    same_width,
-    sequence_groups,
-    wide,
-)
-from patterncc.kernels.score import Score
+from patterncc.errors import TensorError
+from patterncc.kernels.cpu.attend import Scores, attend
+from patterncc.kernels.cpu.cache import Prepared, prepared
+from patterncc.kernels.cpu.heads import check, head_groups, merged, of_group, wide
+from patterncc.kernels.cpu.pages import Cache, Keys
+from patterncc.kernels.score import Score, with_sinks
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from patterncc.kernels.spec import Spec
 
 IN_PLACE = 256  # keys; a full stretch at least so long is read without a copy
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+AT_ONCE = 8192  # keys that are copied or scored at once
 
 
 def decode(
@@ -52,118 +48,148 @@ def decode(
 
     q [B, H, L, D], k [B, Hkv, n_k, D], v [B, Hkv, n_k, Dv]; position: one absolute position, or
     int [B].  Gives the output [B, H, L, Dv] and the LSE [B, H, L] as `forward` does, row for row.
+    block_table, int32 [B, ..]: then k is [pages, Hkv, page, D], and v alike.  key_lengths, int32
+    [B]: keys at and past it are not read.
+
+    Raises: TensorError for positions outside the layout, and for pages that are not there.
+    """
+    check(q)
+    B, H, L, _ = q.shape
+    cache, key_heads = Cache(k, v, block_table), k.shape[1]
+    out = torch.empty(B, H, L, v.shape[-1], dtype=q.dtype)
+    lse = torch.empty(B, H, L, dtype=wide(q.dtype))
+    for step in _steps(q, position, key_lengths, score, tensors[0], spec):
+        for pattern, keys, members in head_groups(step.patterns, H, key_heads):
+            scores = Scores.of(score, keys, members, key_heads, (spec.q_offset, spec.k_offset))
+            group = _Group(step, cache, keys, prepared(tensors, spec, pattern), scores)
+            part = group.rows(of_group(q[step.some], keys, members, key_heads))
+            for whole, value in zip((out, lse), part, strict=True):
+                of_group(whole[step.some], keys, members, key_heads).copy_(value)
+    return (out, lse) if score.sinks is None else with_sinks(out, lse, score.sinks)
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """Neighbouring sequences whose rows stand at one place and read alike.
+
+    row: the layout's row of the first query.  length: how many keys count.  mask: bool [n_k], which
+    of them do (None: all).  patterns: one a head, or one for all.
+    """
+
+    some: slice
+    row: int
+    length: int
+    mask: Tensor | None
+    patterns: Tensor
+
+
+def _steps(
+    q: Tensor,
+    position: int | Tensor,
+    key_lengths: Tensor | None,
+    score: Score,
+    head_pattern: Tensor,
+    spec: Spec,
+) -> Iterator[_Step]:
+    """The steps of a batch.
 
     Raises: TensorError for positions outside the layout.
     """
-    if block_table is not None or key_lengths is not None:
-        raise BackendError("decode: pages and lengths run on the reference backend only")
-    check(q)
-    B, H, L, _ = q.shape
-    width, key_heads = v.shape[-1], k.shape[1]
-    q, k, v = same_width(q, k, v)
-    out, lse = torch.empty(q.shape, dtype=q.dtype), torch.empty(B, H, L, dtype=wide(q.dtype))
+    B, L = q.shape[0], q.shape[2]
     positions = [position] * B if isinstance(position, int) else position.tolist()
-    for first in set(positions):
+    for first in positions:
         if not 0 <= first - spec.q_offset <= spec.n - L:
             raise TensorError(
                 f"decode: {L} queries at position {first} leave the layout, whose queries stand at "
                 f"[{spec.q_offset}, {spec.q_offset + spec.n}); compile a longer layout"
             )
-    for first, same, head_pattern in _alike(positions, tensors[0], spec):
-        row = first - spec.q_offset
-        pick = slice(None) if len(same) == B else torch.tensor(same)
-        some_q, some_k, some_v = q[pick], k[pick], v[pick]
-        for pattern, keys, members in head_groups(head_pattern, H, key_heads):
-            plan = prepared(tensors, spec, pattern)
-            (group_q,) = fold_queries([some_q], keys, members, key_heads)
-            group_k, group_v = fold_keys([some_k, some_v], keys)
-            part = _rows(group_q, group_k, group_v, plan, row, score)
-            for whole, value in zip((out, lse), part):
-                place = of_group(whole, keys, members, key_heads)
-                place[pick] = value.view(len(same), *place.shape[1:]).to(whole.dtype)
-    return out[..., :width], lse
+    lengths = [spec.n_k] * B if key_lengths is None else key_lengths.clamp(0, spec.n_k).tolist()
+    patterns = head_pattern.view(spec.sequences, -1)
+    of_each = [patterns[b % len(patterns)] for b in range(B)]
+    alike = [
+        (positions[b], lengths[b], of_each[b].tolist() if len(patterns) > 1 else None)
+        for b in range(B)
+    ]
+    own = score.keys is not None
+    for _, members in groupby(range(B), lambda b: (alike[b], b if own else 0)):
+        b, *others = members
+        mask = None if score.keys is None else score.keys[b]
+        some = slice(b, b + 1 + len(others))
+        yield _Step(some, positions[b] - spec.q_offset, lengths[b], mask, of_each[b])
 
 
-def _alike(
-    positions: Sequence[int], head_pattern: Tensor, spec: Spec
-) -> Iterator[tuple[int, list[int], Tensor]]:
-    """Sequences that stand at one position and have the same patterns: the position, which they
-    are, and their patterns, one a head."""
-    everyone = torch.arange(len(positions))
-    for pick, patterns in sequence_groups(head_pattern, spec.sequences):
-        members = everyone[pick].tolist()
-        for first in sorted({positions[b] for b in members}):
-            yield first, [b for b in members if positions[b] == first], patterns
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Heads of one pattern in the sequences of one step."""
 
+    step: _Step
+    cache: Cache
+    heads: slice
+    plan: Prepared
+    scores: Scores
 
-def _rows(
-    q: Tensor, k: Tensor, v: Tensor, plan: Prepared, row: int, score: Score
-) -> tuple[Tensor, Tensor]:
-    """q [X, G, L, D] at layout rows row .. row + L, k and v [X, n_k, D] -> output and LSE."""
-    height = plan.rows.block[0]
-    outs, lses = [], []
-    for line in range(row // height, (row + q.shape[2] - 1) // height + 1):
-        low, high = max(row, line * height), min(row + q.shape[2], (line + 1) * height)
-        some = q[:, :, low - row : high - row]
-        out, lse = _line(some, k, v, plan, line, (low - line * height, high - line * height), score)
-        outs.append(out)
-        lses.append(lse)
-    return torch.cat(outs, 2), torch.cat(lses, 2)
+    def rows(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Output [b, K, G, L, Dv] and LSE of q [b, K, G, L, D], which may stand in several tile
+        rows."""
+        height, row = self.plan.rows.block[0], self.step.row
+        outs, lses = [], []
+        for line in range(row // height, (row + q.shape[3] - 1) // height + 1):
+            low, high = max(row, line * height), min(row + q.shape[3], (line + 1) * height)
+            out, lse = self._line(q[:, :, :, low - row : high - row], line, low)
+            outs.append(out)
+            lses.append(lse)
+        return torch.cat(outs, 3), torch.cat(lses, 3)
 
+    def _line(self, q: Tensor, line: int, first: int) -> tuple[Tensor, Tensor]:
+        """Queries first .. of one tile row."""
+        b, K, G, L, _ = q.shape
+        out = torch.zeros(b, K, G * L, self.cache.v.shape[-1], dtype=wide(q.dtype))
+        lse = torch.full(out.shape[:-1], -torch.inf, dtype=wide(q.dtype))
+        rows = torch.arange(first, first + L)
+        for keys, allowed in self._pieces(line, first - line * self.plan.rows.block[0], L):
+            k, v = self.cache.take(self.step.some, self.heads, keys)
+            part, part_lse, dead = attend(q, k, v, allowed, self.scores, rows, keys)
+            out, lse = merged(out, lse, part, part_lse, dead)
+        return out.view(b, K, G, L, -1), lse.view(b, K, G, L)
 
-def _line(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: Prepared,
-    line: int,
-    within: tuple[int, int],
-    score: Score,
-) -> tuple[Tensor, Tensor]:
-    """Queries within[0] .. within[1] of one tile row."""
-    X, G, L, D = q.shape
-    packed = q.reshape(1, X, G * L, D)
-    out = torch.zeros(packed.shape, dtype=wide(q.dtype))
-    lse = torch.full(packed.shape[:-1], -torch.inf, dtype=wide(q.dtype))
-    for keys, values, allowed in _pieces(k, v, plan, line, within):
-        bias = None if allowed is None else as_bias(allowed.repeat(G, 1)[None], q.dtype)
-        part, part_lse = _flash(
-            packed,
-            keys[None],
-            values[None],
-            attn_mask=None if bias is None else bias.add,
-            scale=score.scale,
-        )
-        dead = None if bias is None else bias.dead
-        if dead is not None:
-            part_lse = part_lse.masked_fill(dead, -torch.inf)
-        out, lse = merged(out, lse, part, part_lse, dead)
-    return out.view(X, G, L, D), lse.view(X, G, L)
+    def _pieces(self, line: int, low: int, count: int) -> Iterator[tuple[Keys, Tensor | None]]:
+        """Keys, and which pairs are edges, bool [queries, S] (None: all), of queries low .. of a
+        tile row."""
+        side = self.plan.rows.block[1]
+        places: list[NDArray[np.int64]] = []
+        masks: list[NDArray[np.bool_]] = []
+        for first, tiles, word in self.plan.rows.line(line):
+            a, b = first * side, min((first + tiles) * side, self.step.length)
+            if a >= b:
+                continue
+            if word == 0 and b - a >= IN_PLACE and self._all_count(a, b):
+                yield from ((piece, None) for piece in self._stretches(a, b))
+                continue
+            places.append(np.arange(a, b))
+            tile = self.plan.masks.tile(word, low, low + count)
+            masks.append(np.tile(tile, tiles)[:, : b - a])
+        if places:
+            yield from self._partial(np.concatenate(places), np.concatenate(masks, axis=1))
 
+    def _partial(
+        self, index: NDArray[np.int64], allowed: NDArray[np.bool_]
+    ) -> Iterator[tuple[Keys, Tensor | None]]:
+        """The keys of an index that some query may read, a limited number at once."""
+        if self.step.mask is not None:
+            allowed = allowed & self.step.mask.numpy()[index]
+        used = allowed.any(axis=0)
+        index, allowed = index[used], allowed[:, used]
+        for at in range(0, len(index), AT_ONCE):
+            kept = torch.from_numpy(np.ascontiguousarray(allowed[:, at : at + AT_ONCE]))
+            picked = torch.from_numpy(index[at : at + AT_ONCE])
+            yield picked, None if bool(kept.all()) else kept
 
-def _pieces(
-    k: Tensor, v: Tensor, plan: Prepared, line: int, within: tuple[int, int]
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Keys [X, S, D], their values, and which pairs are edges, bool [queries, S] (None: all)."""
-    side = plan.rows.block[1]
-    places: list[tuple[int, int]] = []
-    masks = []
-    for first, count, word in plan.rows.line(line):
-        a, b = first * side, min((first + count) * side, k.shape[1])
-        if word == 0 and b - a >= IN_PLACE:
-            yield k[:, a:b], v[:, a:b], None
-            continue
-        places.append((a, b))
-        tile = plan.masks.tile(word, *within)
-        masks.append(np.tile(tile, count)[:, : b - a])
-    if not places:
-        return
-    allowed = np.concatenate(masks, axis=1)
-    used = allowed.any(axis=0)
-    if not used.any():
-        return
-    index = np.concatenate([np.arange(a, b) for a, b in places])[used]
-    kept = torch.from_numpy(np.ascontiguousarray(allowed[:, used]))
-    picked = torch.from_numpy(index)
-    some = None if bool(kept.all()) else kept
-    yield k.index_select(1, picked), v.index_select(1, picked), some
+    def _all_count(self, first: int, last: int) -> bool:
+        mask = self.step.mask
+        return mask is None or bool(mask[first:last].all())
+
+    def _stretches(self, first: int, last: int) -> list[Keys]:
+        """A stretch whole where it is read in place, else in pieces."""
+        if self.cache.table is None and self.scores.plain:
+            return [(first, last)]
+        return [(at, min(at + AT_ONCE, last)) for at in range(first, last, AT_ONCE)]
