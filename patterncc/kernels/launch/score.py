@@ -16,14 +16,16 @@ BARE = ("delta", "gather")  # kinds that look at no score
 SINKING = ("forward", "combine", "decode")  # kinds that end a row's sum
 
 
-def plan_options(kind: Kind, score: Score) -> dict[str, bool]:
+def plan_options(kind: Kind, score: Score) -> dict[str, Any]:
     """The fields of a plan that say which options its kernel holds code for.
 
     >>> from patterncc.kernels.score import Score
     >>> plan_options("forward", Score(0.1, softcap=30.0))["softcap"]
     True
     """
-    options = dict.fromkeys(("softcap", "slopes", "bias", "sinks", "keys", "placed"), False)
+    options: dict[str, Any] = dict.fromkeys(
+        ("softcap", "slopes", "bias", "sinks", "keys", "placed"), False
+    )
     options["sinks"] = kind in SINKING and score.sinks is not None
     if kind in (*BARE, "combine"):
         return options
