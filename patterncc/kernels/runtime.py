@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -35,6 +36,17 @@ def cache_dir() -> Path:
     """Where kernel sources are kept: $PATTERNCC_CACHE, else ~/.cache/patterncc."""
     named = os.environ.get("PATTERNCC_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "patterncc"
+
+
+def native_compiler() -> str | None:
+    """The C++ compiler for CPU kernels: $CXX, else the first of c++, g++ and clang++ that is there.
+
+    None without one, or with PATTERNCC_NATIVE=0.
+    """
+    if os.environ.get("PATTERNCC_NATIVE", "1").lower() in ("0", "false", "no", "off", "n"):
+        return None
+    names = (os.environ.get("CXX") or "c++", "c++", "g++", "clang++")
+    return next((path for path in map(shutil.which, names) if path), None)
 
 
 def interpreting() -> bool:
