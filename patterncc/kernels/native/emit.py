@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import fields
 from typing import assert_never
 
+from patterncc.kernels.native.backward import backward
 from patterncc.kernels.native.forward import forward
 from patterncc.kernels.native.plan import NativePlan
 
@@ -16,7 +17,7 @@ def emit(plan: NativePlan) -> str:
         case "forward":
             body = forward(plan)
         case "backward":
-            raise NotImplementedError
+            body = backward(plan)
         case _:
             assert_never(plan.kind)
     values = ", ".join(f"{f.name} {getattr(plan, f.name)}" for f in fields(plan))

@@ -16,7 +16,7 @@ from patterncc.kernels.native.micro import micro
 from patterncc.kernels.native.plan import NativePlan
 
 FIELDS = (*INPUTS, ("out", "void *"), ("lse", "float *"), *LAYOUT, *SCORE, *SHARED)
-"""Of the struct that `patterncc_forward` takes; out [batch, heads, n, DV] and lse are contiguous."""
+"""Of what `patterncc_forward` takes; out [batch, heads, n, DV] and lse are contiguous."""
 
 STATE = """
     enum : long {
@@ -355,9 +355,11 @@ ITEM = """
         rows = rows < call.n - first ? rows : call.n - first;
         if (rows <= 0) return;
         long key_head = head / (call.heads / call.key_heads);
-        const element *q = (const element *)call.q + batch * call.q_batch + head * call.q_head;
-        const element *k = (const element *)call.k + batch * call.k_batch + key_head * call.k_head;
-        const element *v = (const element *)call.v + batch * call.v_batch + key_head * call.v_head;$keys
+        const element *q = (const element *)call.q, *k = (const element *)call.k;
+        const element *v = (const element *)call.v;
+        q += batch * call.q_batch + head * call.q_head;
+        k += batch * call.k_batch + key_head * call.k_head;
+        v += batch * call.v_batch + key_head * call.v_head;$keys
         s.head = head;
         for (long x = 0; x * G < rows; x++)
             open_group(call, s.groups[x], q, first + x * G, rows - x * G);
@@ -374,14 +376,19 @@ ITEM = """
         }
     }
 
-    extern "C" int patterncc_forward(const Call *call) { return share(*call, sizeof(Scratch), item); }
+    extern "C" int patterncc_forward(const Call *call)
+    {
+        return share(*call, sizeof(Scratch), item);
+    }
 """
 
 
 def forward(plan: NativePlan) -> str:
     """The whole source, after its header comment."""
     pieces = [
-        micro_with_call(plan),
+        micro(plan),
+        struct_text(FIELDS),
+        piece(MASKS),
         score.functions(plan),
         _state(plan),
         piece(LOAD_QUERY_PAIRS if plan.dot else LOAD_QUERIES),
@@ -395,10 +402,6 @@ def forward(plan: NativePlan) -> str:
         _item(plan),
     ]
     return "\n\n".join(p for p in pieces if p) + "\n"
-
-
-def micro_with_call(plan: NativePlan) -> str:
-    return "\n\n".join([micro(plan), struct_text(FIELDS), piece(MASKS)])
 
 
 def _inside(text: str, levels: int) -> str:

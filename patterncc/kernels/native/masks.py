@@ -8,7 +8,8 @@ MASKS = """
 
     // keep[j] of keys `first` .. of a tile: bit i is set where query base + i of the tile reads it.
     // Of a zone, the queries that read one key are an interval: two compares.
-    static void keep_of_zones(uint64_t *keep, const int32_t *zone, long base, long first, long count)
+    static void keep_of_zones(uint64_t *keep, const int32_t *zone, long base, long first,
+                              long count)
     {
         for (long slot = 0; slot < 4 && zone[0] < zone[1]; slot++, zone += 6) {
             long j = zone[2] > first ? zone[2] : first;
