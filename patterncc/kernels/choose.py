@@ -1,14 +1,17 @@
-"""Default sizes of kernels: what each target runs well, limited by the layout's tile."""
+"""Sizes of kernels: what a table says for a target, limited by the layout's tile."""
 
 from __future__ import annotations
 
-from typing import assert_never
-
 from patterncc.kernels.emit.pieces import padded
 from patterncc.kernels.plan import DType, Kind, Plan, Target
+from patterncc.kernels.sizes import Masks, Size, Table, kind_of, shipped
 from patterncc.kernels.spec import Spec
 
-Sizes = tuple[int, int, int, int]  # queries, keys, warps, stages of a step
+STREAMED: tuple[Kind, ...] = ("forward", "dq", "dkdv", "single")
+"""The kinds whose loop may read through descriptors."""
+
+FEW_ZONES = 2
+"""Zones a mask up to which masks count as zones; more take as many registers as bits."""
 
 
 def choose(
@@ -21,8 +24,9 @@ def choose(
     *,
     heads: int = 1,
     upcast: bool = False,
+    table: Table | None = None,
 ) -> Plan:
-    """The plan of one kernel for a layout, at default sizes.
+    """The plan of one kernel for a layout: sizes from `table` where it has them, else the shipped.
 
     >>> s = Spec(999, 999, 0, 0, (64, 128), 1, True, 1, False, "0" * 16, "triton")
     >>> p = choose("forward", s, "sm_90", "bfloat16", 128, 128)
@@ -30,13 +34,24 @@ def choose(
     (64, 128, 4, 2)
     """
     wide = max(padded(head_dim), padded(value_dim))
-    fp32 = dtype == "float32"
-    bm, bn, warps, stages = _sizes(kind, target, wide, fp32, spec.bits)
-    bm, bn = min(bm, spec.block[0]), min(bn, spec.block[1])
-    if kind in ("forward", "dq", "dkdv"):
-        rows = bn if kind == "dkdv" else bm  # of the products' left side
-        warps = max(1, min(warps, _most_warps(target, wide, fp32, rows, bm * bn)))
-    streams = kind in ("forward", "dq", "dkdv") and target in ("sm_90", "sm_100") and not fp32
+    size = _size(kind, spec, target, dtype, wide, table)
+    return plan_of(kind, spec, target, dtype, head_dim, value_dim, size, heads=heads, upcast=upcast)
+
+
+def plan_of(
+    kind: Kind,
+    spec: Spec,
+    target: Target,
+    dtype: DType,
+    head_dim: int,
+    value_dim: int,
+    size: Size,
+    *,
+    heads: int = 1,
+    upcast: bool = False,
+) -> Plan:
+    """The plan of one kernel for a layout at a given size."""
+    streams = kind in STREAMED and target in ("sm_90", "sm_100") and dtype != "float32"
     return Plan(
         kind=kind,
         target=target,
@@ -44,10 +59,10 @@ def choose(
         head_dim=head_dim,
         value_dim=value_dim,
         block=spec.block,
-        bm=bm,
-        bn=bn,
-        warps=warps,
-        stages=stages,
+        bm=size.bm,
+        bn=size.bn,
+        warps=size.warps,
+        stages=size.stages,
         full=True,  # a longer sequence or a wider window has full tiles: one source for all
         zones=spec.zones,
         bits=spec.bits,
@@ -59,57 +74,36 @@ def choose(
     )
 
 
-def _most_warps(target: Target, dim: int, fp32: bool, rows: int, pairs: int) -> int:
-    """Warps that a step of `pairs` scores can use; with wgmma each takes 16 rows of its own."""
-    if fp32:
-        return pairs // 128
+def masks_of(spec: Spec) -> Masks:
+    """The masks of a layout as tables of sizes tell them apart."""
+    return "bits" if spec.bits or spec.zones > FEW_ZONES else "zones"
+
+
+def _size(
+    kind: Kind, spec: Spec, target: Target, dtype: DType, wide: int, table: Table | None
+) -> Size:
+    """What a table says, cut to the layout's tile."""
+    products = kind_of(kind)
+    if products is None:
+        rows = 16 if kind == "combine" else 64  # a program's; nothing else is to choose
+        return Size(min(rows, spec.block[0]), 16, 4, 1)
+    asked = products, dtype, wide, spec.block, masks_of(spec)
+    found = (table.size(*asked) if table else None) or shipped(target).size(*asked)
+    assert found is not None, "shipped tables hold every kind, width and head dim"
+    bm, bn = min(found.bm, spec.block[0]), min(found.bn, spec.block[1])
+    if (bm, bn) == (found.bm, found.bn):
+        return found
+    warps = min(found.warps, _most_warps(target, wide, dtype, kind, bm, bn))
+    return Size(bm, bn, max(1, warps), found.stages)
+
+
+def _most_warps(target: Target, dim: int, dtype: DType, kind: Kind, bm: int, bn: int) -> int:
+    """Warps that a smaller step can use; with wgmma each takes 16 rows of its own."""
+    if kind == "decode":
+        return 8
+    if dtype == "float32":
+        return bm * bn // 128
     if dim > 128:  # accumulators are wide: warps stand side by side
-        return pairs // 256
-    return pairs // 512 if target == "sm_80" else rows // 16
-
-
-def _sizes(kind: Kind, target: Target, dim: int, fp32: bool, bits: bool) -> Sizes:
-    """Sizes by kind, target and padded head dim, before the layout's tile limits them."""
-    match kind:
-        case "delta" | "combine" | "gather" | "slopes" | "bias":
-            return 64, 16, 4, 1
-        case "decode":
-            return 16, 64 if dim <= 128 and not fp32 else 32, 4, 3 if dim <= 128 else 2
-        case "forward" | "dq" | "dkdv" | "single" if fp32:
-            return _exact(kind, dim)
-        case "forward":
-            return _forward(target, dim)
-        case "dq":
-            return _dq(target, dim)
-        case "dkdv" | "single":
-            return _dkdv(target, dim, bits)
-        case _:
-            assert_never(kind)
-
-
-def _exact(kind: Kind, dim: int) -> Sizes:
-    """fp32 products run without tensor cores: small steps keep their operands in registers."""
-    if kind == "forward":
-        return (64, 32, 8, 2) if dim <= 128 else (32, 32, 8, 1)
-    return (32, 32, 8, 1)
-
-
-def _forward(target: Target, dim: int) -> Sizes:
-    if target == "sm_80":
-        return (128, 64, 4, 3) if dim <= 64 else (128, 32, 8, 3 if dim <= 128 else 2)
-    return (128, 64, 8, 2) if dim > 128 else (128, 128, 8, 3 if dim <= 64 else 2)
-
-
-def _dq(target: Target, dim: int) -> Sizes:
-    if target == "sm_80":
-        return (128, 32, 8, 2) if dim <= 128 else (64, 32, 8, 1)
-    return (128, 64, 8, 2) if dim <= 128 else (64, 64, 8, 1)
-
-
-def _dkdv(target: Target, dim: int, bits: bool) -> Sizes:
-    if dim > 128:
-        return 32, 64, 8, 2 if target == "sm_100" else 1
-    if target == "sm_80":
-        return (32, 128, 8, 2) if dim <= 64 else (64, 64, 8, 2)
-    # unpacked bits take registers: with 64 queries a step they spill 72 bytes on sm_90
-    return (32 if bits and dim > 64 else 64), 128, 8, 2
+        return bm * bn // 256
+    rows = bn if kind in ("dkdv", "single") else bm  # of the products' left side
+    return bm * bn // 512 if target == "sm_80" else rows // 16
