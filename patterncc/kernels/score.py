@@ -43,10 +43,14 @@ class Score:
     bias_grad: bool = False
 
     @property
+    def products(self) -> bool:
+        """Scores are scaled products and nothing else; there may be sinks beside them."""
+        return not self.softcap and all(x is None for x in (self.slopes, self.bias, self.keys))
+
+    @property
     def plain(self) -> bool:
         """Nothing but a scale."""
-        options = (self.slopes, self.bias, self.sinks, self.keys)
-        return not self.softcap and all(x is None for x in options)
+        return self.products and self.sinks is None
 
 
 class Grads(NamedTuple):

@@ -8,11 +8,13 @@ temporaries stay near `step.TEMPORARY` bytes, and the rest is of the size of the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from patterncc.kernels.cpu import scored
 from patterncc.kernels.cpu.cache import Prepared, prepared
 from patterncc.kernels.cpu.decode import decode
 from patterncc.kernels.cpu.heads import (
@@ -26,8 +28,9 @@ from patterncc.kernels.cpu.heads import (
     sequence_groups,
     wide,
 )
+from patterncc.kernels.cpu.scored import Options
 from patterncc.kernels.cpu.step import Step, steps
-from patterncc.kernels.score import Grads, Score
+from patterncc.kernels.score import Grads, Score, with_sinks
 
 if TYPE_CHECKING:
     from patterncc.kernels.spec import Spec
@@ -55,13 +58,19 @@ def forward(
     sequences = sequence_groups(tensors[0], spec.sequences)
     if len(sequences) == 1:
         out, lse = _forward_alike(q, k, v, sequences[0][1], tensors, spec, score)
-        return out[..., :width], lse
-    out = torch.empty(q.shape, dtype=q.dtype)
-    lse = torch.empty(q.shape[:-1], dtype=wide(q.dtype))
-    for pick, head_pattern in sequences:
-        some = q[pick], k[pick], v[pick]
-        out[pick], lse[pick] = _forward_alike(*some, head_pattern, tensors, spec, score)
-    return out[..., :width], lse
+    else:
+        out = torch.empty(q.shape, dtype=q.dtype)
+        lse = torch.empty(q.shape[:-1], dtype=wide(q.dtype))
+        for pick, patterns in sequences:
+            some, of_some = (q[pick], k[pick], v[pick]), _picked(score, pick)
+            out[pick], lse[pick] = _forward_alike(*some, patterns, tensors, spec, of_some)
+    out = out[..., :width]
+    return (out, lse) if score.sinks is None else with_sinks(out, lse, score.sinks)
+
+
+def _picked(score: Score, pick: Tensor | slice) -> Score:
+    """The options of some sequences."""
+    return score if score.keys is None else replace(score, keys=score.keys[pick])
 
 
 def _forward_alike(
@@ -82,7 +91,12 @@ def _forward_alike(
         plan = prepared(tensors, spec, pattern)
         (group_q,) = fold_queries([q], keys, members, key_heads)
         group_k, group_v = fold_keys([k, v], keys)
-        part = _forward_group(group_q, group_k, group_v, plan, score)
+        given = group_q, group_k, group_v, plan
+        if score.products:
+            part = _forward_group(*given, score)
+        else:
+            options = Options.of(score, spec, len(q), keys, members, key_heads)
+            part = scored.forward_group(*given, options)
         if len(groups) == 1:
             out, lse = part[0].to(q.dtype).view(q.shape), part[1].view(q.shape[:-1])
             break
@@ -115,35 +129,55 @@ def backward(
     lse = lse.to(wide(q.dtype)).masked_fill(lse == -torch.inf, torch.inf)
     grads = [torch.zeros(x.shape, dtype=wide(q.dtype)) for x in (q, k, v)]
     inputs = [grad_out, q, k, v, out, lse]
+    of_options = _option_sums(score)
     for pick, head_pattern in sequence_groups(tensors[0], spec.sequences):
         some = [x[pick] for x in inputs]
         parts = [x[pick] if isinstance(pick, slice) else torch.zeros_like(x[pick]) for x in grads]
-        _backward_alike(some, parts, head_pattern, tensors, spec, score)
+        of_some = _picked(score, pick)
+        _backward_alike(some, parts, of_options, head_pattern, tensors, spec, of_some)
         if not isinstance(pick, slice):  # of an index, the parts are copies
             for whole, part in zip(grads, parts):
                 whole[pick] = part
     dq, dk, dv = (x.to(q.dtype) for x in grads)
-    return Grads(dq[..., :width_k], dk[..., :width_k], dv[..., :width_v])
+    return Grads(dq[..., :width_k], dk[..., :width_k], dv[..., :width_v], *of_options)
+
+
+def _option_sums(score: Score) -> tuple[Tensor | None, Tensor | None]:
+    """Zeros for the gradients of slopes and bias, where they are asked for."""
+    of_slopes = of_bias = None
+    if score.slopes is not None and score.slopes_grad:
+        of_slopes = torch.zeros_like(score.slopes)
+    if score.bias is not None and score.bias_grad:
+        of_bias = torch.zeros_like(score.bias)
+    return of_slopes, of_bias
 
 
 def _backward_alike(
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
+    of_options: tuple[Tensor | None, Tensor | None],
     head_pattern: Tensor,
     tensors: Sequence[Tensor],
     spec: Spec,
     score: Score,
 ) -> None:
-    """Add the gradients of sequences with the same patterns to `grads`.
+    """Add the gradients of sequences with the same patterns to `grads` and `of_options`.
 
     inputs: gradient of the output, q, k, v, output, LSE.  grads: of q, k and v.
+    of_options: of slopes and bias, all heads.
     """
     grad_out, q, k, v, out, lse = inputs
     key_heads = k.shape[1]
     for pattern, keys, members in head_groups(head_pattern, q.shape[1], key_heads):
         plan = prepared(tensors, spec, pattern)
         group_q = fold_queries([grad_out, q, out, lse], keys, members, key_heads)
-        part = _backward_group(group_q, fold_keys([k, v], keys), plan, score)
+        given = group_q, fold_keys([k, v], keys), plan
+        if score.products:
+            part = _backward_group(*given, score)
+        else:
+            options = Options.of(score, spec, len(q), keys, members, key_heads)
+            part = scored.backward_group(*given, options)
+            options.add_to(of_options, keys, members, key_heads)
         places = [
             of_group(grads[0], keys, members, key_heads),
             grads[1][:, keys],
