@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import patterncc as pc
 from patterncc.bench import cpu as bench
-from patterncc.kernels import cpu
 from patterncc.kernels.cpu import cache as cpu_cache
+from patterncc.kernels.cpu import run as cpu
 from patterncc.kernels.cpu import segments as cpu_segments
 from patterncc.kernels.cpu.mask import Masks
 from patterncc.kernels.score import Score
