@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, assert_never
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from patterncc.errors import TensorError
 from patterncc.kernels.cpu.heads import merged, wide
-from patterncc.kernels.score import Grads, Score
+from patterncc.kernels.score import Grads, Score, with_sinks
 from patterncc.kernels.spec import Backend, Spec
 from patterncc.kernels.terms_keys import fill, slots_of_row
 
@@ -125,6 +125,14 @@ class _Side:
         """[B, H, tokens, ...] as the slots hold it."""
         return x if self.order is None else x.index_select(2, self.order)
 
+    def tokens(self, count: int, score: Score) -> Tensor:
+        """The token of each slot, int32."""
+        if self.order is not None:
+            return self.order
+        like = score.slopes if score.slopes is not None else score.bias
+        assert like is not None
+        return torch.arange(count, dtype=torch.int32, device=like.device)
+
     def put_back(self, x: Tensor) -> Tensor:
         """[B, H, slots, ...] in the order of tokens."""
         return x if self.slots is None else x.index_select(2, self.slots)
@@ -140,6 +148,18 @@ class _Part:
     keys: _Side
     reach: int
     before: Tensor
+
+    def score(self, score: Score) -> Score:
+        """The options for this term: tokens by slot, and no sinks."""
+        query_at = key_at = None
+        if not (score.slopes is None and score.bias is None):
+            sides = (self.queries, self.spec.n), (self.keys, self.spec.n_k)
+            if any(side.order is not None for side, _ in sides):
+                query_at, key_at = (side.tokens(count, score) for side, count in sides)
+        keys = score.keys
+        if keys is not None and self.keys.order is not None:
+            keys = keys.index_select(1, self.keys.order)
+        return replace(score, sinks=None, keys=keys, query_at=query_at, key_at=key_at)
 
     def cached(self, k: Tensor, v: Tensor) -> _Cached:
         """K and V for decode steps: gathered whole where a row may read most of them."""
@@ -193,10 +213,18 @@ def forward(
     whole = None
     for part in _parts(spec, tensors):
         placed = part.queries.gather(q), part.keys.gather(k), part.keys.gather(v)
-        out, lse = run.forward(*placed, part.tables, part.spec, score)
+        out, lse = run.forward(*placed, part.tables, part.spec, part.score(score))
         whole = _united(whole, part.queries.put_back(out), part.queries.put_back(lse))
+    return _finished(whole, q, score)
+
+
+def _finished(
+    whole: tuple[Tensor, Tensor] | None, q: Tensor, score: Score
+) -> tuple[Tensor, Tensor]:
+    """The result of all terms in q's dtype, once the sinks have joined: not once a term."""
     assert whole is not None
-    return whole[0].to(q.dtype), whole[1]
+    out, lse = whole if score.sinks is None else with_sinks(*whole, score.sinks)
+    return out.to(q.dtype), lse
 
 
 def _united(whole: tuple[Tensor, Tensor] | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,26 +246,32 @@ def backward(
     score: Score,
     repeatable: bool = True,
 ) -> Grads:
-    """The gradients of q, k and v: sums over the terms, in fp32.
+    """The gradients of q, k and v, of slopes and bias: sums over the terms, in fp32.
 
     Each term is given the output and LSE of the whole: its probabilities are then those of the
     whole, and each pair's share of the gradient is counted in its own term alone.
     """
     run = backend(spec.first.backend)
     total: list[Tensor] = []
+    options: list[Tensor | None] = [None, None]
     for part in _parts(spec, tensors):
         over_queries = [part.queries.gather(x) for x in (grad_out, q, out, lse)]
         over_keys = [part.keys.gather(x) for x in (k, v)]
         given = [*over_queries[:2], *over_keys, *over_queries[2:]]
-        grads = run.backward(*given, part.tables, part.spec, score, repeatable)[:3]
+        grads = run.backward(*given, part.tables, part.spec, part.score(score), repeatable)
         sides = (part.queries, part.keys, part.keys)
-        placed = [side.put_back(g) for side, g in zip(sides, grads, strict=True)]
+        placed = [side.put_back(g) for side, g in zip(sides, grads[:3], strict=True)]
+        options = [_sum(t, g) for t, g in zip(options, grads[3:5], strict=True)]
         if total:
             total = [t.to(wide(q.dtype)) + g for t, g in zip(total, placed, strict=True)]
         else:
             total = placed
     grad_q, grad_k, grad_v = (g.to(q.dtype) for g in total)
-    return Grads(grad_q, grad_k, grad_v)
+    return Grads(grad_q, grad_k, grad_v, *options)
+
+
+def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    return more if total is None else total if more is None else total + more
 
 
 def decode(
@@ -264,7 +298,7 @@ def decode(
     _check_rows(rows, spec.first)
     whole = None
     for part in _parts(spec, tensors):
-        given, cached = (part.tables, part.spec, score), part.cached(k, v)
+        given, cached = (part.tables, part.spec, part.score(score)), part.cached(k, v)
         if part.queries.slots is None and not cached.partly:
             out, lse = run.decode(q, cached.key, cached.value, *given, position)
         else:
@@ -275,8 +309,7 @@ def decode(
             ]
             out, lse = (torch.cat(x, 2) for x in zip(*each, strict=True))
         whole = _united(whole, out, lse)
-    assert whole is not None
-    return whole[0].to(q.dtype), whole[1]
+    return _finished(whole, q, score)
 
 
 def _positions(rows: Tensor, slots: Tensor | None, spec: Spec) -> Tensor:
