@@ -20,8 +20,9 @@ keys along the lanes of S and P, and columns of the head along those of the grad
 from __future__ import annotations
 
 from patterncc.kernels.emit.pieces import join
-from patterncc.kernels.emit.templates import indented, piece
+from patterncc.kernels.emit.templates import piece
 from patterncc.kernels.native import backward_score as options
+from patterncc.kernels.native.backward_step import after, step
 from patterncc.kernels.native.call import INPUTS, LAYOUT, SCORE, SHARED, Field, struct_text
 from patterncc.kernels.native.micro import micro
 from patterncc.kernels.native.plan import NativePlan
@@ -68,11 +69,13 @@ dbias the same with 2 reach + 1 numbers each.  ptr, run and lines are those of c
 not read.
 """
 
+STEP_KEYS = 128
+
 STATE = """
     enum : long {
         R = $block,       // rows of the micro-kernel's block
         ROWS = 128,  // queries of a step
-        KEYS = 128,  // and its keys
+        KEYS = $step_keys,  // and its keys
         PANELS = KEYS / G,
         PD = (D + W - 1) / W * W,  // columns padded to whole vectors
         PDV = (DV + W - 1) / W * W,
@@ -94,226 +97,6 @@ STATE = """
     };
 
     enum : uint8_t { NONE, ALL, SOME };
-"""
-
-PANELS = """
-    // Rows as panels of `total` rows, from row `at` on; zeros up to `full` rows.
-    template <long COUNT, long PADDED>
-    static void pack(float *panels, long total, long at, const element *from, long stride,
-                     long rows, long full)
-    {
-        for (long c = 0; c < PADDED; c += G) {
-            long width = PADDED - c < G ? W : G, count = COUNT - c < width ? COUNT - c : width;
-            float *to = panels + c * total + at * width;
-            for (long i = 0; i < full; i++, to += width) {
-                if (i < rows) widened(to, from + i * stride + c, count);
-                for (long x = i < rows ? count : 0; x < width; x++) to[x] = 0;
-            }
-        }
-    }
-
-    // Keys along the lanes: [panel][column][G].
-    template <long COUNT>
-    static void pack_turned(float *to, const element *from, long stride, long rows, long panels)
-    {
-        float row[COUNT];
-        for (long j = 0; j < panels * G; j++) {
-            if (j < rows) widened(row, from + j * stride, COUNT);
-            float *lane = to + j / G * COUNT * G + j % G;
-            for (long c = 0; c < COUNT; c++) lane[c * G] = j < rows ? row[c] : 0;
-        }
-    }
-
-    // Rows of panels, scaled, as they leave.
-    template <long COUNT, long PADDED>
-    static void unpack(element *to, const float *panels, long total, long rows, float scale)
-    {
-        float row[PADDED];
-        for (long i = 0; i < rows; i++, to += COUNT) {
-            for (long c = 0; c < PADDED; c += G) {
-                long width = PADDED - c < G ? W : G;
-                const float *from = panels + c * total + i * width;
-                for (long x = 0; x < width; x++) row[c + x] = from[x] * scale;
-            }
-            narrowed(to, row, COUNT);
-        }
-    }
-"""
-
-KEEP = """
-    // Bits low .. high of the row's keys, cut to those of the step.
-    INLINE void set_bits(uint32_t *keep, long low, long high)
-    {
-        for (long w = 0; w < KEYS / 32; w++) {
-            long from = low - 32 * w, to = high - 32 * w;
-            if (from < 0) from = 0;
-            if (to > 32) to = 32;
-            if (from < to) keep[w] |= (uint32_t)((1ull << to) - (1ull << from));
-        }
-    }
-
-    // Who reads what in `rows` rows of a tile from row `base` on, `width` keys from `first` on.
-    static void read_mask(const Call &call, Scratch &s, long word, long base, long rows, long first,
-                          long width)
-    {
-        uint32_t (*keep)[KEYS / 32] = s.keep + s.count;
-        uint32_t every[KEYS / 32] = {};
-        if (word == 0) set_bits(every, 0, width);
-        for (long i = 0; i < rows; i++)
-            for (long w = 0; w < KEYS / 32; w++) keep[i][w] = every[w];
-        if (word > call.zone_count) {
-            const int32_t *bits = call.bits + (word - 1 - call.zone_count) * call.tile_q * call.words;
-            for (long i = 0; i < rows; i++)
-                for (long w = 0; w * 32 < width; w++)
-                    keep[i][w] = bits[(base + i) * call.words + first / 32 + w];
-        } else if (word > 0) {
-            const int32_t *zone = call.zones + (word - 1) * 24;
-            for (long slot = 0; slot < 4 && zone[0] < zone[1]; slot++, zone += 6) {
-                long end = zone[1] < base + rows ? zone[1] : base + rows;
-                for (long i = zone[0] > base ? zone[0] : base; i < end; i++) {
-                    long low = zone[2] > i + zone[4] ? zone[2] : i + zone[4];
-                    long high = zone[3] < i + zone[5] ? zone[3] : i + zone[5];
-                    low = low > first ? low - first : 0;
-                    high = high - first < width ? high - first : width;
-                    if (low < high) set_bits(keep[i - base], low, high);
-                }
-            }
-        }
-    }
-
-    // What each block of R queries and G keys holds.
-    static void classify(Scratch &s, long rows)
-    {
-        const uint32_t whole = (uint32_t)((1ull << G) - 1);
-        for (long panel = 0; panel < s.panels; panel++) {
-            long w = panel * G / 32, shift = panel * G % 32;
-            for (long i = s.count; i < s.count + rows; i += R) {
-                uint32_t any = 0, all = ~0u;
-                for (long m = 0; m < R; m++) {
-                    uint32_t keep = s.keep[i + m][w] & s.shown[w];
-                    s.keep[i + m][w] = keep;
-                    any |= keep >> shift;
-                    all &= keep >> shift;
-                }
-                s.state[panel][i / R] = (all & whole) == whole ? ALL : any & whole ? SOME : NONE;
-            }
-        }
-    }
-"""
-
-PRODUCTS = """
-    // c += rows i .. of panels times packed columns of keys.
-    template <long COUNT, long PADDED>
-    INLINE void along_columns(vec (&c)[R][2], const float *rows, long i, const float *turned)
-    {
-        for (long d = 0; d < COUNT; d += G) {
-            long width = PADDED - d < G ? W : G, depth = COUNT - d < G ? COUNT - d : G;
-            multiply<R, 2>(c, depth, rows + d * ROWS + i * width, width, 1, turned + d * G, G);
-        }
-    }
-
-    // S, P, dP and dS of one block.
-    template <bool MASKED>
-    static void scores(const Call &call, Scratch &s, long panel, long i, long each)
-    {
-        float *p = s.p + (panel * ROWS + i) * G, *ds = s.ds + (panel * ROWS + i) * G;
-        vec c[R][2] = {}, dp[R][2] = {};
-        along_columns<D, PD>(c, s.q, i, s.kt + panel * D * G);
-        for (long m = 0; m < R; m++) {
-            uint32_t keep = MASKED ? s.keep[i + m][panel * G / 32] >> panel * G % 32 : 0;
-            for (long n = 0; n < 2; n++) {
-                vec x = c[m][n] * call.scale;$scores
-                x = exp2_of((x - s.lse[i + m]) * LOG2E);
-                if (MASKED) x = pick((isplat(keep >> n * W) & LANE) != 0, x, splat(0));
-                store(p + m * G + n * W, x);
-            }
-        }
-        along_columns<DV, PDV>(dp, s.grad, i, s.vt + panel * DV * G);
-        for (long m = 0; m < R; m++)
-            for (long n = 0; n < 2; n++) {
-                vec x = load(p + m * G + n * W);  // where it is 0, dP may be anything
-                vec d = pick(x == 0, splat(0), x * (dp[m][n] - s.delta[i + m]));$d_scores
-                store(ds + m * G + n * W, d);
-            }
-    }
-
-    // sums [keys of a panel][C vectors] += A^T B over the blocks of queries that read the panel.
-    template <long C>
-    static void add_to_keys(float *sums, const float *a, const float *b, const uint8_t *state,
-                            long strips)
-    {
-        for (long j = 0; j < G; j += R) {
-            vec c[R][C] = {};
-            for (long x = 0; x < strips; x++) {
-                long first = x;
-                while (x < strips && state[x] != NONE) x++;
-                multiply<R, C>(c, (x - first) * R, a + first * R * G + j, 1, G,
-                               b + first * R * C * W, C * W);
-            }
-            for (long m = 0; m < R; m++)
-                for (long n = 0; n < C; n++) {
-                    float *to = sums + (j + m) * C * W + n * W;
-                    store(to, load(to) + c[m][n]);
-                }
-        }
-    }
-
-    // dV += P^T dO, or dK += dS^T Q
-    template <long PADDED>
-    static void of_keys(float *sums, const float *a, const float *b, const Scratch &s)
-    {
-        for (long panel = 0; panel < s.panels; panel++)
-            for (long d = 0; d < PADDED; d += G) {
-                const float *from = a + panel * ROWS * G;
-                if (PADDED - d < G)
-                    add_to_keys<1>(sums + d * KEYS + panel * G * W, from, b + d * ROWS,
-                                   s.state[panel], s.count / R);
-                else
-                    add_to_keys<2>(sums + d * KEYS + panel * G * G, from, b + d * ROWS,
-                                   s.state[panel], s.count / R);
-            }
-    }
-
-    // R rows of dQ += dS K over the panels that they read.
-    template <long C>
-    INLINE void add_to_queries(float *sums, const Scratch &s, const float *k, long i)
-    {
-        vec c[R][C] = {};
-        for (long panel = 0; panel < s.panels; panel++)
-            if (s.state[panel][i / R] != NONE)
-                multiply<R, C>(c, G, s.ds + (panel * ROWS + i) * G, G, 1, k + panel * G * C * W,
-                               C * W);
-        for (long m = 0; m < R; m++)
-            for (long n = 0; n < C; n++) {
-                float *to = sums + m * C * W + n * W;
-                store(to, load(to) + c[m][n]);
-            }
-    }
-
-    static void of_queries(const Scratch &s, long each)
-    {
-        for (long d = 0; d < PD; d += G)
-            for (long i = 0; i < s.count; i += R) {
-                float *sums = s.dq[i / each] + d * each;
-                if (PD - d < G) add_to_queries<1>(sums + i % each * W, s, s.k + d * KEYS, i);
-                else add_to_queries<2>(sums + i % each * G, s, s.k + d * KEYS, i);
-            }
-    }
-
-    // All that the rows gathered so far add; `each`: rows of one piece of them.
-    static void step(const Call &call, Scratch &s, long each)
-    {
-        for (long panel = 0; panel < s.panels; panel++)
-            for (long i = 0; i < s.count; i += R) {
-                uint8_t state = s.state[panel][i / R];
-                if (state == ALL) scores<false>(call, s, panel, i, each);
-                else if (state == SOME) scores<true>(call, s, panel, i, each);
-            }
-        of_keys<PDV>(s.dv, s.p, s.grad, s);
-        of_keys<PD>(s.dk, s.ds, s.q, s);
-        of_queries(s, each);$after_step
-        s.count = 0;
-    }
 """
 
 ITEM = """
@@ -341,12 +124,14 @@ ITEM = """
     static void gather_rows(const Call &call, Scratch &s, const Head &h, long tile, long base,
                             long each, float *sums)
     {
-        long first = tile * call.tile_q + base, rows = call.n - first < each ? call.n - first : each;
-        const element *q = (const element *)call.q + h.batch * call.q_batch + h.head * call.q_head;
-        const element *grad =
-            (const element *)call.grad + h.batch * call.grad_batch + h.head * call.grad_head;
-        pack<D, PD>(s.q, ROWS, s.count, q + first * call.q_row, call.q_row, rows, each);
-        pack<DV, PDV>(s.grad, ROWS, s.count, grad + first * call.grad_row, call.grad_row, rows, each);
+        long first = tile * call.tile_q + base, left = call.n - first;
+        long rows = left < each ? left : each;
+        const element *q = (const element *)call.q + h.batch * call.q_batch + h.head * call.q_head
+                           + first * call.q_row;
+        const element *grad = (const element *)call.grad + h.batch * call.grad_batch
+                              + h.head * call.grad_head + first * call.grad_row;
+        pack<D, PD>(s.q, ROWS, s.count, q, call.q_row, rows, each);
+        pack<DV, PDV>(s.grad, ROWS, s.count, grad, call.grad_row, rows, each);
         for (long i = 0; i < each; i++) {  // of a row that is not there, or reads nothing, P is 0
             float lse = i < rows ? call.lse[h.row * call.n + first + i] : -__builtin_inff();
             s.lse[s.count + i] = lse == -__builtin_inff() ? __builtin_inff() : lse;
@@ -367,7 +152,7 @@ ITEM = """
         pack_turned<D>(s.kt, k + key * call.k_row, call.k_row, keys, s.panels);
         pack_turned<DV>(s.vt, v + key * call.v_row, call.v_row, keys, s.panels);
         pack<D, PD>(s.k, KEYS, 0, k + key * call.k_row, call.k_row, keys, KEYS);
-        for (long x = 0; x < PD * KEYS; x++)  // 0 * NaN must not reach a query that does not read it
+        for (long x = 0; x < PD * KEYS; x++)  // 0 * NaN must not reach queries that do not read it
             s.k[x] = s.k[x] - s.k[x] == 0 ? s.k[x] : 0;
         for (long x = 0; x < PD * KEYS; x++) s.dk[x] = 0;
         for (long x = 0; x < PDV * KEYS; x++) s.dv[x] = 0;
@@ -489,8 +274,9 @@ GATHER = """
         for (long part = 0; part < steps; part++) {
             long key = cut[0] * call.tile_k + part * KEYS;
             long width = call.tile_k < KEYS ? call.tile_k : KEYS;
-            long keys = call.n_k - key < width ? call.n_k - key : width, row = pair * call.n_k + key;
-            if (keys <= 0) break;
+            long left = call.n_k - key, row = pair * call.n_k + key;
+            long keys = left < width ? left : width;
+            if (left <= 0) break;
             for (long x = 0; x < PD * KEYS; x++) s.dk[x] = 0;
             for (long x = 0; x < PDV * KEYS; x++) s.dv[x] = 0;
             for (long slot = cut[1]; slot < cut[1] + cut[2]; slot++) {
@@ -520,35 +306,27 @@ GATHER = """
 """
 
 
-def source(plan: NativePlan) -> str:
+def backward(plan: NativePlan) -> str:
     """The whole text of a plan's kernel, without its header comment."""
     block = 4 if plan.lanes == 8 else 8  # 16 registers of AVX2; 32 elsewhere
     bits = ", ".join(f"{1 << lane}" for lane in range(plan.lanes))
-    tools = options.tools(plan)
     parts = (
         struct_text(FIELDS),
-        piece(STATE, block=block, lane_bits=bits, options=_at(options.fields(plan), 1)),
-        piece(PANELS),
-        piece(KEEP),
-        tools,
         piece(
-            PRODUCTS,
-            scores=_at(options.scores(plan), 4),
-            d_scores=_at(options.d_scores(plan), 3),
-            after_step=_at(options.after_step(plan), 1),
+            STATE,
+            block=block,
+            lane_bits=bits,
+            step_keys=STEP_KEYS,
+            options=after(options.fields(plan), 1),
         ),
+        step(plan),
         piece(
             ITEM,
-            positions=_at(options.of_rows(plan), 1),
-            key_options=_at(options.of_keys(plan), 1),
-            head_options=_at(options.of_head(plan), 2),
-            item_options=_at(options.opening(plan), 1),
+            positions=after(options.of_rows(plan), 1),
+            key_options=after(options.of_keys(plan), 1),
+            head_options=after(options.of_head(plan), 2),
+            item_options=after(options.opening(plan), 1),
         ),
         piece(GATHER),
     )
     return join(micro(plan), *(f"\n{part}" for part in parts if part)) + "\n"
-
-
-def _at(lines: str, levels: int) -> str:
-    """Lines after one that ends here."""
-    return "\n" + indented(lines, levels) if lines else ""

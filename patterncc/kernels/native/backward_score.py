@@ -6,24 +6,17 @@ way back: `scores` and `d_scores` stand where `backward.PRODUCTS` has both.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from patterncc.kernels.emit.pieces import join
 from patterncc.kernels.emit.templates import piece
 from patterncc.kernels.native.plan import NativePlan
+from patterncc.kernels.native.score import functions
 
-TANH = """
-    // tanh: an odd polynomial near 0 (relative error 5e-9 before rounding), 1 - 2 / (e^2y + 1) else.
-    INLINE vec tanh_of(vec y)
-    {
-        vec size = pick(y < 0, -y, y), z = y * y;
-        vec p = splat(-0.005704986862838268f);
-        p = p * z + 0.0206390880048275f;
-        p = p * z - 0.05373971536755562f;
-        p = p * z + 0.13331441581249237f;
-        p = p * z - 0.3333328068256378f;
-        vec power = exp2_of(pick(size > 20.0f, splat(20), size) * (2 * LOG2E));
-        vec far = 1.0f - 2.0f / (power + 1.0f);
-        return pick(size < 0.625f, y + y * z * p, pick(y < 0, -far, far));
-    }
+SOFTCAP = """
+    x = softened(x, call.softcap);
+    vec share = x / call.softcap;  // its square is what the slope of tanh lacks of 1
+    store(ds + m * G + n * W, 1.0f - share * share);
 """
 
 BIAS = """
@@ -112,7 +105,7 @@ def tools(plan: NativePlan) -> str:
     """Functions that `scores` and `d_scores` call."""
     near = "" if plan.placed else "\n" + piece(NEIGHBOURS)
     return join(
-        piece(TANH) if plan.softcap else "",
+        functions(replace(plan, slopes=False, bias=False)) if plan.softcap else "",
         piece(BIAS, neighbours=near.replace("\n", "\n    ")) if plan.bias else "",
         piece(BY_DIAGONAL) if _diagonals(plan) else "",
     )
@@ -121,9 +114,7 @@ def tools(plan: NativePlan) -> str:
 def scores(plan: NativePlan) -> str:
     """Lines that make a score of the scaled product x."""
     return join(
-        "vec t = tanh_of(x / call.softcap);" if plan.softcap else "",
-        "x = t * call.softcap;" if plan.softcap else "",
-        "store(ds + m * G + n * W, 1.0f - t * t);" if plan.softcap else "",
+        piece(SOFTCAP) if plan.softcap else "",
         _far(plan),
         "x -= s.slope * __builtin_convertvector(far < 0 ? -far : far, vec);" if plan.slopes else "",
         "x += bias_of(s.bias, call.reach, far);" if plan.bias else "",
