@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -147,17 +148,26 @@ def explain(
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["compile", "reach", "cpu", "cost"]))
+@click.argument("what", type=click.Choice(["compile", "reach", "cpu", "cost", "plan"]))
 @click.option(
     "--repeats", type=click.IntRange(1, 1000), help="Runs of each way; medians are shown."
 )
+@n_option("Tokens, where the benchmark has one length.")
+@click.option("--only", metavar="TEXT", help="Only cases whose name holds TEXT.")
 @answering
-def bench(what: str, repeats: int | None) -> Answer:
-    """Measure patterncc beside its peers in the same run; losses are shown too."""
+def bench(what: str, **options: Any) -> Answer:
+    """Measure patterncc beside its peers in the same run; losses are shown too.
+
+    plan counts instead: it needs no GPU.
+    """
     module = import_module(f"patterncc.bench.{what}")
-    more = {} if repeats is None else {"repeats": repeats}
+    given = {name: value for name, value in options.items() if value is not None}
+    known = signature(module.run).parameters
+    for name in given:
+        if name not in known:
+            raise click.UsageError(f"bench {what} has no --{name}")
     with working(f"Measuring {what}") as say:
-        result: dict[str, Any] = module.run(progress=say, **more)
+        result: dict[str, Any] = module.run(progress=say, **given)
     return Answer(result, module.text(result) if hasattr(module, "text") else _plain(result))
 
 
