@@ -10,9 +10,6 @@ from patterncc.kernels.spec import Spec
 STREAMED: tuple[Kind, ...] = ("forward", "dq", "dkdv", "single")
 """The kinds whose loop may read through descriptors."""
 
-FEW_ZONES = 2
-"""Zones a mask up to which masks count as zones; more take as many registers as bits."""
-
 
 def choose(
     kind: Kind,
@@ -76,7 +73,9 @@ def plan_of(
 
 def masks_of(spec: Spec) -> Masks:
     """The masks of a layout as tables of sizes tell them apart."""
-    return "bits" if spec.bits or spec.zones > FEW_ZONES else "zones"
+    if spec.bits or spec.zones > 2:  # four zones take as many registers as bits
+        return "bits"
+    return "zones" if spec.zones == 2 else "zone"
 
 
 def _size(

@@ -18,7 +18,7 @@ from patterncc.kernels.plan import BLOCKS, VERSION, DType, Kind, Target
 
 Products = Literal["forward", "dq", "dkdv", "single", "decode"]
 Width = Literal["half", "float32"]
-Masks = Literal["zones", "bits"]
+Masks = Literal["zone", "zones", "bits"]
 
 SCHEMA = 1
 KINDS: tuple[Products, ...] = ("forward", "dq", "dkdv", "single", "decode")
@@ -28,8 +28,8 @@ HEAD_DIMS = (64, 128, 256)
 """Padded head dims of a table; a smaller one has the row of the next."""
 TILES = ((128, 128), (128, 64), (64, 128), (64, 64))
 """Tiles of a layout (queries, keys) with rows of their own; others have the first's, cut down."""
-MASKS: tuple[Masks, ...] = ("zones", "bits")
-"""Masks of one or two zones; or bits or more zones as well, which take registers."""
+MASKS: tuple[Masks, ...] = ("zone", "zones", "bits")
+"""Masks of one zone, of two, or bits or more zones as well: each takes more registers."""
 MAX_BYTES = 2**20  # of a file
 
 
@@ -73,7 +73,7 @@ class Table:
     ) -> Size | None:
         """The size for a padded head dim and a layout's tile, or None where no row says it.
 
-        >>> shipped("sm_90").size("forward", "bfloat16", 128, (128, 128), "zones")
+        >>> shipped("sm_90").size("forward", "bfloat16", 128, (128, 128), "zone")
         Size(bm=128, bn=128, warps=8, stages=2)
         """
         width = width_of(dtype)
