@@ -60,7 +60,7 @@ SCORE: tuple[Field, ...] = (
     ("bias", "const float *"),  # [heads, 2 reach + 1]
     ("sinks", "const float *"),  # [heads]
     ("keys", "const void *"),  # [batch, n_k], bytes: 1 may be read
-    ("query_at", "const int32_t *"),  # [n]
+    ("query_at", "const int32_t *"),  # [n], tokens at slots
     ("key_at", "const int32_t *"),  # [n_k]
     ("reach", "long"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from dataclasses import fields
 from typing import assert_never
 
@@ -21,5 +22,8 @@ def emit(plan: NativePlan) -> str:
         case _:
             assert_never(plan.kind)
     values = ", ".join(f"{f.name} {getattr(plan, f.name)}" for f in fields(plan))
+    named = textwrap.fill(
+        f"patterncc {plan.kind}: {values}", 96, initial_indent="// ", subsequent_indent="//     "
+    )
     digest = hashlib.sha256(body.encode()).hexdigest()[:16]
-    return f"// patterncc {plan.kind}: {values}\n// source {digest}\n\n{body}"
+    return f"{named}\n// source {digest}\n\n{body}"

@@ -203,16 +203,16 @@ PROBABILITIES = """
     INLINE void probabilities(Scratch &s, Group &g, long low, long high, float to_base_2,
                               vec (&fade)[2])
     {
-        vec base[2], sum[2];
+        vec base[2], sum[2];  // the step's own sum: fewer roundings than one long chain
         for (long n = 0; n < 2; n++) {
             ivec none = g.largest[n] == NOTHING;
             base[n] = pick(none, splat(0), g.largest[n] * to_base_2);
             fade[n] = exp2_of(g.base[n] - base[n]);
-            sum[n] = g.sum[n] * fade[n];
+            sum[n] = splat(0);
             g.base[n] = pick(none, splat(NOTHING), base[n]);
         }
         $body
-        for (long n = 0; n < 2; n++) g.sum[n] = sum[n];
+        for (long n = 0; n < 2; n++) g.sum[n] = g.sum[n] * fade[n] + sum[n];
     }
 """
 
@@ -243,12 +243,13 @@ VALUES = """
     {
         strips<DV>([&](auto rows, long d) __attribute__((always_inline)) {
             constexpr long R = decltype(rows)::value;
-            vec c[R][2];
-            for (long m = 0; m < R; m++)
-                for (long n = 0; n < 2; n++) c[m][n] = load(g.out + (d + m) * G + n * W) * fade[n];
+            vec c[R][2] = {};
             $product
             for (long m = 0; m < R; m++)
-                for (long n = 0; n < 2; n++) store(g.out + (d + m) * G + n * W, c[m][n]);
+                for (long n = 0; n < 2; n++) {
+                    float *out = g.out + (d + m) * G + n * W;
+                    store(out, load(out) * fade[n] + c[m][n]);
+                }
         });
     }
 """
@@ -305,13 +306,14 @@ FINISH = """
     static void finish(const Call &call, const Scratch &s, const Group &g, element *out, float *lse,
                        long count)
     {
+        const double unit = $unit;  // of an exponent, as it was rounded
         for (long i = 0; i < count; i++) {
             double sum = ((float *)g.sum)[i], base = ((float *)g.base)[i], fade = 1;$sink
             float over = sum == 0 ? 0 : (float)(fade / sum);
             float row[DV];
             for (long d = 0; d < DV; d++) row[d] = g.out[d * G + i] * over;
             narrowed(out + i * DV, row, DV);
-            lse[i] = sum == 0 ? -__builtin_inff() : (float)(base * LN2 + __builtin_log(sum));
+            lse[i] = sum == 0 ? -__builtin_inff() : (float)(base * unit + __builtin_log(sum));
         }
     }
 """
@@ -398,7 +400,11 @@ def forward(plan: NativePlan) -> str:
         piece(PROBABILITIES, body=_placed(piece(IN_PAIRS if plan.dot else IN_FP32), 1)),
         _values(plan),
         _attend(plan),
-        piece(FINISH, sink=_inside(piece(score.SINK) if plan.sinks else "", 2)),
+        piece(
+            FINISH,
+            unit=score.unit(plan),
+            sink=_inside(piece(score.SINK) if plan.sinks else "", 2),
+        ),
         _item(plan),
     ]
     return "\n\n".join(p for p in pieces if p) + "\n"

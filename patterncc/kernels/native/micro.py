@@ -191,9 +191,19 @@ BFLOAT16 = """
 """
 
 FLOAT16 = """
+    struct halves { element x[W]; };
+
     INLINE void widened(float *to, const element *from, long count)
     {
-        for (long x = 0; x < count; x++) to[x] = (float)from[x];
+        long x = 0;
+    #ifdef __F16C__
+        for (; x + W <= count; x += W) {
+            vec y;
+            asm("vcvtph2ps %1, %0" : "=v"(y) : "m"(*(const halves *)(from + x)));
+            store(to + x, y);
+        }
+    #endif
+        for (; x < count; x++) to[x] = (float)from[x];
     }
 
     INLINE void narrowed(element *to, const float *from, long count)

@@ -146,9 +146,9 @@ def fill_score(call: Any, plan: NativePlan, score: Score, scale: float) -> list[
     if plan.placed:
         query_at, key_at = score.query_at, score.key_at
         if query_at is None:
-            query_at = torch.arange(call.q_offset, call.q_offset + call.n, dtype=torch.int32)
+            query_at = torch.arange(call.n, dtype=torch.int32)
         if key_at is None:
-            key_at = torch.arange(call.k_offset, call.k_offset + call.n_k, dtype=torch.int32)
+            key_at = torch.arange(call.n_k, dtype=torch.int32)
         tables |= {"query_at": (query_at, torch.int32), "key_at": (key_at, torch.int32)}
     kept = []
     for name, (table, dtype) in tables.items():

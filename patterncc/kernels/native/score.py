@@ -49,7 +49,7 @@ BIAS = """
 """
 
 SINK = """
-    double sink = call.sinks[s.head] * (double)LOG2E;
+    double sink = call.sinks[s.head] / unit;
     if (sink > base) {
         fade = __builtin_exp2(base - sink);
         sum = sum * fade + 1;
@@ -80,6 +80,11 @@ def to_base_2(plan: NativePlan) -> str:
     return "LOG2E" if plan.scored else "call.scale * LOG2E"
 
 
+def unit(plan: NativePlan) -> str:
+    """The same the other way: how much of a score in base e one exponent of 2 is."""
+    return "1.0 / LOG2E" if plan.scored else "(double)call.scale / (call.scale * LOG2E)"
+
+
 def opening(plan: NativePlan) -> str:
     """Lines before a loop over keys: numbers of one head."""
     return join(
@@ -105,9 +110,9 @@ def positioned(plan: NativePlan) -> bool:
 
 def key_at(plan: NativePlan, key: str) -> str:
     """The position of a key."""
-    return f"call.key_at[{key}]" if plan.placed else f"(int32_t)(call.k_offset + {key})"
+    return f"(int32_t)(call.k_offset + {f'call.key_at[{key}]' if plan.placed else key})"
 
 
 def query_at(plan: NativePlan, query: str) -> str:
     """The position of a query."""
-    return f"call.query_at[{query}]" if plan.placed else f"(int32_t)(call.q_offset + {query})"
+    return f"(int32_t)(call.q_offset + {f'call.query_at[{query}]' if plan.placed else query})"
