@@ -62,6 +62,12 @@ def plan_of(kind: Kind, q: Tensor, v: Tensor, score: Score) -> NativePlan | None
     )
 
 
+def runs(kind: Kind, q: Tensor, v: Tensor, score: Score) -> bool:
+    """Whether a native kernel takes such a call; makes it if need be."""
+    plan = plan_of(kind, q, v, score)
+    return plan is not None and kernel(plan) is not None
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Spec, score: Score
 ) -> tuple[Tensor, Tensor] | None:
