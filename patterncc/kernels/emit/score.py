@@ -81,7 +81,7 @@ def opening(plan: Plan, head: str) -> str:
     if plan.slopes:
         lines.append(f"slope2 = tl.load(slopes + {head}{guard}){column} * LOG2E")
     if plan.bias:
-        lines.append(f"bias_at = bias + ({row}){column} * (2 * radius + 1)")
+        lines.append(f"bias_at = bias + {row}{column} * (2 * radius + 1)")
     if plan.sinks:
         lines.append(f"sink2 = tl.load(sinks + {head}{guard}) * LOG2E")
     if plan.keys:
@@ -106,8 +106,8 @@ def scores(plan: Plan, i: str, j: str) -> str:
     if plan.bias:
         lines.append(piece(BIAS, apart="key_place - query_place"))
     if plan.keys:
-        there = f"tl.load(keys_at + {j}, mask={j} < n_k, other=0)"
-        lines.append(f"s = tl.where({there} != 0, s, -INF)")
+        lines.append(f"readable = tl.load(keys_at + {j}, mask={j} < n_k, other=0)")
+        lines.append("s = tl.where(readable != 0, s, -INF)")
     return "\n".join(x for x in lines if x)
 
 

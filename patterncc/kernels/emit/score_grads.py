@@ -49,38 +49,38 @@ OWN_ROW = """
 SLOPES = "total -= tl.sum(ds * tl.abs(key_at_f - query_at_f), 1)"
 
 # Each row moved left by its number: column c then holds one diagonal, or two, the second wrapped
-# around.  `right` are those from the tile's corner to the right, `left` those left of it.
+# around.  `above` are those from the tile's corner to the right, `below` those left of it.
 DIAGONALS_BY_ROW = """
     skewed = tl.gather(ds, (rows[:, None] + cols[None, :]) % $step_k, 1)
     wrapped = rows[:, None] + cols[None, :] >= $step_k
-    right = tl.sum(tl.where(wrapped, 0.0, skewed), 0)
-    left = tl.sum(tl.where(wrapped, skewed, 0.0), 0)
-    right_apart = col - start + skew + cols
-    left_apart = right_apart - $step_k
+    above = tl.sum(tl.where(wrapped, 0.0, skewed), 0)
+    below = tl.sum(tl.where(wrapped, skewed, 0.0), 0)
+    above_apart = col - start + skew + cols
+    below_apart = above_apart - $step_k
 """
 
 # The same with columns moved up: step rows are more than step columns.
 DIAGONALS_BY_COLUMN = """
     skewed = tl.gather(ds, (rows[:, None] + cols[None, :]) % $step_q, 0)
     wrapped = rows[:, None] + cols[None, :] >= $step_q
-    left = tl.sum(tl.where(wrapped, 0.0, skewed), 1)
-    right = tl.sum(tl.where(wrapped, skewed, 0.0), 1)
-    left_apart = col - start + skew - rows
-    right_apart = left_apart + $step_q
+    below = tl.sum(tl.where(wrapped, 0.0, skewed), 1)
+    above = tl.sum(tl.where(wrapped, skewed, 0.0), 1)
+    below_apart = col - start + skew - rows
+    above_apart = below_apart + $step_q
 """
 
 BINS = """
     # Distances within the table: one column each.  Those past its ends meet in two sums.
-    right_at = mine + right_apart + radius
-    left_at = mine + left_apart + radius
-    right_in = (right_apart > -radius) & (right_apart < radius)
-    left_in = (left_apart > -radius) & (left_apart < radius)
-    tl.store(right_at, tl.load(right_at, mask=right_in, other=0.0) + right, mask=right_in)
-    tl.store(left_at, tl.load(left_at, mask=left_in, other=0.0) + left, mask=left_in)
-    before += tl.sum(tl.where((right_apart <= -radius) | (radius == 0), right, 0.0), 0)
-    before += tl.sum(tl.where((left_apart <= -radius) | (radius == 0), left, 0.0), 0)
-    after += tl.sum(tl.where((right_apart >= radius) & (radius > 0), right, 0.0), 0)
-    after += tl.sum(tl.where((left_apart >= radius) & (radius > 0), left, 0.0), 0)
+    above_at = mine + above_apart + radius
+    below_at = mine + below_apart + radius
+    above_in = (above_apart > -radius) & (above_apart < radius)
+    below_in = (below_apart > -radius) & (below_apart < radius)
+    tl.store(above_at, tl.load(above_at, mask=above_in, other=0.0) + above, mask=above_in)
+    tl.store(below_at, tl.load(below_at, mask=below_in, other=0.0) + below, mask=below_in)
+    before += tl.sum(tl.where((above_apart <= -radius) | (radius == 0), above, 0.0), 0)
+    before += tl.sum(tl.where((below_apart <= -radius) | (radius == 0), below, 0.0), 0)
+    after += tl.sum(tl.where((above_apart >= radius) & (radius > 0), above, 0.0), 0)
+    after += tl.sum(tl.where((below_apart >= radius) & (radius > 0), below, 0.0), 0)
     tl.debug_barrier()  # the next step adds to columns that other threads wrote
 """
 
