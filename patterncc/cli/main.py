@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patterncc._version import __version__
-from patterncc.cli import build, cache, compare, inspect, measure
+from patterncc.cli import build, cache, compare, inspect, measure, tune
 from patterncc.cli.answer import Commands
 
 _COMMANDS = (
@@ -17,6 +17,7 @@ _COMMANDS = (
     cache.cache,
     build.compile_,
     measure.bench,
+    tune.tune,
     build.doctor,
     build.demo,
 )

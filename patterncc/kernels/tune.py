@@ -58,7 +58,7 @@ def sweep(
     target: Target,
     wanted: Iterable[Key],
     say: Say = lambda _: None,
-    compiler: Compile = compile_offline,
+    compiler: Compile | None = None,
 ) -> list[Found]:
     """For each key the likeliest size that fits and does not spill, or the one that spills least.
 
@@ -93,11 +93,11 @@ def _swept(key: Key, target: Target, compiled: Callable[[Key, Size], Trial]) -> 
     return Found(key, best, tuple(trials))
 
 
-def tried(key: Key, size: Size, target: Target, compiler: Compile = compile_offline) -> Trial:
+def tried(key: Key, size: Size, target: Target, compiler: Compile | None = None) -> Trial:
     """One size compiled."""
     plan = plan_for_key(key, size, target)
     try:
-        return Trial(size, compiler(emit(plan), plan))
+        return Trial(size, (compiler or compile_offline)(emit(plan), plan))
     except BackendError as error:
         return Trial(size, None, str(error))
 
@@ -106,6 +106,12 @@ def table_of(target: Target, found: Iterable[Found], basis: str = OFFLINE) -> Ta
     """The shipped table with what was found in its place."""
     rows = dict(shipped(target).rows) | {f.key: f.best.size for f in found}
     return Table(target, basis, rows)
+
+
+def measured(target: Target, found: Iterable[Found], device: str, triton: str) -> Table:
+    """What was timed on a device, and nothing else: other keys keep their shipped sizes."""
+    basis = f"measured on {device}: the fastest of the sizes that fit and do not spill"
+    return Table(target, basis, {f.key: f.best.size for f in found}, device, triton)
 
 
 def notes_of(found: Iterable[Found]) -> dict[Key, dict[str, Any]]:
