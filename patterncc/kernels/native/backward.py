@@ -217,7 +217,7 @@ ITEM = """
 """
 
 GATHER = """
-    // delta = rowsum(out * grad) of 64 rows.
+    // delta = rowsum(out * grad) of 64 rows, in fp64: dP - delta may be a small rest of both.
     static void delta_item(const Call &call, char *, long index)
     {
         long each = (call.n + 63) / 64, unit = index / each, first = index % each * 64;
@@ -226,15 +226,13 @@ GATHER = """
             (const element *)call.out + batch * call.out_batch + head * call.out_head;
         const element *grad =
             (const element *)call.grad + batch * call.grad_batch + head * call.grad_head;
-        alignas(64) float x[PDV] = {}, y[PDV] = {};
+        float x[DV], y[DV];
         for (long i = first; i < first + 64 && i < call.n; i++) {
             widened(x, out + i * call.out_row, DV);
             widened(y, grad + i * call.grad_row, DV);
-            vec sum = {};
-            for (long c = 0; c < PDV; c += W) sum += load(x + c) * load(y + c);
-            float total = 0;
-            for (long lane = 0; lane < W; lane++) total += sum[lane];
-            call.delta[unit * call.n + i] = total;
+            double sum[4] = {};
+            for (long c = 0; c < DV; c++) sum[c % 4] += (double)x[c] * y[c];
+            call.delta[unit * call.n + i] = (float)(sum[0] + sum[1] + sum[2] + sum[3]);
         }
     }
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from patterncc.kernels.emit.pieces import join
 from patterncc.kernels.emit.templates import indented, piece
 from patterncc.kernels.native import backward_score as options
 from patterncc.kernels.native.plan import NativePlan
@@ -115,6 +114,26 @@ KEEP = """
     }
 """
 
+EXP = """
+    // e^x = 2^n e^f, n the integer nearest to x / ln 2.  ln 2 is in two parts, the first times n is
+    // exact, so f keeps what 2^(x / ln 2) would lose where x / ln 2 is rounded.  A minimax
+    // polynomial (relative error 3e-9 before rounding); exactly 0 below -87.
+    INLINE vec exp_of(vec x)
+    {
+        const float to_integer = 12582912.0f;  // 1.5 * 2^23: the sum has no room for a fraction
+        vec shifted = x * LOG2E + to_integer, n = shifted - to_integer;
+        vec f = x - n * 0.693359375f + n * 2.12194440e-4f;
+        vec p = splat(0.00138131448f);
+        p = p * f + 0.00836941879f;
+        p = p * f + 0.041668456f;
+        p = p * f + 0.166665152f;
+        p = p * f + 0.49999994f;
+        p = p * (f * f) + f + 1.0f;
+        vec scaled = (vec)((ivec)p + ((ivec)shifted << 23));
+        return x < -87.0f ? splat(0.0f) : scaled;
+    }
+"""
+
 PRODUCTS = """
     // c += rows i .. of panels times packed columns of keys.
     template <long COUNT, long PADDED>
@@ -137,7 +156,7 @@ PRODUCTS = """
             uint32_t keep = MASKED ? s.keep[i + m][panel * G / 32] >> panel * G % 32 : 0;
             for (long n = 0; n < 2; n++) {
                 vec x = c[m][n] * call.scale;$scores
-                x = exp2_of((x - s.lse[i + m]) * LOG2E);
+                x = exp_of(x - s.lse[i + m]);
                 if (MASKED) x = pick((isplat(keep >> n * W) & LANE) != 0, x, splat(0));
                 store(p + m * G + n * W, x);
             }
@@ -240,7 +259,8 @@ def step(plan: NativePlan) -> str:
         after_step=after(options.after_step(plan), 1),
     )
     tools = options.tools(plan)
-    return join(piece(PANELS), "\n" + piece(KEEP), tools and "\n" + tools, "\n" + products)
+    texts = piece(PANELS), piece(KEEP), tools, piece(EXP), products
+    return "\n\n".join(text for text in texts if text)
 
 
 def after(lines: str, levels: int) -> str:
