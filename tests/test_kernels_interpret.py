@@ -113,7 +113,7 @@ class Sample:
         spec, tensors = self.prepared()
         out, lse = launch.forward(self.q, self.k, self.v, tensors, spec, Score(self.scale))
         inputs = self.grad, self.q, self.k, self.v, out, lse
-        return [out, *launch.backward(*inputs, tensors, spec, Score(self.scale))]
+        return [out, *launch.backward(*inputs, tensors, spec, Score(self.scale))[:3]]
 
     def lse(self) -> Tensor:
         spec, tensors = self.prepared()

@@ -19,8 +19,8 @@ from patterncc.kernels.emit import entry
 from patterncc.kernels.emit.pieces import parameters, streamed_block
 from patterncc.kernels.plan import SHARED_LIMIT, Plan, Target
 
-TABLES = ("head_pattern", "ptr", "run", "zone", "bits", "position")
-SUMS = ("lse", "lse2", "delta")
+TABLES = ("head_pattern", "ptr", "run", "zone", "bits", "position", "items", "parts")
+SUMS = ("lse", "lse2", "delta", "part_out", "part_lse")
 TENSOR_CORES = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
 _SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 

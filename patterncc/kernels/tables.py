@@ -121,6 +121,18 @@ def _work(
     return made
 
 
+CACHE = 50 * 2**20
+"""Bytes of the last cache of a device that cannot be asked."""
+
+
+def cache_of(device: torch.device) -> int:
+    """Bytes of a GPU's last cache; CACHE elsewhere."""
+    if device.type != "cuda":
+        return CACHE
+    found: int = torch.cuda.get_device_properties(device).L2_cache_size
+    return found or CACHE
+
+
 def processors_of(device: torch.device) -> int:
     """Multiprocessors of a GPU; PROCESSORS elsewhere."""
     if device.type != "cuda":

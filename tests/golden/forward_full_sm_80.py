@@ -1,4 +1,4 @@
-# patterncc forward: out and lse, one row of tiles a program.
+# patterncc forward: out and lse, an item of a row of tiles a program.
 # Generated from plan bae865ce9d633195 by emitter 2.
 # sm_80, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
 # Mask classes: full.
@@ -41,27 +41,38 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit(
     do_not_specialize=[
-        "n", "n_k", "heads", "group", "lines",
+        "n", "n_k", "heads", "group", "item_count", "section", "units", "slots",
     ]
 )
 def forward_kernel(
-    q, k, v, out, lse, ptr, run,
+    q, k, v, out, lse, part_out, part_lse, items, run,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head,
     out_row,
-    scale, n, n_k, heads, group, lines,
+    scale, n, n_k, heads, group, item_count, section, units, slots,
 ):
-    # One program: 128 queries of one head.  The last rows, longest if causal, go first.
+    # One program: one item of the work list, for one of `units` heads.  The items that lead run for
+    # all heads first.  Then heads stand in sections whose keys and values fit in the cache; in each
+    # come the other items, longest first, heads inner.
     pid = tl.program_id(0)
-    steps_down = tl.cdiv(n, 128)
-    row = steps_down - 1 - pid % steps_down
-    unit = pid // steps_down
+    lead = tl.load(items + 6)
+    first_unit = 0
+    beside = units
+    if pid >= lead * units:
+        others = item_count - lead
+        pid -= lead * units
+        first_unit = pid // (others * section) * section
+        beside = tl.minimum(section, units - first_unit)
+        pid += lead * beside - first_unit * others
+    unit = first_unit + pid % beside
+    item = items + pid // beside * 8
     batch = (unit // heads).to(tl.int64)
     head = (unit % heads).to(tl.int64)
     kv_head = head // group
-    first = (row * 128).to(tl.int64)
+    start = tl.load(item) * 128
+    first = start.to(tl.int64)
     rows = tl.arange(0, 128)
     cols = tl.arange(0, 64)
-    seen = row * 128 + rows < n
+    seen = start + rows < n
     dims = tl.arange(0, 64)
     vdims = tl.arange(0, 64)
     scale2 = scale * LOG2E
@@ -77,12 +88,13 @@ def forward_kernel(
     m = tl.full([128], -INF, tl.float32)
     l = tl.zeros([128], tl.float32)
     acc = tl.zeros([128, 64], tl.float32)
-    line = row
-    at = tl.load(ptr + line)
-    end = tl.load(ptr + line + 1)
-    steps = (tl.load(run + 4 * end + 3) - tl.load(run + 4 * at + 3)) * 2
-    col = tl.load(run + 4 * at) * 128
-    left = tl.load(run + 4 * at + 1) * 2
+    slot = tl.load(item + 5)
+    # The item's runs, from inside the first one if a part before this one ended there.
+    at = tl.load(item + 2)
+    skip = tl.load(item + 3)
+    steps = tl.load(item + 4) * 2
+    col = (tl.load(run + 4 * at) + skip) * 128
+    left = (tl.load(run + 4 * at + 1) - skip) * 2
     # The next run is held in registers, one run ahead: no load of the loop waits for an index.
     next_tile = tl.load(run + 4 * at + 4)
     next_count = tl.load(run + 4 * at + 5)
@@ -110,10 +122,16 @@ def forward_kernel(
     # A row that read nothing has m = -inf and l = 0: its out is 0 and its lse -inf.
     l = tl.where(l == 0.0, 1.0, l)
     acc = acc / l[:, None]
-    lse_tile = (m + tl.math.log2(l)) * LN2
-    out_at = out + batch * out_batch + head * out_head + first * out_row
-    tl.store(
-        out_at + (rows[:, None] * out_row + vdims[None, :]),
-        acc.to(tl.bfloat16), mask=seen[:, None],
-    )
-    tl.store(lse + unit.to(tl.int64) * n + first + rows, lse_tile, mask=seen)
+    lse_tile = m + tl.math.log2(l)  # in base 2
+    if slot < 0:
+        out_at = out + batch * out_batch + head * out_head + first * out_row
+        tl.store(
+            out_at + (rows[:, None] * out_row + vdims[None, :]),
+            acc.to(tl.bfloat16), mask=seen[:, None],
+        )
+        tl.store(lse + (batch * heads + head) * n + first + rows, lse_tile * LN2, mask=seen)
+    else:
+        # A part of a cut line, in fp32; the combine kernel merges them.
+        place = (unit.to(tl.int64) * slots + slot) * 128 + rows
+        tl.store(part_out + place[:, None] * 64 + vdims[None, :], acc)
+        tl.store(part_lse + place, lse_tile)

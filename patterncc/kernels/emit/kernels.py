@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from patterncc.kernels.emit.backward import delta, dkdv, dq
+from patterncc.kernels.emit.combine import combine
 from patterncc.kernels.emit.decode import decode
 from patterncc.kernels.emit.forward import forward
 from patterncc.kernels.emit.pieces import mask_tests, signature
@@ -18,6 +19,7 @@ from patterncc.kernels.plan import VERSION, Kind, Plan
 
 BODIES: dict[Kind, Callable[[Plan], str]] = {
     "forward": forward,
+    "combine": combine,
     "delta": delta,
     "dq": dq,
     "dkdv": dkdv,
@@ -25,10 +27,11 @@ BODIES: dict[Kind, Callable[[Plan], str]] = {
 }
 """What writes the body of each kind; a kind is listed when its kernel exists."""
 
-UNMASKED = ("delta",)  # kinds that look at no tile
+UNMASKED = ("combine", "delta")  # kinds that look at no tile
 
 PURPOSE = {
-    "forward": "out and lse, one row of tiles a program",
+    "forward": "out and lse, an item of a row of tiles a program",
+    "combine": "the parts of cut rows merged by their LSE",
     "delta": "row sums that both gradients need",
     "dq": "the gradient of Q, one row of tiles a program",
     "dkdv": "the gradients of K and V, one column of tiles a program",
@@ -67,7 +70,7 @@ def _header(plan: Plan) -> str:
         f"# Generated from plan {plan.digest} by emitter {VERSION}.",
         f"# {plan.target}, {plan.dtype}, head dim {dim}, tiles {plan.block[0]} x {plan.block[1]}, "
         f"steps {plan.bm} x {plan.bn}, {plan.warps} warps, {plan.stages} stages.",
-        *([f"# Mask classes: {', '.join(classes)}."] if plan.kind != "delta" else []),
+        *([f"# Mask classes: {', '.join(classes)}."] if plan.kind not in UNMASKED else []),
         "# Lengths, windows and documents are data: they come in through the run and mask tables.",
         "#",
         *(f"#   {name} = {value}" for name, value in plan.values()),
@@ -78,6 +81,6 @@ def _header(plan: Plan) -> str:
         'INF = tl.constexpr(float("inf"))',
         "LOG2E = tl.constexpr(1.4426950408889634)",
     ]
-    if plan.kind in ("forward", "decode"):
+    if plan.kind in ("forward", "combine", "decode"):
         lines.append("LN2 = tl.constexpr(0.6931471805599453)")
     return "\n".join(lines)

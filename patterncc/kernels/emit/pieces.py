@@ -13,21 +13,25 @@ from patterncc.kernels.emit import templates as t
 from patterncc.kernels.emit.templates import indented, piece
 from patterncc.kernels.plan import Plan
 
+_LISTED = ("item_count", "section", "units", "slots")  # of programs that take items of a work list
 POINTERS = {
-    "forward": ("q", "k", "v", "out", "lse"),
+    "forward": ("q", "k", "v", "out", "lse", "part_out", "part_lse"),
+    "combine": ("out", "lse", "part_out", "part_lse", "parts"),
     "delta": ("out", "grad", "lse", "delta", "lse2"),
     "dq": ("q", "k", "v", "grad", "lse2", "delta", "grad_q"),
     "dkdv": ("q", "k", "v", "grad", "lse2", "delta", "grad_k", "grad_v"),
     "decode": ("q", "k", "v", "out", "lse", "position"),
 }
 SCALARS = {
-    "forward": ("scale", "n", "n_k", "heads", "group", "lines"),
+    "forward": ("scale", "n", "n_k", "heads", "group", *_LISTED),
+    "combine": ("n", "heads", "slots"),
     "delta": ("n", "heads"),
     "dq": ("scale", "n", "n_k", "heads", "group", "lines"),
     "dkdv": ("scale", "n", "n_k", "heads", "group", "lines"),
     "decode": ("scale", "n", "n_k", "heads", "group", "lines", "count", "q_offset"),
 }
 TILED = ("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v")  # [batch, heads, length, dim]
+BY_ITEM = ("forward",)  # kinds whose programs take items of a work list
 AXES = ("batch", "head", "row")  # whose strides are arguments; the last axis is contiguous
 
 _NOTE = "# Tile-local; the offset is left to run time, so no mask is held across the loop."
@@ -73,15 +77,19 @@ def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str,
     pointers, scalars = POINTERS[plan.kind], SCALARS[plan.kind]
     tiled = [x for x in pointers if x in TILED and x not in plan.streamed]
     strides = tuple(f"{x}_{axis}" for x in tiled for axis in AXES)
+    listed = ("listed",) if plan.per_sequence else ()
     if plan.kind == "delta":
         return pointers, strides, scalars
+    if plan.kind == "combine":
+        return pointers + score.pointers(plan), strides, scalars + listed
+    by_items = plan.kind in BY_ITEM
     tables = (
-        *(("head_pattern",) if plan.per_head or plan.per_sequence else ()),
-        *("ptr", "run"),
+        *(("head_pattern",) if (plan.per_head or plan.per_sequence) and not by_items else ()),
+        *(("items", "run") if by_items else ("ptr", "run")),
         *(("zone",) if plan.zones else ()),
         *(("bits",) if plan.bits else ()),
     )
-    more = (*(("zone_count",) if plan.bits else ()), *(("listed",) if plan.per_sequence else ()))
+    more = (*(("zone_count",) if plan.bits else ()), *listed)
     pointers += tables + score.pointers(plan)
     return pointers, strides, scalars + more + score.scalars(plan)
 
@@ -143,11 +151,12 @@ def mask(plan: Plan, own: str, along: str, start: str) -> str:
     """
     if not plan.masked:
         return ""
-    kept = t.KEEP_BOTH if plan.zones and plan.bits else t.KEEP_ZONES if plan.zones else t.KEEP_BITS
+    both = t.KEEP_BOTH + t.MASK_KEPT if plan.target == "sm_80" else t.MASK_BOTH
+    test = both if plan.zones and plan.bits else t.MASK_ZONES if plan.zones else t.MASK_BITS
     i, j = ("across", "own") if plan.kind == "dkdv" else ("own", "across")
-    keep = piece(kept, i=i, j=j, own="own", start=start)
+    masked = piece(test, i=i, j=j, own="own", start=start)
     sides = [f"own = {own}", *([f"across = {along} + {start}"] if plan.zones else [])]
-    body = "\n".join([_NOTE, *sides, keep, "s = tl.where(keep, s, -INF)"])
+    body = "\n".join([_NOTE, *sides, masked])
     return f"if word > 0:\n{indented(body)}" if plan.full else body
 
 

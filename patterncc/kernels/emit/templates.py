@@ -83,6 +83,19 @@ KEEP_BOTH = """
         keep = in_bits(bits, word - 1 - zone_count, $own, $start)
 """
 
+# Where both classes are in use each branch masks for itself: on sm_90 and up a mask that leaves its
+# branch is held in registers, one a score.  On sm_80 scores that leave a branch would change their
+# order among threads, so there the mask does (KEEP_BOTH).
+MASK_ZONES = "s = tl.where(in_zones(zone, word, $i, $j), s, -INF)"
+MASK_BITS = "s = tl.where(in_bits(bits, word - 1 - zone_count, $own, $start), s, -INF)"
+MASK_KEPT = "    s = tl.where(keep, s, -INF)\n"
+MASK_BOTH = """
+    if word <= zone_count:
+        s = tl.where(in_zones(zone, word, $i, $j), s, -INF)
+    else:
+        s = tl.where(in_bits(bits, word - 1 - zone_count, $own, $start), s, -INF)
+"""
+
 WHICH_ROW = """
     # One program: $step_q queries of one head.  The last rows, longest if causal, go first.
     pid = tl.program_id(0)
@@ -160,6 +173,13 @@ FINISH = """
     l = tl.where(l == 0.0, 1.0, l)
     acc = acc / l[:, None]
     lse_tile = (m + tl.math.log2(l)) * LN2
+"""
+
+NORMALISE = """
+    # A row that read nothing has m = -inf and l = 0: its out is 0 and its lse -inf.
+    l = tl.where(l == 0.0, 1.0, l)
+    acc = acc / l[:, None]
+    lse_tile = m + tl.math.log2(l)  # in base 2
 """
 
 DELTA_BODY = """

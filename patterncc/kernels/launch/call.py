@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from patterncc.kernels import runtime
+from patterncc.errors import SizeError
+from patterncc.kernels import runtime, stored
 from patterncc.kernels.choose import choose
 from patterncc.kernels.emit.pieces import AXES, parameters, streamed_block
+from patterncc.kernels.launch.score import plan_options
 from patterncc.kernels.plan import DType, Kind, Plan
+from patterncc.kernels.score import Score
 from patterncc.kernels.spec import Spec
-from patterncc.kernels.tables import Tables
+from patterncc.kernels.tables import Tables, cache_of, level
 
 MAX_ROW_STRIDE = 2**31 // 512  # elements; offsets within a tile are 32-bit
 
 
-def plan_for(kind: Kind, q: Tensor, v: Tensor, spec: Spec, *, heads: int = 1) -> Plan:
-    """The plan of a kernel for these tensors on their device."""
+def plan_for(
+    kind: Kind, q: Tensor, v: Tensor, spec: Spec, score: Score | None = None, *, heads: int = 1
+) -> Plan:
+    """The plan of a kernel for these tensors on their device, and for a score's options."""
     target = runtime.target_of(q.device)
-    return choose(
+    plan = choose(
         kind,
         spec,
         target,
@@ -31,7 +37,9 @@ def plan_for(kind: Kind, q: Tensor, v: Tensor, spec: Spec, *, heads: int = 1) ->
         v.shape[-1],
         heads=heads,
         upcast=runtime.interpreting() and q.dtype == torch.bfloat16,
+        table=stored.tuned(q.device),
     )
+    return plan if score is None else replace(plan, **plan_options(kind, score))
 
 
 def of_layout(
@@ -56,10 +64,51 @@ def of_layout(
     }
 
 
+def of_work(
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Spec
+) -> dict[str, Any]:
+    """The work list of rows for these tensors and how it runs, by argument name.
+
+    A unit is what one run of the list serves: a head, or where the list names heads all of them.
+    """
+    x, (batch, heads) = Tables.of(tensors), q.shape[:2]
+    if spec.sequences > 1:
+        units = heads * spec.sequences // len(x.head_pattern)
+    else:
+        units = batch if spec.patterns > 1 else batch * heads
+    work = x.row_work[level(units)]
+    return {
+        "items": work.items,
+        "parts": work.parts,
+        "item_count": len(work.items),
+        "slots": len(work.parts),
+        "units": units,
+        "section": section(units, k, v),
+    }
+
+
+def section(units: int, k: Tensor, v: Tensor) -> int:
+    """Units that run side by side: as many as half of the cache holds keys and values of.
+
+    k, v: what all units read together.
+
+    >>> k = torch.empty(2, 4, 50_000, 64, dtype=torch.float16)
+    >>> section(8, k, k), section(32, k, k), section(2, k, k)
+    (2, 8, 1)
+    """
+    fitting = max(1, cache_of(k.device) // 2 // (k[0, 0].nbytes + v[0, 0].nbytes))
+    return min(units, max(1, fitting * units // (k.shape[0] * k.shape[1])))
+
+
 def launch(plan: Plan, programs: int, arguments: dict[str, Any]) -> None:
     """Start one kernel; `arguments` may hold more than it takes."""
     if programs == 0:
         return
+    if programs >= 2**31:
+        raise SizeError(
+            f"attention: {programs} programs of {plan.kind}; a launch takes {2**31 - 1}: use "
+            "larger blocks, or fewer heads or sequences at once"
+        )
     pointers, strides, scalars = parameters(plan)
     values = [_pointer(plan, name, arguments[name]) for name in pointers]
     values += [_stride(arguments, name) for name in strides]

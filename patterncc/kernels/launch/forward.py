@@ -1,4 +1,4 @@
-"""Launches of the forward kernels."""
+"""Launches of the forward kernels: items of the work list, then the parts of cut rows merged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patterncc.kernels.launch.call import launch, of_layout, plan_for, rows_together
+from patterncc.kernels.emit.pieces import padded
+from patterncc.kernels.launch.call import launch, of_layout, of_work, plan_for, rows_together
+from patterncc.kernels.launch.score import arguments as options
 from patterncc.kernels.score import Score
 from patterncc.kernels.spec import Spec
 
@@ -15,15 +17,27 @@ from patterncc.kernels.spec import Spec
 def forward(
     q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Spec, score: Score
 ) -> tuple[Tensor, Tensor]:
-    """Attention over a layout's edges: out [B, H, n, Dv] in q's dtype, lse fp32 [B, H, n]."""
+    """Attention over a layout's edges: out [B, H, n, Dv] in q's dtype, lse fp32 [B, H, n].
+
+    Bitwise repeatable: what is cut follows from the layout, the device and the number of heads.
+    """
     q, k, v = rows_together(q, k, v)
     batch, heads, n, _ = q.shape
     out = q.new_empty(batch, heads, n, v.shape[-1])
     lse = q.new_empty(batch, heads, n, dtype=torch.float32)
     if not (n and k.shape[2]):  # a descriptor cannot be empty
         return out.zero_(), lse.fill_(-torch.inf)
-    plan = plan_for("forward", q, v, spec)
-    arguments = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "scale": score.scale}
-    programs = -(-n // plan.bm) * batch * heads
-    launch(plan, programs, arguments | of_layout(q, k, tensors, spec, "rows"))
+    plan = plan_for("forward", q, v, spec, score)
+    arguments = of_layout(q, k, tensors, spec, "rows") | of_work(q, k, v, tensors, spec)
+    arguments |= {"q": q, "k": k, "v": v, "out": out, "lse": lse} | options(score, spec)
+    units, slots = arguments["units"], arguments["slots"]
+    room = (units, slots, spec.block[0])
+    arguments |= {
+        "part_out": lse.new_empty(*room, padded(v.shape[-1])),
+        "part_lse": lse.new_empty(*room),
+    }
+    launch(plan, arguments["item_count"] * units * (spec.block[0] // plan.bm), arguments)
+    if slots:
+        plan = plan_for("combine", q, v, spec, score)
+        launch(plan, slots * units * (spec.block[0] // plan.bm), arguments)
     return out, lse
