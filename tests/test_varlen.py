@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,15 +214,41 @@ def test_other_batches_run_the_same_kernels() -> None:
 # --- attention
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-    """[total, H, D] by the definition, in float64."""
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, sequences: list[Sequence], **options: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """[total, H, D] by the definition, in float64, sequence by sequence."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
-    scores = torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(q.shape[2])
-    scores = scores.masked_fill(~torch.from_numpy(mask), -math.inf)
-    lse = torch.logsumexp(scores, -1)
-    weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0)[..., None])
-    return torch.einsum("hij,jhd->ihd", weights, v), lse
+    rows, keys = [s.n for s in sequences], [s.n_k for s in sequences]
+    scores = [
+        of_sequence(s, torch.einsum("ihd,jhd->hij", a, b) / math.sqrt(q.shape[2]), **options)
+        for s, a, b in zip(sequences, torch.split(q, rows), torch.split(k, keys))
+    ]
+    if "key_mask" in options:
+        masks = torch.split(options["key_mask"], keys)  # type: ignore[arg-type]
+        scores = [x.masked_fill(~m, -math.inf) for x, m in zip(scores, masks)]
+    lse = torch.cat([torch.logsumexp(x, -1) for x in scores], 1)
+    if "sinks" in options:
+        lse = torch.logaddexp(lse, options["sinks"][:, None])  # type: ignore[index]
+    top = torch.split(lse.masked_fill(lse == -math.inf, 0), rows, 1)
+    weights = [torch.exp(x - t[..., None]) for x, t in zip(scores, top)]
+    outs = [torch.einsum("hij,jhd->ihd", w, b) for w, b in zip(weights, torch.split(v, keys))]
+    return torch.cat(outs), lse
+
+
+def of_sequence(s: Sequence, x: Tensor, **options: Any) -> Tensor:
+    """The scores [H, n, n_k] of one sequence, positions counted as it counts them."""
+    i = torch.arange(s.n)[:, None] + s.q_offset
+    apart = torch.arange(s.n_k) + s.k_offset - i
+    if "softcap" in options:
+        x = options["softcap"] * torch.tanh(x / options["softcap"])
+    if "alibi_slopes" in options:
+        x = x - options["alibi_slopes"][:, None, None] * apart.abs()
+    if "relative_bias" in options:
+        most = options["relative_bias"].shape[1] // 2
+        x = x + options["relative_bias"][:, apart.clamp(-most, most) + most]
+    return x.masked_fill(~torch.from_numpy(s.mask()), -math.inf)
 
 
 def packed(
@@ -233,6 +260,16 @@ def packed(
     return q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
 
 
+def layout_of(case: list[Sequence]) -> Layout:
+    q_bounds, k_bounds = bounds([s.n for s in case]), bounds([s.n_k for s in case])
+    apart = any((s.n_k - s.n, s.k_offset) != (0, 0) for s in case)
+    offsets = [s.q_offset for s in case], [s.k_offset for s in case]
+    patterns = [s.pattern for s in case]
+    if apart:
+        return pc.compile_packed(patterns, q_bounds, k_bounds, *offsets, block=16)
+    return pc.compile_packed(patterns, q_bounds, block=16)
+
+
 CASES = [
     [Sequence(pc.causal(), n, n) for n in (30, 0, 1, 50)],
     [Sequence(pc.causal() & (pc.window(6) | pc.sink(3)), n, n) for n in (33, 47)],
@@ -242,26 +279,44 @@ CASES = [
         Sequence(pc.strided(4) & pc.causal(), 40, 40),
     ],
     [Sequence(pc.causal() & pc.window(9), 5, 30, 25), Sequence(pc.causal(), 20, 20)],
-    [Sequence(pc.full(), 17, 40), Sequence(pc.full(), 3, 5), Sequence(pc.full(), 2, 0)],
+    [Sequence(pc.full(), 17, 40), Sequence(pc.window(5, 5), 3, 5, 0, 2), Sequence(pc.full(), 2, 0)],
 ]
 
 
+OPTIONS: dict[str, Any] = {
+    "plain": {},
+    "softcap and sinks": {"softcap": 2.0, "sinks": (4,)},
+    "alibi": {"alibi_slopes": (4,)},
+    "relative bias": {"relative_bias": (4, 7)},
+    "key mask": {"key_mask": None},
+}
+
+
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_attention_and_gradients(case: list[Sequence], backend: str) -> None:
-    q_bounds, k_bounds = bounds([s.n for s in case]), bounds([s.n_k for s in case])
-    offsets = [s.q_offset for s in case]
-    layout = pc.compile_packed([s.pattern for s in case], q_bounds, k_bounds, offsets, block=16)
-    tensors = packed(q_bounds[-1], k_bounds[-1])
+def test_attention_and_gradients(case: list[Sequence], options: str, backend: str) -> None:
+    layout = layout_of(case)
+    tensors = packed(layout.n, layout.n_k)
+    given: dict[str, Any] = dict(OPTIONS[options])
+    for name, shape in given.items():
+        if isinstance(shape, tuple):
+            given[name] = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    if "key_mask" in given:
+        given["key_mask"] = torch.rand(layout.n_k) < 0.7
     out, lse = pc.attention_varlen(
-        *tensors, layout, enable_gqa=True, return_lse=True, backend=backend
+        *tensors, layout, enable_gqa=True, return_lse=True, backend=backend, **given
     )
-    expected, expected_lse = dense_attention(*tensors, oracle(case))
+    expected, expected_lse = dense_attention(*tensors, case, **given)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-6, atol=1e-6)
     weight = torch.randn_like(out)
-    grads = torch.autograd.grad((out * weight).sum(), tensors)
-    for got, wanted in zip(grads, torch.autograd.grad((expected * weight).sum(), tensors)):
+    leaves = [
+        *tensors,
+        *(x for x in given.values() if isinstance(x, Tensor) and x.requires_grad),
+    ]
+    grads = torch.autograd.grad((out * weight).sum(), leaves)
+    for got, wanted in zip(grads, torch.autograd.grad((expected * weight).sum(), leaves)):
         torch.testing.assert_close(got, wanted)
 
 
@@ -277,10 +332,28 @@ def test_views_are_not_copied() -> None:
     """q, k and v as a projection lays them down: one tensor, heads beside each other."""
     qkv = torch.randn(50, 3, 4, 16, dtype=torch.float64)
     q, k, v = qkv.unbind(1)
-    layout = pc.compile_packed(pc.causal(), [0, 20, 50])
-    out = pc.attention_varlen(q, k, v, layout)
-    mask = oracle([Sequence(pc.causal(), 20, 20), Sequence(pc.causal(), 30, 30)])
-    torch.testing.assert_close(out, dense_attention(q, k, v, mask)[0])
+    case = [Sequence(pc.causal(), 20, 20), Sequence(pc.causal(), 30, 30)]
+    out = pc.attention_varlen(q, k, v, layout_of(case))
+    torch.testing.assert_close(out, dense_attention(q, k, v, case)[0])
+
+
+def test_layouts_with_positions_of_their_own(tmp_path: Path) -> None:
+    """Cut like any other, carried, and not written to files, which would lose the positions."""
+    case = [Sequence(pc.causal(), 5, 30, 25), Sequence(pc.causal(), 20, 20)]
+    layout, slopes = layout_of(case), torch.rand(4, dtype=torch.float64)
+    q, k, v = (x.detach() for x in packed(25, 50))
+    given: dict[str, Any] = {"enable_gqa": True, "alibi_slopes": slopes}
+    whole = pc.attention_varlen(q, k, v, layout, **given)
+    torch.testing.assert_close(pc.attention_varlen(q, k, v, pc.carry(layout), **given), whole)
+    short = pc.attention_varlen(q[:15], k[:40], v[:40], layout.at(15, 40), **given)
+    torch.testing.assert_close(short, whole[:15])
+    same = layout_of([Sequence(pc.causal(), 5, 30, 25), Sequence(pc.causal(), 20, 20, 1, 1)])
+    assert (same.dense() == layout.dense()).all() and same.hash != layout.hash
+    with pytest.raises(pc.LayoutError, match="keep cu_seqlens and cu_seqlens_k"):
+        layout.save(tmp_path / "l.safetensors")
+    plain = layout_of([Sequence(pc.causal(), 5, 5)])
+    plain.save(tmp_path / "l.safetensors")
+    assert Layout.load(tmp_path / "l.safetensors").hash == plain.hash
 
 
 # --- on a device
@@ -339,6 +412,10 @@ def test_what_a_device_does_not_take() -> None:
         ),
         (lambda: pc.compile_packed(pc.causal(), [0, 2**31]), "past 2147483647"),
         (
+            lambda: pc.compile_packed(pc.causal(), [0, 8, 9], q_offset=[0, 2**31 - 1]),
+            "the queries of sequence 1 stand up to position 2147483648",
+        ),
+        (
             lambda: pc.compile_packed(
                 [pc.heads([pc.causal()] * 2), pc.heads([pc.full()] * 3)], [0, 5, 8]
             ),
@@ -373,5 +450,7 @@ def test_tensors_that_do_not_fit() -> None:
     ]:
         with pytest.raises(pc.TensorError, match=message):
             pc.attention_varlen(*tensors, layout)  # type: ignore[call-overload]
+    with pytest.raises(pc.TensorError, match=r"key_mask is \(1, 9\) for k of shape \(9, 2, 16\)"):
+        pc.attention_varlen(q, q, q, layout, key_mask=torch.ones(1, 9, dtype=torch.bool))
     with pytest.raises(pc.TensorError, match=r"give what pc.compile returns"):
         pc.attention_varlen(q, q, q, "layout")  # type: ignore[call-overload]

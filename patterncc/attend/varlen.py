@@ -22,6 +22,12 @@ def attention_varlen(
     enable_gqa: bool = False,
     return_lse: Literal[False] = False,
     backend: str = "auto",
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    relative_bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    deterministic: bool = True,
 ) -> Tensor: ...
 @overload
 def attention_varlen(
@@ -34,6 +40,12 @@ def attention_varlen(
     enable_gqa: bool = False,
     return_lse: Literal[True],
     backend: str = "auto",
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    relative_bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    deterministic: bool = True,
 ) -> tuple[Tensor, Tensor]: ...
 def attention_varlen(
     q: Tensor,
@@ -45,13 +57,20 @@ def attention_varlen(
     enable_gqa: bool = False,
     return_lse: bool = False,
     backend: str = "auto",
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    relative_bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    deterministic: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`attention` of sequences packed behind each other, over what `compile_packed` made of them.
 
     q [total, H, D], k [total_k, Hkv, D], v [total_k, Hkv, Dv] give [total, H, Dv]; with return_lse
     also the natural log of each row's sum, fp32 [H, total].  Nothing is copied: the tensors are
     seen as one sequence, [1, H, total, D], and the output is a view of such a one.  Rows past the
-    last sequence (total=) give 0.  Options and gradients are those of `attention`.
+    last sequence (total=) give 0.  key_mask is bool [total_k].  Other options and all gradients are
+    those of `attention`; ALiBi and relative bias count positions within a sequence.
 
     >>> import torch
     >>> from patterncc import causal, window
@@ -65,19 +84,35 @@ def attention_varlen(
     backend that cannot run here.
     """
     _check(q, k, v, layout)
-    one, two, three = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     out, lse = attention(
-        one,
-        two,
-        three,
+        q.transpose(0, 1).unsqueeze(0),
+        k.transpose(0, 1).unsqueeze(0),
+        v.transpose(0, 1).unsqueeze(0),
         layout,
         scale=scale,
         enable_gqa=enable_gqa,
         return_lse=True,
         backend=backend,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        relative_bias=relative_bias,
+        key_mask=None if key_mask is None else _of_all(key_mask, k),
+        deterministic=deterministic,
     )
     out = out.squeeze(0).transpose(0, 1)
     return (out, lse.squeeze(0)) if return_lse else out
+
+
+def _of_all(key_mask: Tensor, k: Tensor) -> Tensor:
+    """A mask of packed keys as that of one sequence."""
+    if not isinstance(key_mask, Tensor) or key_mask.shape != k.shape[:1]:
+        given = shape(key_mask) if isinstance(key_mask, Tensor) else type(key_mask).__name__
+        raise TensorError(
+            f"attention_varlen: key_mask is {given} for k of shape {shape(k)}; give one bool for "
+            f"each key, ({len(k)},)"
+        )
+    return key_mask.unsqueeze(0)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, layout: AnyLayout) -> None:

@@ -64,6 +64,14 @@ def _distance(q: Tensor, k: Tensor, skew: int = 0) -> Tensor:
     return keys - torch.arange(q.shape[2], device=q.device)[:, None]
 
 
+def _distance_of(q: Tensor, k: Tensor, tensors: Sequence[Tensor], spec: Spec) -> Tensor:
+    """The same as the layout counts positions: by its offsets, or by tables after the mask."""
+    if len(tensors) == 1:
+        return _distance(q, k, spec.k_offset - spec.q_offset)
+    _, query_at, key_at = tensors
+    return key_at.long() - query_at.long()[:, None]
+
+
 def _readable(mask: Tensor, score: Score) -> Tensor:
     """The mask without keys that `score.keys` leaves out."""
     return mask if score.keys is None else mask & score.keys[:, None, None]
@@ -93,8 +101,8 @@ def _columns(bias: Tensor, distance: Tensor) -> Tensor:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], spec: Spec, score: Score
 ) -> tuple[Tensor, Tensor]:
-    """The backend's forward: `tensors` holds one bool mask."""
-    distance = _distance(q, k, spec.k_offset - spec.q_offset)
+    """The backend's forward: `tensors` holds one bool mask, and positions where they are told."""
+    distance = _distance_of(q, k, tensors, spec)
     out, lse = attention(q, k, v, tensors[0], score=score, distance=distance)
     return out.to(q.dtype), lse.to(wide(q.dtype))
 
@@ -115,7 +123,7 @@ def backward(
     group = q.shape[1] // k.shape[1]
     q64, g64 = q.double(), grad_out.double()
     k64, v64 = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
-    distance, mask = _distance(q, k, spec.k_offset - spec.q_offset), _readable(tensors[0], score)
+    distance, mask = _distance_of(q, k, tensors, spec), _readable(tensors[0], score)
     dense, log_sum = attention(q64, k64, v64, mask, score=score, distance=distance)
     log_sum = log_sum.masked_fill(log_sum == -torch.inf, torch.inf)[..., None]
     scores, slope = _scores(q64, k64, score, distance)

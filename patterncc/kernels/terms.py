@@ -41,6 +41,8 @@ class Term:
     side stand, 0 or 2: the token of each slot, then the slot of each token.
     reach: tiles of the longest tile row, where keys have an order.  Then the last tensor holds the
     tiles before each run of the rows, int64 [runs + 1].
+    placed: in token order, the last two tensors hold the positions of queries and keys, int32, for
+    scores that know them.
     """
 
     spec: Spec
@@ -48,12 +50,13 @@ class Term:
     queries: int | None = None
     keys: int | None = None
     reach: int = 0
+    placed: bool = False
 
     @property
     def tensors(self) -> int:
         """How many tensors the op carries for this term."""
         sides = len({self.queries, self.keys} - {None})
-        return self.tables + 2 * sides + (self.keys is not None)
+        return self.tables + 2 * sides + (self.keys is not None) + 2 * self.placed
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,16 @@ class _Part:
     keys: _Side
     reach: int
     before: Tensor
+    places: Sequence[Tensor] = ()
 
     def score(self, score: Score) -> Score:
         """The options for this term: tokens by slot, and no sinks."""
         query_at = key_at = None
         if not (score.slopes is None and score.bias is None):
             sides = (self.queries, self.spec.n), (self.keys, self.spec.n_k)
-            if any(side.order is not None for side, _ in sides):
+            if self.places:
+                query_at, key_at = self.places
+            elif any(side.order is not None for side, _ in sides):
                 query_at, key_at = (side.tokens(count, score) for side, count in sides)
         keys = score.keys
         if keys is not None and self.keys.order is not None:
@@ -202,7 +208,8 @@ def _parts(spec: Terms, tensors: Sequence[Tensor]) -> Iterator[_Part]:
             _Side() if at is None else _Side(own[t.tables + at], own[t.tables + at + 1])
             for at in (t.queries, t.keys)
         )
-        yield _Part(t.spec, own[: t.tables], queries, keys, t.reach, own[-1])
+        places = own[-2:] if t.placed else ()
+        yield _Part(t.spec, own[: t.tables], queries, keys, t.reach, own[-1], places)
 
 
 def forward(

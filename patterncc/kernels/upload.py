@@ -59,6 +59,12 @@ def _announce(choice: Choice, device: torch.device) -> None:
 
 def _carried(layout: Layout, backend: Backend, device: torch.device) -> tuple[list[Tensor], str]:
     """The op's tensors and text: of the spec alone where tiles stand in token order."""
+    if layout.positions is not None:
+        spec = Spec.of(layout, backend)
+        tables = _tensors(layout, spec, device)
+        places = [torch.from_numpy(np.array(x)).to(device) for x in layout.positions]
+        text = Terms((Term(spec, len(tables), placed=True),)).text()
+        return [*tables, *places], spec.text() if backend == "reference" else text
     placed = layout.order is not None or bool(layout.rest)
     if not placed or backend == "reference":  # a dense mask stands in token order
         spec = Spec.of(layout, backend)

@@ -85,6 +85,8 @@ class Layout:
     rest: further terms, of the same frame and heads, each without a rest of its own.
     recipe: how it was compiled; None for a layout from a file.
     varies: other batches bring others of its kind, so its kernels hold every mask class they need.
+    positions: of queries and of keys, int32 [n] and [n_k], where they do not follow from rows and
+    offsets: packed sequences with keys of their own.  Scores that know positions read them.
     """
 
     n: int
@@ -105,6 +107,7 @@ class Layout:
     rest: tuple[Layout, ...] = ()
     recipe: Recipe | None = None
     varies: bool = False
+    positions: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
 
     @cached_property
     def terms(self) -> tuple[Layout, ...]:
@@ -185,7 +188,7 @@ class Layout:
         numbers = [self.n, self.n_k, self.q_offset, self.k_offset, *self.block, self.sequences]
         texts = [self.pattern, self.order.name if self.order else "", *(t.hash for t in self.rest)]
         digest = hashlib.sha256(json.dumps([numbers, self.edges, texts]).encode())
-        for array in self.arrays.values():
+        for array in (*self.arrays.values(), *(self.positions or ())):
             digest.update(repr((array.shape, array.dtype.str)).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()

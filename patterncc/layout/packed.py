@@ -14,7 +14,7 @@ heads share a pattern) follows from the patterns alone, so that another batch co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, overload
 
@@ -256,10 +256,12 @@ class PackedJob:
                 head_pattern=head_pattern,
                 pattern=text,
                 varies=True,
+                positions=self.packing.positions,
                 **vars(parts),
             )
         sets = [ZoneSet(frame, table) for table, _ in found]
-        return build_varying(sets, head_pattern.tolist(), block, budget, text)
+        made = build_varying(sets, head_pattern.tolist(), block, budget, text)
+        return replace(made, positions=self.packing.positions)
 
     def _block(self, drawn: Sequence[Drawn], layer: int) -> tuple[int, int]:
         """The tile that the cost model chooses for the patterns alone, at about the packed length:

@@ -31,6 +31,7 @@ class Packing:
     q_bounds, k_bounds: [B + 1], the rows and the keys of sequence b are [bounds[b], bounds[b + 1]).
     q_offset, k_offset: [B], the positions of its first query and its first key.
     total, total_k: rows and keys of the packed tensors; those past the last bound are padding.
+    apart: lengths of keys or offsets were given, so that rows do not say how far a key is.
     """
 
     q_bounds: I64
@@ -39,6 +40,7 @@ class Packing:
     k_offset: I64
     total: int
     total_k: int
+    apart: bool = False
 
     @staticmethod
     def of(
@@ -71,11 +73,13 @@ class Packing:
             queries_at, keys_at = np.maximum(ahead, 0), keys_at + np.maximum(-ahead, 0)
         else:
             queries_at = _offsets("q_offset", q_offset, count)
+        _check_last(np.diff(q) + queries_at, np.diff(k) + keys_at)
         whole = _total("total", total, q, "cu_seqlens")
         if total_k is None and cu_seqlens_k is None:
             total_k = whole
         whole_k = _total("total_k", total_k, k, "cu_seqlens_k")
-        return Packing(q, k, queries_at, keys_at, whole, whole_k)
+        apart = cu_seqlens_k is not None or q_offset is not None or bool(keys_at.any())
+        return Packing(q, k, queries_at, keys_at, whole, whole_k, apart)
 
     @property
     def sequences(self) -> int:
@@ -86,6 +90,22 @@ class Packing:
     def frame(self) -> Frame:
         """All rows and keys, counted through."""
         return Frame(self.total, self.total_k)
+
+    @property
+    def positions(self) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+        """The position of each row and of each key in its sequence, 0 in padding; None where rows
+        and keys of all sequences lie at the same places."""
+        if not self.apart:
+            return None
+        ways = (
+            (self.q_bounds, self.q_offset, self.total),
+            (self.k_bounds, self.k_offset, self.total_k),
+        )
+        found = [np.zeros(total, dtype=np.int32) for _, _, total in ways]
+        for out, (ends, offset, _) in zip(found, ways, strict=True):
+            count = np.diff(ends)
+            out[: ends[-1]] = np.arange(ends[-1]) + np.repeat(offset - ends[:-1], count)
+        return found[0], found[1]
 
     @property
     def sizes(self) -> I64:
@@ -129,14 +149,25 @@ def _offsets(name: str, values: object, count: int) -> I64:
             f"compile_packed: {name} has shape {list(given.shape)} for {count} sequences; give one "
             "number, or one for each"
         )
-    bad = np.flatnonzero((np.atleast_1d(given) < 0) | (np.atleast_1d(given) > 2 * MAX_LENGTH))
+    bad = np.flatnonzero((np.atleast_1d(given) < 0) | (np.atleast_1d(given) > MAX_LENGTH))
     if len(bad):
         place = f"{name}[{bad[0]}]" if given.ndim else name
         raise PatternValueError(
             f"compile_packed: {place} is {np.atleast_1d(given)[bad[0]]}; a position is at least 0 "
-            f"and at most {2 * MAX_LENGTH}"
+            f"and at most {MAX_LENGTH}"
         )
     return np.broadcast_to(given, count)
+
+
+def _check_last(queries: I64, keys: I64) -> None:
+    """Positions are int32 in kernels: past the last query and key of each sequence."""
+    for name, past in (("queries", queries), ("keys", keys)):
+        if len(past) and past.max() > MAX_LENGTH:
+            b = int(past.argmax())
+            raise SizeError(
+                f"compile_packed: the {name} of sequence {b} stand up to position {past[b]}, past "
+                f"{MAX_LENGTH}, the last of a layout"
+            )
 
 
 def _total(name: str, value: int | None, ends: I64, of: str) -> int:

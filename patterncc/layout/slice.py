@@ -124,6 +124,7 @@ def _shorter(layout: Layout, n: int, n_k: int) -> Layout:
         edges=edges_of(row_runs, made.zones, made.bits, grid),
         rest=(),
         recipe=None,
+        positions=layout.positions and (layout.positions[0][:n], layout.positions[1][:n_k]),
     )
 
 

@@ -44,8 +44,13 @@ TEXTS = ("pattern", "block", "edges")  # of a term; and "order"
 def save(layout: Layout, path: str | Path) -> None:
     """Write a layout file; a reader never sees half of one.
 
-    Raises LayoutError when the file cannot be written.
+    Raises LayoutError when the file cannot be written, and for a layout with positions of its own.
     """
+    if layout.positions is not None:
+        raise LayoutError(
+            f"the layout of {layout.pattern[:100]} has positions for each sequence, which files do "
+            "not hold; keep cu_seqlens and cu_seqlens_k and compile it again"
+        )
     tensors, metadata = _contents(layout)
     target = Path(path)
     try:
