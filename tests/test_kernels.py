@@ -34,6 +34,8 @@ PLANS = {
     "dkdv_every_class_sm_80": dataclasses.replace(
         BASE, kind="dkdv", target="sm_80", bm=64, bn=64, zones=4, bits=True, head_dim=80
     ),
+    "single_sm_90": dataclasses.replace(BASE, kind="single", bm=64, bn=128, descriptors=True),
+    "gather": dataclasses.replace(BASE, kind="gather", bm=64, bn=128, per_head=True),
     "forward_per_sequence_sm_90": dataclasses.replace(
         BASE, per_sequence=True, bits=True, descriptors=True
     ),

@@ -20,7 +20,10 @@ from patterncc.kernels.emit.pieces import parameters, streamed_block
 from patterncc.kernels.plan import SHARED_LIMIT, Plan, Target
 
 TABLES = ("head_pattern", "ptr", "run", "zone", "bits", "position", "items", "parts")
-SUMS = ("lse", "lse2", "delta", "part_out", "part_lse")
+SUMS = (
+    *("lse", "lse2", "delta", "part_out", "part_lse"),
+    *("sum_q", "part_grad_q", "part_grad_k", "part_grad_v", "x"),
+)
 TENSOR_CORES = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
 _SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 

@@ -143,7 +143,9 @@ class Plan:
         """The arguments that are descriptors."""
         if not self.descriptors:
             return ()
-        return {"forward": ("k", "v"), "dq": ("k", "v"), "dkdv": ("q", "grad")}.get(self.kind, ())
+        if self.kind in ("dkdv", "single"):
+            return "q", "grad"
+        return ("k", "v") if self.kind in ("forward", "dq") else ()
 
     @property
     def scored(self) -> bool:

@@ -1,4 +1,4 @@
-# patterncc dq: the gradient of Q, one row of tiles a program.
+# patterncc dq: the gradient of Q, an item of a row of tiles a program.
 # Generated from plan 0507ed906ad5b889 by emitter 2.
 # sm_90, bfloat16, head dim 64, tiles 128 x 128, steps 128 x 64, 8 warps, 3 stages.
 # Mask classes: full, zones (up to 1 a mask).
@@ -57,27 +57,38 @@ def in_zones(zone, word, i, j):
 
 @triton.jit(
     do_not_specialize=[
-        "n", "n_k", "heads", "group", "lines",
+        "n", "n_k", "heads", "group", "item_count", "section", "units", "slots",
     ]
 )
 def dq_kernel(
-    q, k, v, grad, lse2, delta, grad_q, head_pattern, ptr, run, zone,
+    q, k, v, grad, lse2, delta, grad_q, part_grad_q, items, run, zone,
     q_batch, q_head, q_row, grad_batch, grad_head, grad_row, grad_q_batch, grad_q_head,
     grad_q_row,
-    scale, n, n_k, heads, group, lines,
+    scale, n, n_k, heads, group, item_count, section, units, slots,
 ):
-    # One program: 128 queries of one head.  The last rows, longest if causal, go first.
+    # One program: one item of the work list, for one of `units` heads.  The items that lead run for
+    # all heads first.  Then heads stand in sections whose keys and values fit in the cache; in each
+    # come the other items, longest first, heads inner.
     pid = tl.program_id(0)
-    steps_down = tl.cdiv(n, 128)
-    row = steps_down - 1 - pid % steps_down
-    unit = pid // steps_down
-    batch = (unit // heads).to(tl.int64)
-    head = (unit % heads).to(tl.int64)
+    lead = tl.load(items + 6)
+    first_unit = 0
+    beside = units
+    if pid >= lead * units:
+        others = item_count - lead
+        pid -= lead * units
+        first_unit = pid // (others * section) * section
+        beside = tl.minimum(section, units - first_unit)
+        pid += lead * beside - first_unit * others
+    unit = first_unit + pid % beside
+    item = items + pid // beside * 8
+    batch = unit.to(tl.int64)
+    head = tl.load(item + 1).to(tl.int64)
     kv_head = head // group
-    first = (row * 128).to(tl.int64)
+    start = tl.load(item) * 128
+    first = start.to(tl.int64)
     rows = tl.arange(0, 128)
     cols = tl.arange(0, 64)
-    seen = row * 128 + rows < n
+    seen = start + rows < n
     dims = tl.arange(0, 64)
     vdims = tl.arange(0, 64)
     scale2 = scale * LOG2E
@@ -91,16 +102,16 @@ def dq_kernel(
         grad_at + (rows[:, None] * grad_row + vdims[None, :]),
         mask=seen[:, None], other=0.0,
     )
-    at_row = unit.to(tl.int64) * n + first + rows
+    at_row = (batch * heads + head) * n + first + rows
     lse_tile = tl.load(lse2 + at_row, mask=seen, other=INF)
     delta_tile = tl.load(delta + at_row, mask=seen, other=0.0)
     acc = tl.zeros([128, 64], tl.float32)
-    line = tl.load(head_pattern + head) * lines + row
-    at = tl.load(ptr + line)
-    end = tl.load(ptr + line + 1)
-    steps = (tl.load(run + 4 * end + 3) - tl.load(run + 4 * at + 3)) * 2
-    col = tl.load(run + 4 * at) * 128
-    left = tl.load(run + 4 * at + 1) * 2
+    # The item's runs, from inside the first one if a part before this one ended there.
+    at = tl.load(item + 2)
+    skip = tl.load(item + 3)
+    steps = tl.load(item + 4) * 2
+    col = (tl.load(run + 4 * at) + skip) * 128
+    left = (tl.load(run + 4 * at + 1) - skip) * 2
     word = tl.load(run + 4 * at + 2)
     # The next run is held in registers, one run ahead: no load of the loop waits for an index.
     next_tile = tl.load(run + 4 * at + 4)
@@ -114,8 +125,7 @@ def dq_kernel(
             # Tile-local; the offset is left to run time, so no mask is held across the loop.
             own = rows[:, None]
             across = cols[None, :] + col % 128
-            keep = in_zones(zone, word, own, across)
-            s = tl.where(keep, s, -INF)
+            s = tl.where(in_zones(zone, word, own, across), s, -INF)
         p = tl.math.exp2(s * scale2 - lse_tile[:, None])
         v_tile = v.load([batch.to(tl.int32), kv_head.to(tl.int32), col, 0]).reshape(64, 64)
         dp = tl.dot(grad_tile, v_tile.T)
@@ -133,8 +143,13 @@ def dq_kernel(
         next_word = tl.load(run + 4 * at + 2, mask=switch, other=next_word)
         at += switch.to(tl.int32)
     acc = acc * scale
-    grad_q_at = grad_q + batch * grad_q_batch + head * grad_q_head + first * grad_q_row
-    tl.store(
-        grad_q_at + (rows[:, None] * grad_q_row + dims[None, :]),
-        acc.to(tl.bfloat16), mask=seen[:, None],
-    )
+    slot = tl.load(item + 5)
+    kept = seen[:, None]
+    if slot < 0:
+        at_grad_q = grad_q + batch * grad_q_batch + head * grad_q_head + first * grad_q_row
+        at_grad_q += rows[:, None] * grad_q_row + dims[None, :]
+        tl.store(at_grad_q, acc.to(grad_q.dtype.element_ty), mask=kept)
+    else:
+        part_at = part_grad_q + ((unit.to(tl.int64) * slots + slot) * 128) * 64
+        part_at += rows[:, None] * 64 + dims[None, :]
+        tl.store(part_at, acc, mask=kept)

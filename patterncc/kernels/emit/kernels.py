@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from patterncc.kernels.emit.backward import delta, dkdv, dq
+from patterncc.kernels.emit.backward import delta, dkdv, dq, gather, single
 from patterncc.kernels.emit.combine import combine
 from patterncc.kernels.emit.decode import decode
 from patterncc.kernels.emit.forward import forward
@@ -23,18 +23,22 @@ BODIES: dict[Kind, Callable[[Plan], str]] = {
     "delta": delta,
     "dq": dq,
     "dkdv": dkdv,
+    "single": single,
+    "gather": gather,
     "decode": decode,
 }
 """What writes the body of each kind; a kind is listed when its kernel exists."""
 
-UNMASKED = ("combine", "delta")  # kinds that look at no tile
+UNMASKED = ("combine", "delta", "gather")  # kinds that look at no tile
 
 PURPOSE = {
     "forward": "out and lse, an item of a row of tiles a program",
     "combine": "the parts of cut rows merged by their LSE",
     "delta": "row sums that both gradients need",
-    "dq": "the gradient of Q, one row of tiles a program",
-    "dkdv": "the gradients of K and V, one column of tiles a program",
+    "dq": "the gradient of Q, an item of a row of tiles a program",
+    "dkdv": "the gradients of K and V, an item of a column of tiles a program",
+    "single": "all three gradients in one pass over columns, that of Q by atomic sums",
+    "gather": "the parts of lines that were split, added up",
     "decode": "out and lse of single query rows",
 }
 

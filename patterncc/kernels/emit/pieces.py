@@ -14,24 +14,33 @@ from patterncc.kernels.emit.templates import indented, piece
 from patterncc.kernels.plan import Plan
 
 _LISTED = ("item_count", "section", "units", "slots")  # of programs that take items of a work list
+_BY_COLUMN = ("q", "k", "v", "grad", "lse2", "delta")
 POINTERS = {
     "forward": ("q", "k", "v", "out", "lse", "part_out", "part_lse"),
     "combine": ("out", "lse", "part_out", "part_lse", "parts"),
     "delta": ("out", "grad", "lse", "delta", "lse2"),
-    "dq": ("q", "k", "v", "grad", "lse2", "delta", "grad_q"),
-    "dkdv": ("q", "k", "v", "grad", "lse2", "delta", "grad_k", "grad_v"),
+    "dq": ("q", "k", "v", "grad", "lse2", "delta", "grad_q", "part_grad_q"),
+    "dkdv": (*_BY_COLUMN, "grad_k", "grad_v", "part_grad_k", "part_grad_v"),
+    "single": (*_BY_COLUMN, "grad_k", "grad_v", "part_grad_k", "part_grad_v", "sum_q"),
+    "gather": ("x", "whole", "parts"),
     "decode": ("q", "k", "v", "out", "lse", "position"),
 }
 SCALARS = {
     "forward": ("scale", "n", "n_k", "heads", "group", *_LISTED),
     "combine": ("n", "heads", "slots"),
     "delta": ("n", "heads"),
-    "dq": ("scale", "n", "n_k", "heads", "group", "lines"),
-    "dkdv": ("scale", "n", "n_k", "heads", "group", "lines"),
+    "dq": ("scale", "n", "n_k", "heads", "group", *_LISTED),
+    "dkdv": ("scale", "n", "n_k", "heads", "group", "members", *_LISTED),
+    "single": ("scale", "n", "n_k", "heads", "group", "members", *_LISTED),
+    "gather": ("length", "heads", "members", "slots"),
     "decode": ("scale", "n", "n_k", "heads", "group", "lines", "count", "q_offset"),
 }
-TILED = ("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v")  # [batch, heads, length, dim]
-BY_ITEM = ("forward",)  # kinds whose programs take items of a work list
+TILED = (  # [batch, heads, length, dim]
+    *("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"),
+    "whole",
+)
+BY_ITEM = ("forward", "dq", "dkdv", "single")  # kinds whose programs take items of a work list
+BY_KEY = ("dkdv", "single")  # kinds whose tiles lie on their side, keys down, queries across
 AXES = ("batch", "head", "row")  # whose strides are arguments; the last axis is contiguous
 
 _NOTE = "# Tile-local; the offset is left to run time, so no mask is held across the loop."
@@ -80,7 +89,7 @@ def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str,
     listed = ("listed",) if plan.per_sequence else ()
     if plan.kind == "delta":
         return pointers, strides, scalars
-    if plan.kind == "combine":
+    if plan.kind in ("gather", "combine"):
         return pointers + score.pointers(plan), strides, scalars + listed
     by_items = plan.kind in BY_ITEM
     tables = (
@@ -97,7 +106,7 @@ def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str,
 def streamed_block(plan: Plan, name: str) -> tuple[int, int]:
     """Rows and columns of the tile that a descriptor argument brings."""
     dim = plan.head_dim if name in ("q", "k") else plan.value_dim
-    return (plan.bm if plan.kind == "dkdv" else plan.bn), padded(dim)
+    return (plan.bm if plan.kind in BY_KEY else plan.bn), padded(dim)
 
 
 def signature(plan: Plan, name: str) -> str:
@@ -119,7 +128,7 @@ def mask_tests(plan: Plan) -> list[str]:
     """The jitted helpers of the mask classes in use."""
     tests = []
     if plan.zones:
-        tests.append(piece(t.IN_ZONE_BY_KEY if plan.kind == "dkdv" else t.IN_ZONE))
+        tests.append(piece(t.IN_ZONE_BY_KEY if plan.kind in BY_KEY else t.IN_ZONE))
         more = [piece(t.IN_ZONES_MORE, offset=8 * k) for k in range(1, plan.zones)]
         head = piece(t.IN_ZONES_HEAD, stride=8 * plan.zones)
         tests.append("\n".join([head, *(indented(m) for m in more), "    return keep"]))
@@ -129,11 +138,13 @@ def mask_tests(plan: Plan) -> list[str]:
 
 
 def _bit_sizes(plan: Plan) -> dict[str, int]:
-    """A row of words is a query's keys; in dkdv, where tiles lie on their side, a key's queries."""
-    own, along = reversed(plan.block) if plan.kind == "dkdv" else plan.block
-    rows, columns = {"dkdv": (plan.bn, plan.bm), "decode": (1, plan.bn)}.get(
-        plan.kind, (plan.bm, plan.bn)
-    )
+    """A row of words is a query's keys; where tiles lie on their side, a key's queries."""
+    own, along = reversed(plan.block) if plan.kind in BY_KEY else plan.block
+    rows, columns = {
+        "dkdv": (plan.bn, plan.bm),
+        "single": (plan.bn, plan.bm),
+        "decode": (1, plan.bn),
+    }.get(plan.kind, (plan.bm, plan.bn))
     row_words = 4 * -(-along // 128)
     return {
         "row_words": row_words,
@@ -153,7 +164,7 @@ def mask(plan: Plan, own: str, along: str, start: str) -> str:
         return ""
     both = t.KEEP_BOTH + t.MASK_KEPT if plan.target == "sm_80" else t.MASK_BOTH
     test = both if plan.zones and plan.bits else t.MASK_ZONES if plan.zones else t.MASK_BITS
-    i, j = ("across", "own") if plan.kind == "dkdv" else ("own", "across")
+    i, j = ("across", "own") if plan.kind in BY_KEY else ("own", "across")
     masked = piece(test, i=i, j=j, own="own", start=start)
     sides = [f"own = {own}", *([f"across = {along} + {start}"] if plan.zones else [])]
     body = "\n".join([_NOTE, *sides, masked])
