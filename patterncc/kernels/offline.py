@@ -20,8 +20,9 @@ from patterncc.kernels.emit.pieces import parameters, streamed_block
 from patterncc.kernels.plan import SHARED_LIMIT, Plan, Target
 
 TABLES = ("head_pattern", "ptr", "run", "zone", "bits", "position", "items", "parts")
+TABLES += ("key_lengths", "block_table", "tickets")
 SUMS = (
-    *("lse", "lse2", "delta", "part_out", "part_lse"),
+    *("lse", "lse2", "delta", "part_out", "part_lse", "part_m", "part_l"),
     *("sum_q", "part_grad_q", "part_grad_k", "part_grad_v", "x"),
 )
 TENSOR_CORES = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")

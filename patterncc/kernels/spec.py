@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from patterncc.layout.layout import Layout
@@ -32,6 +33,7 @@ class Spec:
     one that varies from batch to batch.
     share: aligned groups of this many heads have one pattern (0: all heads have).
     sequences: 1 where all sequences of a batch have one mask, else how many the layout is for.
+    reach: tiles of the longest tile row; 0 where that varies from batch to batch.
 
     >>> s = Spec(100, 100, 0, 0, (64, 64), 1, True, 1, False, "0" * 16, "cpu")
     >>> s.q_lines, Spec.parse(s.text()) == s
@@ -51,6 +53,7 @@ class Spec:
     backend: Backend
     share: int = 0
     sequences: int = 1
+    reach: int = 0
 
     @property
     def q_lines(self) -> int:
@@ -97,7 +100,15 @@ class Spec:
             backend=backend,
             share=_share(layout.head_pattern.reshape(layout.sequences, -1)),
             sequences=layout.sequences,
+            reach=0 if varies else _reach(layout),
         )
+
+
+def _reach(layout: Layout) -> int:
+    """Tiles of the longest tile row."""
+    before = np.zeros(len(layout.rows.run) + 1, dtype=np.int64)
+    np.cumsum(layout.rows.run[:, 1], out=before[1:])
+    return int(np.diff(before[layout.rows.ptr]).max(initial=0))
 
 
 def _patterns(layout: Layout) -> int:

@@ -58,70 +58,112 @@ def in_zones(zone, word, i, j):
 
 @triton.jit(
     do_not_specialize=[
-        "n", "n_k", "heads", "group", "lines", "count", "q_offset",
+        "n", "n_k", "heads", "group", "lines", "count", "q_offset", "pack", "units", "chunks",
+        "laps", "splits", "least", "limited",
     ]
 )
 def decode_kernel(
-    q, k, v, out, lse, position, ptr, run, zone,
+    q, k, v, out, lse, position, key_lengths, part_out, part_m, part_l, tickets, ptr, run, zone,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head,
     out_row,
-    scale, n, n_k, heads, group, lines, count, q_offset,
+    scale, n, n_k, heads, group, lines, count, q_offset, pack, units, chunks, laps, splits,
+    least, limited,
 ):
-    # One program: one query row, one key head and the query heads that read it.
+    # One program: a part of the keys that up to 16 packed rows read.  Packed are, for each query
+    # row in turn, the heads that share a key head and a pattern.
     pid = tl.program_id(0)
-    units = heads // group
-    kv_head = (pid % units).to(tl.int64)
-    first_head = pid % units * group
-    token = pid // units % count
-    batch = (pid // units // count).to(tl.int64)
-    members = tl.arange(0, 16)
-    head = first_head + members
-    mine = members < group
+    split = pid % splits
+    job = pid // splits
+    lap = job % laps
+    chunk = job // laps % chunks
+    unit = job // laps // chunks % units
+    batch = (job // laps // chunks // units).to(tl.int64)
+    packed = chunk * 16 + tl.arange(0, 16)
+    mine = packed < count * pack
+    token = packed // pack
+    head = unit * pack + packed % pack
+    kv_head = (unit * pack // group).to(tl.int64)
     cols = tl.arange(0, 64)
-    # The layout's row of this query; one that the layout does not have reads nothing.
-    place = tl.load(position + batch) + token - q_offset
+    # This program serves the rows of one tile row, `lap` tile rows after the first row's; a row
+    # that the layout does not have reads nothing, and counts among the first.
+    start = tl.load(position + batch).to(tl.int64) - q_offset
+    place = start + token
     inside = (place >= 0) & (place < n)
-    place = tl.where(inside, place, 0)
+    line = tl.maximum(start + chunk * 16 // pack, 0) // 128
+    written = mine & (tl.where(inside, place // 128 - line, 0) == lap)
+    here = written & inside
+    line += lap
+    place = tl.where(here, place, 0).to(tl.int32)
+    any_here = tl.max(here.to(tl.int32), 0) > 0
+    # The line's runs, and its steps: those that start before `length`, the keys that count.
+    first = tl.load(ptr + line, mask=any_here, other=0)
+    last = tl.load(ptr + line + 1, mask=any_here, other=0)
+    before = tl.load(run + 4 * first + 3)
+    steps = (tl.load(run + 4 * last + 3) - before) * 2
+    length = n_k
+    if limited != 0:
+        length = tl.minimum(tl.maximum(tl.load(key_lengths + batch), 0), n_k)
+        low = first
+        high = last
+        while low < high:
+            middle = (low + high) // 2
+            early = tl.load(run + 4 * middle) * 128 < length
+            low = tl.where(early, middle + 1, low)
+            high = tl.where(early, high, middle)
+        at = tl.maximum(low - 1, first)
+        reached = tl.cdiv(length - tl.load(run + 4 * at) * 128, 64)
+        reached = tl.minimum(reached, tl.load(run + 4 * at + 1) * 2)
+        reached += (tl.load(run + 4 * at + 3) - before) * 2
+        steps = tl.where(low > first, reached, 0)
     dims = tl.arange(0, 64)
     vdims = tl.arange(0, 64)
     scale2 = scale * LOG2E
-    q_at = q + batch * q_batch + token.to(tl.int64) * q_row
-    q_tile = tl.load(
-        q_at + (head[:, None].to(tl.int64) * q_head + dims[None, :]),
-        mask=mine[:, None], other=0.0,
-    )
-    k_base = k + batch * k_batch + kv_head * k_head
-    k_base += cols[:, None] * k_row + dims[None, :]
-    v_base = v + batch * v_batch + kv_head * v_head
-    v_base += cols[:, None] * v_row + vdims[None, :]
+    q_at = q + batch * q_batch + head.to(tl.int64) * q_head + token.to(tl.int64) * q_row
+    q_tile = tl.load(q_at[:, None] + dims[None, :], mask=mine[:, None], other=0.0)
+    k_base = k + kv_head * k_head + batch * k_batch
+    k_base += cols.to(tl.int64)[:, None] * k_row + dims[None, :]
+    v_base = v + kv_head * v_head + batch * v_batch
+    v_base += cols.to(tl.int64)[:, None] * v_row + vdims[None, :]
     m = tl.full([16], -INF, tl.float32)
     l = tl.zeros([16], tl.float32)
     acc = tl.zeros([16, 64], tl.float32)
-    line = place // 128
-    at = tl.load(ptr + line)
-    end = tl.load(ptr + line + 1)
-    steps = (tl.load(run + 4 * end + 3) - tl.load(run + 4 * at + 3)) * 2
-    col = tl.load(run + 4 * at) * 128
-    left = tl.load(run + 4 * at + 1) * 2
+    # The steps fall evenly to at most `splits` programs, none of less than `least` unless alone.
+    parts = tl.maximum(tl.minimum(splits, steps // least), 1)
+    if split >= parts:
+        return
+    skip = steps // parts * split + tl.minimum(split, steps % parts)
+    steps = steps // parts + (split < steps % parts).to(tl.int32)
+    # The run in which this part starts: the last one with no more tiles before it.
+    at = first
+    while at + 1 < last:
+        middle = (at + last) // 2
+        early = tl.load(run + 4 * middle + 3) - before <= skip // 2
+        at = tl.where(early, middle, at)
+        last = tl.where(early, last, middle)
+    skip -= (tl.load(run + 4 * at + 3) - before) * 2
+    col = tl.load(run + 4 * at) * 128 + skip * 64
+    left = tl.load(run + 4 * at + 1) * 2 - skip
     word = tl.load(run + 4 * at + 2)
     # The next run is held in registers, one run ahead: no load of the loop waits for an index.
     next_tile = tl.load(run + 4 * at + 4)
     next_count = tl.load(run + 4 * at + 5)
     next_word = tl.load(run + 4 * at + 6)
     at += 2
-    steps = tl.where(inside, steps, 0)
     for _ in range(0, steps):
-        k_tile = tl.load(
-            k_base + col.to(tl.int64) * k_row,
-            mask=(col + cols < n_k)[:, None], other=0.0,
-        )
-        s = tl.dot(q_tile, k_tile.T)
+        there = col + cols < length
+        live = here[:, None] & there[None, :]
+        keep = live
+        read = there
         if word > 0:
             # Tile-local; the offset is left to run time, so no mask is held across the loop.
-            own = place % 128
+            own = place[:, None] % 128
             across = cols[None, :] + col % 128
             keep = in_zones(zone, word, own, across)
-            s = tl.where(keep, s, -INF)
+            keep = keep & live
+            read = tl.max(keep.to(tl.int32), 0) > 0
+        k_tile = tl.load(k_base + col.to(tl.int64) * k_row, mask=read[:, None], other=0.0)
+        s = tl.dot(q_tile, k_tile.T)
+        s = tl.where(keep, s, -INF)
         m_next = tl.maximum(m, tl.max(s, 1) * scale2)
         base = tl.where(m_next == -INF, 0.0, m_next)  # a row that has read nothing yet
         p = tl.math.exp2(s * scale2 - base[:, None])
@@ -129,10 +171,7 @@ def decode_kernel(
         l = l * fade + tl.sum(p, 1)
         acc = acc * fade[:, None]
         m = m_next
-        v_tile = tl.load(
-            v_base + col.to(tl.int64) * v_row,
-            mask=(col + cols < n_k)[:, None], other=0.0,
-        )
+        v_tile = tl.load(v_base + col.to(tl.int64) * v_row, mask=read[:, None], other=0.0)
         acc = tl.dot(p.to(tl.bfloat16), v_tile, acc)
         # One step on; at the end of a run, over to the next one.
         col += 64
@@ -145,13 +184,49 @@ def decode_kernel(
         next_count = tl.load(run + 4 * at + 1, mask=switch, other=next_count)
         next_word = tl.load(run + 4 * at + 2, mask=switch, other=next_word)
         at += switch.to(tl.int32)
-    # A row that read nothing has m = -inf and l = 0: its out is 0 and its lse -inf.
-    l = tl.where(l == 0.0, 1.0, l)
-    acc = acc / l[:, None]
-    lse_tile = (m + tl.math.log2(l)) * LN2
-    out_at = out + batch * out_batch + token.to(tl.int64) * out_row
-    tl.store(
-        out_at + (head[:, None].to(tl.int64) * out_head + vdims[None, :]),
-        acc.to(tl.bfloat16), mask=mine[:, None],
-    )
-    tl.store(lse + (batch * heads + head) * count + token, lse_tile, mask=mine)
+    # The parts of a row meet in memory: the last program to arrive merges them, in their order.
+    turn = parts - 1
+    slot = job.to(tl.int64) * splits
+    if parts > 1:
+        own_slot = (slot + split) * 16 + tl.arange(0, 16)
+        out_ptrs = part_out + (own_slot[:, None] * 64 + vdims[None, :])
+        tl.store(out_ptrs, acc, mask=here[:, None])
+        tl.store(part_m + own_slot, m, mask=here)
+        tl.store(part_l + own_slot, l, mask=here)
+        # Every thread's stores stand before the ticket, which releases them.
+        tl.debug_barrier()
+        turn = tl.atomic_add(tickets + job, 1, sem="acq_rel", scope="gpu")
+    if turn == parts - 1:
+        if parts > 1:
+            # Every thread's loads stand behind the ticket, which acquired the parts of the others.
+            tl.debug_barrier()
+            tl.store(tickets + job, 0)  # as the next launch expects it
+            m = tl.full([16], -INF, tl.float32)
+            l = tl.zeros([16], tl.float32)
+            acc = tl.zeros([16, 64], tl.float32)
+            for other in range(0, parts):
+                at_slot = (slot + other) * 16 + tl.arange(0, 16)
+                m_part = tl.load(part_m + at_slot, mask=here, other=-INF, cache_modifier=".cg")
+                l_part = tl.load(part_l + at_slot, mask=here, other=0.0, cache_modifier=".cg")
+                out_ptrs = part_out + (at_slot[:, None] * 64 + vdims[None, :])
+                acc_part = tl.load(out_ptrs, mask=here[:, None], other=0.0, cache_modifier=".cg")
+                m_next = tl.maximum(m, m_part)
+                base = tl.where(m_next == -INF, 0.0, m_next)
+                fade = tl.math.exp2(m - base)
+                grow = tl.math.exp2(m_part - base)
+                l = l * fade + l_part * grow
+                acc = acc * fade[:, None] + acc_part * grow[:, None]
+                m = m_next
+        # Rows of other lines, or of none, have read what was not theirs.
+        m = tl.where(here, m, -INF)
+        l = tl.where(here, l, 0.0)
+        acc = tl.where(here[:, None], acc, 0.0)
+        # A row that read nothing has m = -inf and l = 0: its out is 0 and its lse -inf.
+        l = tl.where(l == 0.0, 1.0, l)
+        acc = acc / l[:, None]
+        lse_tile = m + tl.math.log2(l)  # in base 2
+        out_at = out + batch * out_batch + head.to(tl.int64) * out_head
+        out_at += token.to(tl.int64) * out_row
+        tl.store(out_at[:, None] + vdims[None, :], acc.to(tl.bfloat16), mask=written[:, None])
+        lse_at = lse + (batch * heads + head) * count + token
+        tl.store(lse_at, lse_tile * LN2, mask=written)

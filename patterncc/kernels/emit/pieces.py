@@ -23,7 +23,10 @@ POINTERS = {
     "dkdv": (*_BY_COLUMN, "grad_k", "grad_v", "part_grad_k", "part_grad_v"),
     "single": (*_BY_COLUMN, "grad_k", "grad_v", "part_grad_k", "part_grad_v", "sum_q"),
     "gather": ("x", "whole", "parts"),
-    "decode": ("q", "k", "v", "out", "lse", "position"),
+    "decode": (
+        *("q", "k", "v", "out", "lse", "position", "key_lengths"),
+        *("part_out", "part_m", "part_l", "tickets"),
+    ),
 }
 SCALARS = {
     "forward": ("scale", "n", "n_k", "heads", "group", *_LISTED),
@@ -33,7 +36,10 @@ SCALARS = {
     "dkdv": ("scale", "n", "n_k", "heads", "group", "members", *_LISTED),
     "single": ("scale", "n", "n_k", "heads", "group", "members", *_LISTED),
     "gather": ("length", "heads", "members", "slots"),
-    "decode": ("scale", "n", "n_k", "heads", "group", "lines", "count", "q_offset"),
+    "decode": (
+        *("scale", "n", "n_k", "heads", "group", "lines", "count", "q_offset", "pack", "units"),
+        *("chunks", "laps", "splits", "least", "limited"),
+    ),
 }
 TILED = (  # [batch, heads, length, dim]
     *("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"),
@@ -97,8 +103,10 @@ def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str,
         *(("items", "run") if by_items else ("ptr", "run")),
         *(("zone",) if plan.zones else ()),
         *(("bits",) if plan.bits else ()),
+        *(("block_table",) if plan.page else ()),
     )
-    more = (*(("zone_count",) if plan.bits else ()), *listed)
+    paged = ("pages", "table_width") if plan.page else ()
+    more = (*(("zone_count",) if plan.bits else ()), *listed, *paged)
     pointers += tables + score.pointers(plan)
     return pointers, strides, scalars + more + score.scalars(plan)
 
@@ -143,7 +151,7 @@ def _bit_sizes(plan: Plan) -> dict[str, int]:
     rows, columns = {
         "dkdv": (plan.bn, plan.bm),
         "single": (plan.bn, plan.bm),
-        "decode": (1, plan.bn),
+        "decode": (max(16, plan.heads), plan.bn),
     }.get(plan.kind, (plan.bm, plan.bn))
     row_words = 4 * -(-along // 128)
     return {
