@@ -109,8 +109,13 @@ def attention(
     position: a decode step, without gradient: q holds the rows that stand at the absolute positions
     position, position + 1, .. (int, or int32 [B], one for each sequence), among the layout's
     queries [q_offset, q_offset + n).  A tensor's values are not checked on a GPU: a row that the
-    layout lacks reads nothing.  k and v still have n_k rows, a cache's buffer say: rows that the
-    queries may not read need not be filled, but must be finite.
+    layout lacks reads nothing.  k and v still have n_k rows, a cache's buffer say: slots that no
+    row of the step reads may hold anything, NaN too (docs/decode.md).
+    key_lengths: int32 [B], with position: keys at and past a sequence's length are not read.
+    block_table: int32 [B, pages of a sequence], with position: the cache is in pages, k
+    [pages, Hkv, page, D] and v alike, a page a power of two from 16 to 4096 keys; key j of a
+    sequence stands in page block_table[b, j // page].  Entries of pages that are not read may be
+    anything; on a GPU a key whose page is not there is not read, on the CPU it is refused.
 
     backend: "auto" is Triton on CUDA and torch's flash kernels on the CPU; "triton", "cpu",
     "reference".
@@ -175,8 +180,6 @@ def decode(
             "attention: a decode step (position=) has no gradient; run it under "
             "torch.no_grad(), or train on the whole sequence without position"
         )
-    if not score.plain:
-        raise TensorError("attention: a decode step (position=) takes no option but scale")
     out, lse = op.decode(
         *(q, k, v, tensors, plan, score.scale, *cache, score.softcap),
         *(score.slopes, score.bias, score.sinks, score.keys),
