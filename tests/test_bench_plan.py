@@ -55,7 +55,7 @@ def tiles(seen: NDArray[np.bool_], rows: int, keys: int) -> tuple[NDArray[Any], 
 
 @pytest.mark.parametrize("mask", [*GALLERY, *GRID, *RAGGED], ids=lambda m: m.name)
 def test_our_tiles_are_those_of_the_dense_mask(mask: masks.Mask) -> None:
-    layout = plan.laid_out(mask, order="token")
+    layout = masks.laid_out(mask, order="token")
     heads = dense(mask)
     found = plan._ours(layout, replace(SHAPE, heads=len(heads), kv_heads=len(heads)), 7)
     each = [tiles(seen, *layout.block) for seen in heads]
@@ -73,7 +73,7 @@ def test_our_tiles_are_those_of_the_dense_mask(mask: masks.Mask) -> None:
 
 @pytest.mark.parametrize("mask", [*GALLERY, *GRID, *RAGGED], ids=lambda m: m.name)
 def test_flex_blocks_are_those_of_create_block_mask(mask: masks.Mask) -> None:
-    layout = plan.laid_out(mask)
+    layout = masks.laid_out(mask)
     blocks = plan.flex_blocks(mask, layout, 1)
     made = block_mask(torch.from_numpy(dense(mask)))
     heads = blocks.heads
@@ -107,8 +107,8 @@ def test_pairs_of_routing_are_counted_block_by_block() -> None:
     assert mask.pairs is not None
     seen = dense(mask)[[0, -1]].reshape(2, 5, 128, 5, 128)
     assert np.array_equal(mask.pairs(), seen.sum(axis=(2, 4)))
-    layout = plan.laid_out(mask)
-    slow = plan_flex.from_layout(plan.laid_out(mask, 128, "token"), 2)
+    layout = masks.laid_out(mask)
+    slow = plan_flex.from_layout(masks.laid_out(mask, 128, "token"), 2)
     fast = plan_flex.from_pairs(mask.pairs(), N, layout.head_pattern.astype(np.int64), 2)
     assert plan_flex.counts(fast, SHAPE, 7) == plan_flex.counts(slow, SHAPE, 7)
 
@@ -149,7 +149,7 @@ def slow_finish(costs: list[float], processors: int) -> float:
 def test_the_simulation_is_a_list_schedule() -> None:
     costs = np.random.default_rng(0).integers(0, 30, 200).astype(float).tolist()
     assert plan_flex.finish(costs, 7) == slow_finish(costs, 7)
-    blocks = plan.flex_blocks(GRID[3], plan.laid_out(GRID[3]), 2)
+    blocks = plan.flex_blocks(GRID[3], masks.laid_out(GRID[3]), 2)
     even = plan_flex.counts(blocks, Shape(2, 1, 64), 3)
     row, col = ((x.full + x.masked)[0].tolist() for x in (blocks.rows, blocks.cols))
     assert even["forward_balance"]["time"] == slow_finish([t + 1 for t in row * 2], 3)

@@ -16,6 +16,7 @@ import numpy as np
 from patterncc import gallery
 from patterncc.bench.compile_graphs import neighbours
 from patterncc.language import load
+from patterncc.layout import compile
 from patterncc.primitives import (
     causal,
     documents,
@@ -26,13 +27,16 @@ from patterncc.primitives import (
     window,
 )
 from patterncc.stack import Layer, Stack, patterns_of
-from patterncc.zones.lower import lower, names_in
+from patterncc.zones.lower import names_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from patterncc.layout.layout import Layout
+
 MaskMod = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
+MakeMod = Callable[[object], MaskMod]
 DENSITIES = (0.05, 0.125, 0.25, 0.5)
 SHARES = (23, 17, 12, 10, 7, 5, 3)  # of the tokens that documents have, in percent; the rest is one
 NEAREST = 32  # edges of a token in the graph of points in the plane
@@ -43,7 +47,8 @@ class Mask:
     """One mask at one length.
 
     layer: what the pattern compiler takes.  index: its place in the stack, which random edges
-    depend on.  memory: prepended keys.  past_only: no query reads a later key.
+    depend on.  memory: prepended keys.  band: how far to the left and right a query reads where
+    that is all (-1: to the end).  grain: the blocks that edges come in, 1 for single pairs.
     mod: makes FlexAttention's mask function on a device.  pairs: counts them in each block of
     128 x 128, [patterns, lines, columns], where no layout in token order can hold them.
     """
@@ -51,12 +56,27 @@ class Mask:
     name: str
     n: int
     layer: Layer
-    past_only: bool = False
     memory: int = 0
     bindings: dict[str, Any] = field(default_factory=dict)
     index: int = 0
-    mod: Callable[[object], MaskMod] | None = None
+    mod: MakeMod | None = None
     pairs: Callable[[], NDArray[np.int64]] | None = None
+    band: tuple[int, int] | None = None
+    grain: int = 1
+    past_only: bool = False
+
+
+def laid_out(mask: Mask, block: int | None = None, order: str | None = None) -> Layout:
+    """The layout that `attention` would run, or one of a given block in a given order."""
+    return compile(
+        mask.layer,
+        mask.n,
+        q_offset=mask.memory,
+        block=block,
+        layer=mask.index,
+        order=order,
+        **mask.bindings,
+    )
 
 
 def gallery_masks(n: int) -> Iterator[Mask]:
@@ -78,7 +98,7 @@ def _layers(name: str, n: int, stack: Stack, bindings: dict[str, Any]) -> Iterat
         named = names_in(patterns_of(layer))
         own = {k: v for k, v in bindings.items() if k in named}
         pairs = partial(routing_pairs, own["routing"]) if "routing" in own else None
-        yield Mask(title, n, layer, False, stack.memory, own, index, pairs=pairs)
+        yield Mask(title, n, layer, stack.memory, own, index, pairs=pairs)
 
 
 def _sizes(name: str, n: int) -> tuple[dict[str, object], dict[str, object]]:
@@ -108,23 +128,25 @@ def document_lengths(n: int) -> list[int]:
 
 def grid(n: int) -> Iterator[Mask]:
     """Common shapes at n tokens."""
-    yield Mask("full", n, full(), mod=lambda _: _everything)
-    yield Mask("causal", n, causal(), True, mod=lambda _: _causal)
-    yield Mask("window 1024", n, causal() & window(1023), True, mod=lambda _: _window)
+    yield Mask("full", n, full(), mod=lambda _: _everything, band=(-1, -1))
+    yield Mask("causal", n, causal(), mod=lambda _: _causal, band=(-1, 0), past_only=True)
+    last = causal() & window(1023)
+    yield Mask("window 1024", n, last, mod=lambda _: _window, band=(1023, 0), past_only=True)
     near = window(512, 512) | global_tokens(range(64))
     yield Mask("window 1025 + 64 globals", n, near, mod=lambda _: _window_globals)
     bird = window(1, 1, block=64) | global_tokens(range(64)) | random_blocks(3, block=64)
-    yield Mask("BigBird", n, bird, mod=_table(bird, n, 64))
+    yield Mask("BigBird", n, bird, mod=_table(bird, n, 64), grain=64)
     lengths = document_lengths(n)
     packed = causal() & documents(lengths)
-    yield Mask(f"{len(lengths)} documents", n, packed, True, mod=_documents(lengths))
+    title = f"{len(lengths)} documents"
+    yield Mask(title, n, packed, mod=_documents(lengths), past_only=True)
     for block in (64, 128):
         for density in DENSITIES:
             drawn = random_blocks(max(1, round(density * n / block)), block=block)
-            name = f"{block}-blocks, {density:.4g}"
-            yield Mask(name, n, drawn, mod=_table(drawn, n, block))
-    graph = edges(neighbours(n, NEAREST))
-    yield Mask("nearest neighbours", n, graph, mod=_dense(graph, n))
+            title = f"{block}-blocks, {density:.4g}"
+            yield Mask(title, n, drawn, mod=_table(drawn, n, block), grain=block)
+    graph = neighbours(n, min(NEAREST, n - 1))
+    yield Mask("nearest neighbours", n, edges(graph), mod=_listed(graph, n))
 
 
 def irregular(n: int, density: float = 0.125) -> Mask:
@@ -139,8 +161,9 @@ def irregular(n: int, density: float = 0.125) -> Mask:
     inside = rng.random((len(row), 128, 128)) < 0.5
     tile, i, j = np.nonzero(inside)
     pairs = np.stack([row[tile] * 128 + i, column[tile] * 128 + j], axis=1).astype(np.int32)
-    drawn = random_blocks(max(1, round(density / 2 * side)), block=128) | edges(pairs)
-    return Mask("half irregular 128-blocks", n, drawn, mod=_dense(drawn, n))
+    drawn = random_blocks(max(1, round(density / 2 * side)), block=128)
+    mod = _listed(pairs, n, drawn)
+    return Mask("half irregular 128-blocks", n, drawn | edges(pairs), mod=mod)
 
 
 def _everything(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -159,7 +182,7 @@ def _window_globals(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return ((i - j <= 512) & (j - i <= 512)) | (i < 64) | (j < 64)
 
 
-def _documents(lengths: list[int]) -> Callable[[object], MaskMod]:
+def _documents(lengths: list[int]) -> MakeMod:
     def make(device: Any) -> MaskMod:
         import torch
 
@@ -198,7 +221,7 @@ def routing_pairs(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack([near, topic])
 
 
-def _table(layer: Layer, n: int, block: int) -> Callable[[object], MaskMod]:
+def _table(layer: Layer, n: int, block: int) -> MakeMod:
     """For edges that fill blocks: one bool a block."""
 
     def make(device: Any) -> MaskMod:
@@ -216,9 +239,7 @@ def _table(layer: Layer, n: int, block: int) -> Callable[[object], MaskMod]:
 
 
 def _corners(layer: Layer, n: int, block: int) -> NDArray[np.bool_]:
-    """Which blocks are read, by the first pair of each."""
-    from patterncc.layout import compile
-
+    """Which blocks are read."""
     layout = compile(layer, n, block=block, order="token")
     held = np.zeros((layout.lines, layout.columns), dtype=bool)
     for line in range(layout.lines):
@@ -227,17 +248,22 @@ def _corners(layer: Layer, n: int, block: int) -> NDArray[np.bool_]:
     return held
 
 
-def _dense(layer: Layer, n: int) -> Callable[[object], MaskMod]:
-    """For any edges: one bool a pair."""
+def _listed(pairs: NDArray[np.int32], n: int, blocks: Layer | None = None) -> MakeMod:
+    """For edges one by one, and 128-blocks beside them: one bool a pair."""
 
     def make(device: Any) -> MaskMod:
         import torch
 
-        (pattern,) = patterns_of(layer)
-        pairs = torch.from_numpy(lower(pattern, n).dense()).to(device)
+        held = torch.zeros(n, n, dtype=torch.bool, device=device)
+        if blocks is not None:
+            drawn = torch.from_numpy(_corners(blocks, n, 128)).to(device)
+            wide = drawn.repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)
+            held |= wide[:, :n]
+        i, j = torch.from_numpy(pairs).to(device).long().unbind(1)
+        held[i, j] = True
 
         def mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            found: Tensor = pairs[i, j]
+            found: Tensor = held[i, j]
             return found
 
         return mod

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from patterncc.bench import plan_flex
-from patterncc.bench.masks import Mask, gallery_masks, grid
+from patterncc.bench.masks import Mask, gallery_masks, grid, laid_out
 from patterncc.bench.plan_counts import Pass, Shape, batch_of, lines_of, measure, weights
 from patterncc.bench.protocol import machine, table
 from patterncc.errors import PatternError, SizeError
@@ -23,7 +23,6 @@ from patterncc.kernels.choose import choose
 from patterncc.kernels.spec import Spec
 from patterncc.kernels.tables import kernel_tables, level
 from patterncc.kernels.work import FEWEST, LEAST, LEVELS, makespan, work_list
-from patterncc.layout import compile
 
 if TYPE_CHECKING:
     from patterncc.kernels.plan import DType, Kind, Target
@@ -100,19 +99,6 @@ def case(mask: Mask, shape: Shape, processors: int) -> dict[str, Any]:
         return row | {"flex": None, "flex_refused": str(error)}
     flex = plan_flex.counts(blocks, shape, processors)
     return row | {"flex": flex, "ratio": _ratios(ours, flex)}
-
-
-def laid_out(mask: Mask, block: int | None = None, order: str | None = None) -> Layout:
-    """The layout that `attention` would run, or one of a given block in a given order."""
-    return compile(
-        mask.layer,
-        mask.n,
-        q_offset=mask.memory,
-        block=block,
-        layer=mask.index,
-        order=order,
-        **mask.bindings,
-    )
 
 
 def flex_blocks(mask: Mask, layout: Layout, batch: int) -> plan_flex.Blocks:

@@ -54,7 +54,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("patterncc", "numpy", "torch", "triton")},
+        "versions": {name: version_of(name) for name in ("patterncc", "numpy", "torch", "triton")},
     }
 
 
@@ -66,7 +66,8 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Of an installed package, None where it is not."""
     try:
         return version(name)
     except PackageNotFoundError:

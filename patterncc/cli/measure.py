@@ -148,17 +148,26 @@ def explain(
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["compile", "reach", "cpu", "cost", "plan"]))
+@click.argument("what", type=click.Choice(["compile", "reach", "cpu", "cost", "plan", "gpu"]))
 @click.option(
     "--repeats", type=click.IntRange(1, 1000), help="Runs of each way; medians are shown."
 )
 @n_option("Tokens, where the benchmark has one length.")
 @click.option("--only", metavar="TEXT", help="Only cases whose name holds TEXT.")
+@click.option("--quick", is_flag=True, default=None, help="gpu: a few cases, fewer runs.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="gpu: written whole after each case.",
+)
+@click.option("--resume", is_flag=True, default=None, help="gpu: keep the cases that FILE holds.")
 @answering
 def bench(what: str, **options: Any) -> Answer:
     """Measure patterncc beside its peers in the same run; losses are shown too.
 
-    plan counts instead: it needs no GPU.
+    plan counts instead, and needs no GPU; gpu needs one.
     """
     module = import_module(f"patterncc.bench.{what}")
     given = {name: value for name, value in options.items() if value is not None}
@@ -166,6 +175,7 @@ def bench(what: str, **options: Any) -> Answer:
     for name in given:
         if name not in known:
             raise click.UsageError(f"bench {what} has no --{name}")
+    check_output(given.get("output"), (".json",))
     with working(f"Measuring {what}") as say:
         result: dict[str, Any] = module.run(progress=say, **given)
     return Answer(result, module.text(result) if hasattr(module, "text") else _plain(result))
