@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,7 @@ MERGE = 0.5
 LAUNCH = 2.0
 MERGERS = 8  # programs that merge one line
 
-SIMULATED = 2048  # programs: so few are cut in several ways, and the shortest is taken
+SIMULATED = 1024  # programs: so few are cut in several ways, and the fastest is taken
 SLACK = 1 / 32  # of the ideal time; the last item may end this much after it
 LEAST = 1024  # tokens along a line: shorter parts would cost more to merge than they save
 FEWEST = 8  # tiles, however wide
@@ -80,28 +81,29 @@ def work_list(
     >>> work.items[:3, :6].tolist(), work.parts[0].tolist()
     ([[0, 0, 0, 8, 9, 1], [0, 0, 1, 16, 9, 3], [0, 0, 1, 33, 9, 5]], [0, 0, 7, 0])
     """
-    found = _Lines.of(runs, head_pattern, lines)
+    found = Lines.of(runs, head_pattern, lines)
     longest = np.argsort(-found.tiles, kind="stable")
     sizes = found.tiles[longest], units, processors
     leading = _leading(*sizes)
     leads = np.zeros(len(longest), dtype=bool)
     leads[longest[:leading]] = True
-    least = max(FEWEST, LEAST // width)
 
-    def made(slack: float) -> WorkList:
+    def made(slack: float, least: int) -> WorkList:
         pieces = np.empty_like(longest)
         pieces[longest] = _pieces(*sizes, least, leading, slack)
         return found.items(runs, pieces, leads)
 
-    cut = made(SLACK)
+    least = max(FEWEST, LEAST // width)
+    cut = made(SLACK, least)
     if not len(cut.parts) or len(longest) * units > SIMULATED:
         return cut
-    others = made(4 * SLACK), made(np.inf)
-    return min(cut, *others, key=lambda x: makespan(x, units, processors, 1)[0])
+    slacks, shortest = (4 * SLACK, SLACK), (least, least // 2, 2 * least)
+    others = [made(*choice) for choice in [*product(slacks, shortest), (np.inf, least)]]
+    return min([cut, *others], key=lambda x: makespan(x, units, processors, 1)[0])
 
 
 @dataclass(frozen=True, eq=False)
-class _Lines:
+class Lines:
     """The lines of all listed heads, one after the other.
 
     lines: of one head.  line: where each stands in the table of runs.  before: tiles before each
@@ -114,11 +116,11 @@ class _Lines:
     tiles: NDArray[np.int64]
 
     @staticmethod
-    def of(runs: Runs, head_pattern: NDArray[np.int32], lines: int) -> _Lines:
+    def of(runs: Runs, head_pattern: NDArray[np.int32], lines: int) -> Lines:
         line = (head_pattern.astype(np.int64)[:, None] * lines + np.arange(lines)).reshape(-1)
         before = np.zeros(len(runs.run) + 1, dtype=np.int64)
         np.cumsum(runs.run[:, 1], out=before[1:])
-        return _Lines(lines, line, before, (before[runs.ptr[1:]] - before[runs.ptr[:-1]])[line])
+        return Lines(lines, line, before, (before[runs.ptr[1:]] - before[runs.ptr[:-1]])[line])
 
     def items(self, runs: Runs, pieces: NDArray[np.int64], leads: NDArray[np.bool_]) -> WorkList:
         """Every line in so many pieces of even length, longest first; those that lead, before."""
