@@ -19,11 +19,14 @@ from patterncc.kernels.emit import entry
 from patterncc.kernels.emit.pieces import parameters, streamed_block
 from patterncc.kernels.plan import SHARED_LIMIT, Plan, Target
 
-TABLES = ("head_pattern", "ptr", "run", "zone", "bits", "position", "items", "parts")
-TABLES += ("key_lengths", "block_table", "tickets")
+TABLES = (
+    *("head_pattern", "ptr", "run", "zone", "bits", "position", "items", "parts"),
+    *("key_lengths", "block_table", "tickets", "query_at", "key_at"),
+)
 SUMS = (
     *("lse", "lse2", "delta", "part_out", "part_lse", "part_m", "part_l"),
     *("sum_q", "part_grad_q", "part_grad_k", "part_grad_v", "x"),
+    *("slopes", "bias", "sinks", "partial"),
 )
 TENSOR_CORES = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
 _SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -113,7 +116,7 @@ def _signature(names: list[str], plan: Plan) -> tuple[dict[str, str], dict[Any, 
         signature[name] = _type(plan, name) if name in pointers else "i32"
         if name in strides or signature[name].startswith("*"):
             aligned[(place,)] = [["tt.divisibility", 16]]
-    signature.update({"scale": "fp32"} if "scale" in names else {})
+    signature.update({name: "fp32" for name in ("scale", "softcap") if name in names})
     return signature, aligned
 
 
@@ -121,12 +124,13 @@ def _type(plan: Plan, name: str) -> str:
     """The type of a tensor argument."""
     if name in TABLES:
         return "*i32"
-    if name in SUMS:
-        return "*fp32"
+    if name == "keys":
+        return "*u8"
+    element = "fp32" if name in SUMS else _SHORT[plan.dtype]
     if name in plan.streamed:
         rows, width = streamed_block(plan, name)
-        return f"tensordesc<{_SHORT[plan.dtype]}[1, 1, {rows}, {width}]>"
-    return "*" + _SHORT[plan.dtype]
+        return f"tensordesc<{element}[1, 1, {rows}, {width}]>"
+    return "*" + element
 
 
 def _tensor_cores(ptx: str) -> dict[str, int]:

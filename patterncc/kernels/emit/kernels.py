@@ -14,6 +14,7 @@ from patterncc.kernels.emit.combine import combine
 from patterncc.kernels.emit.decode import decode
 from patterncc.kernels.emit.forward import forward
 from patterncc.kernels.emit.pieces import mask_tests, signature
+from patterncc.kernels.emit.score_grads import bias, slopes
 from patterncc.kernels.emit.templates import indented
 from patterncc.kernels.plan import VERSION, Kind, Plan
 
@@ -25,6 +26,8 @@ BODIES: dict[Kind, Callable[[Plan], str]] = {
     "dkdv": dkdv,
     "single": single,
     "gather": gather,
+    "slopes": slopes,
+    "bias": bias,
     "decode": decode,
 }
 """What writes the body of each kind; a kind is listed when its kernel exists."""
@@ -39,6 +42,8 @@ PURPOSE = {
     "dkdv": "the gradients of K and V, an item of a column of tiles a program",
     "single": "all three gradients in one pass over columns, that of Q by atomic sums",
     "gather": "the parts of lines that were split, added up",
+    "slopes": "the gradient of ALiBi slopes, partial sums",
+    "bias": "the gradient of a relative bias, partial sums",
     "decode": "out and lse of single query rows",
 }
 

@@ -13,8 +13,8 @@ from patterncc.kernels.emit import templates as t
 from patterncc.kernels.emit.templates import indented, piece
 from patterncc.kernels.plan import Plan
 
-_LISTED = ("item_count", "section", "units", "slots")  # of programs that take items of a work list
 _BY_COLUMN = ("q", "k", "v", "grad", "lse2", "delta")
+_LISTED = ("item_count", "section", "units", "slots")  # of programs that take items of a work list
 POINTERS = {
     "forward": ("q", "k", "v", "out", "lse", "part_out", "part_lse"),
     "combine": ("out", "lse", "part_out", "part_lse", "parts"),
@@ -23,6 +23,8 @@ POINTERS = {
     "dkdv": (*_BY_COLUMN, "grad_k", "grad_v", "part_grad_k", "part_grad_v"),
     "single": (*_BY_COLUMN, "grad_k", "grad_v", "part_grad_k", "part_grad_v", "sum_q"),
     "gather": ("x", "whole", "parts"),
+    "slopes": (*_BY_COLUMN, "partial"),
+    "bias": (*_BY_COLUMN, "partial"),
     "decode": (
         *("q", "k", "v", "out", "lse", "position", "key_lengths"),
         *("part_out", "part_m", "part_l", "tickets"),
@@ -36,6 +38,8 @@ SCALARS = {
     "dkdv": ("scale", "n", "n_k", "heads", "group", "members", *_LISTED),
     "single": ("scale", "n", "n_k", "heads", "group", "members", *_LISTED),
     "gather": ("length", "heads", "members", "slots"),
+    "slopes": ("scale", "n", "n_k", "heads", "group", "lines", "programs"),
+    "bias": ("scale", "n", "n_k", "heads", "group", "lines", "programs"),
     "decode": (
         *("scale", "n", "n_k", "heads", "group", "lines", "count", "q_offset", "pack", "units"),
         *("chunks", "laps", "splits", "least", "limited"),
@@ -113,7 +117,7 @@ def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str,
 
 def streamed_block(plan: Plan, name: str) -> tuple[int, int]:
     """Rows and columns of the tile that a descriptor argument brings."""
-    dim = plan.head_dim if name in ("q", "k") else plan.value_dim
+    dim = plan.head_dim if name in ("q", "k", "sum_q") else plan.value_dim
     return (plan.bm if plan.kind in BY_KEY else plan.bn), padded(dim)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +13,7 @@ from patterncc.errors import SizeError
 from patterncc.kernels import runtime, stored
 from patterncc.kernels.choose import choose
 from patterncc.kernels.emit.pieces import AXES, parameters, streamed_block
-from patterncc.kernels.launch.score import plan_options
+from patterncc.kernels.launch.score import with_options
 from patterncc.kernels.plan import DType, Kind, Plan
 from patterncc.kernels.score import Score
 from patterncc.kernels.spec import Spec
@@ -39,7 +38,7 @@ def plan_for(
         upcast=runtime.interpreting() and q.dtype == torch.bfloat16,
         table=stored.tuned(q.device),
     )
-    return plan if score is None else replace(plan, **plan_options(kind, score))
+    return plan if score is None else with_options(plan, score)
 
 
 def of_layout(

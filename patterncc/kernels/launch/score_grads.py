@@ -41,7 +41,8 @@ def _summed(
     score: Score,
 ) -> Tensor:
     """The sums of all programs of a head, [H, width]."""
-    q, k, v = shared["q"], shared["k"], shared["v"]
+    q: Tensor = shared["q"]
+    k, v = shared["k"], shared["v"]
     batch, heads = q.shape[:2]
     plan = plan_for(kind, q, v, spec, score)
     programs = _programs(plan, q, width)
