@@ -10,7 +10,7 @@ from torch import Tensor
 from patterncc.kernels.emit.pieces import padded
 from patterncc.kernels.launch.call import launch, of_layout, of_work, plan_for, rows_together
 from patterncc.kernels.launch.score import arguments as options
-from patterncc.kernels.score import Score
+from patterncc.kernels.score import Score, with_sinks
 from patterncc.kernels.spec import Spec
 
 
@@ -26,7 +26,8 @@ def forward(
     out = q.new_empty(batch, heads, n, v.shape[-1])
     lse = q.new_empty(batch, heads, n, dtype=torch.float32)
     if not (n and k.shape[2]):  # a descriptor cannot be empty
-        return out.zero_(), lse.fill_(-torch.inf)
+        nothing = out.zero_(), lse.fill_(-torch.inf)
+        return nothing if score.sinks is None else with_sinks(*nothing, score.sinks)
     plan = plan_for("forward", q, v, spec, score)
     arguments = of_layout(q, k, tensors, spec, "rows") | of_work(q, k, v, tensors, spec)
     arguments |= {"q": q, "k": k, "v": v, "out": out, "lse": lse} | options(score, spec)
