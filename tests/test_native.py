@@ -287,6 +287,22 @@ def test_sizes_of_zero_and_one(sizes: tuple[int, int, int]) -> None:
     assert n_k > 0 or ((out == 0).all() and (lse == -torch.inf).all())
 
 
+def test_heavy_lines_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pc.window(3) | pc.global_tokens([0]) & ~pc.prefix(3)
+    one = native.cut(np.array([[9, 100, 9, 9], [9, 9, 9, 100]]), 128)
+    assert one == (1, 2) and native.cut(np.full((1, 50), 100), 128) == (0, 1)
+    monkeypatch.setattr(native, "HEAVY", 32)
+    for block, expected in (((16, 16), 2), ((128, 16), 1)):
+        layout = Case((hub,), n=600, n_k=600, block=block).layout()
+        tiles = native.tiles_of(layout.rows.ptr, layout.rows.run, layout.lines)
+        heavy, cuts = native.cut(tiles, block[1])
+        assert heavy >= 1 and cuts > expected
+        for layer in ((hub,), (hub, pc.window(3))):
+            check(Case(layer, n=600, n_k=600, block=block, B=2), Score(0.3))
+        sinks = Score(0.3, sinks=torch.tensor([0.5, -1.0]))
+        check(Case((hub,), n=600, n_k=600, block=block, dtype=torch.bfloat16), sinks)
+
+
 @pytest.fixture
 def threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -301,6 +317,7 @@ def test_any_number_of_threads_gives_the_same_bits(
     monkeypatch.setattr(native, "ITEM_WORK", 1)
     if team == "own":
         monkeypatch.setattr(native, "team", lambda: None)
+    monkeypatch.setattr(native, "HEAVY", 256)
     case = Case((pc.window(40, 40) | pc.global_tokens([0]),), n=600, n_k=600, Hkv=4)
     found = []
     for count in (1, 2, 7):

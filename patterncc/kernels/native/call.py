@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 CType = Literal[
-    "const void *", "void *", "const int32_t *", "const float *", "float *", "long", "float", "team"
+    "const void *",
+    "void *",
+    "const int32_t *",
+    "int32_t *",
+    "const float *",
+    "float *",
+    "long",
+    "float",
+    "team",
 ]
 Field = tuple[str, CType]
 

@@ -10,13 +10,34 @@ from __future__ import annotations
 from patterncc.kernels.emit.pieces import join
 from patterncc.kernels.emit.templates import indented, piece
 from patterncc.kernels.native import score
-from patterncc.kernels.native.call import INPUTS, LAYOUT, SCORE, SHARED, struct_text
+from patterncc.kernels.native.call import INPUTS, LAYOUT, SCORE, SHARED, Field, struct_text
 from patterncc.kernels.native.masks import MASKS
 from patterncc.kernels.native.micro import micro
 from patterncc.kernels.native.plan import NativePlan
 
-FIELDS = (*INPUTS, ("out", "void *"), ("lse", "float *"), *LAYOUT, *SCORE, *SHARED)
-"""Of what `patterncc_forward` takes; out [batch, heads, n, DV] and lse are contiguous."""
+FIELDS: tuple[Field, ...] = (
+    *INPUTS,
+    ("out", "void *"),
+    ("lse", "float *"),
+    ("parts", "float *"),
+    ("done", "int32_t *"),
+    ("heavy", "long"),
+    ("cuts", "long"),
+    *LAYOUT,
+    *SCORE,
+    *SHARED,
+)
+"""Of what `patterncc_forward` takes; out [batch, heads, n, DV] and lse are contiguous.
+
+heavy: so many of the longest lines of each pattern are cut into `cuts` items each.  parts: memory
+for what those find, `part_size` floats an item; done: one 0 for each 64 queries of them.
+"""
+
+
+def part_size(plan: NativePlan) -> int:
+    """Floats that an item of a cut line leaves behind: O^T, base and sum of 64 queries."""
+    return 64 * (plan.value_dim + 2)
+
 
 STATE = """
     enum : long {
@@ -340,18 +361,68 @@ PADDING = """
         if (s.keep[x] && !keys[tile + j + x]) s.keep[x] = 0;
 """
 
+MERGE = """
+    // Keep what one item of a cut line found.
+    static void leave(const Scratch &s, float *part, long rows)
+    {
+        for (long x = 0; x * G < rows; x++, part += (DV + 2) * G) {
+            const Group &g = s.groups[x];
+            __builtin_memcpy(part, g.out, sizeof g.out);
+            __builtin_memcpy(part + DV * G, g.base, sizeof g.base);
+            __builtin_memcpy(part + (DV + 1) * G, g.sum, sizeof g.sum);
+        }
+    }
+
+    // Put together what all items of a line found, in their order whoever was last.
+    static void merge(const Call &call, Scratch &s, const float *parts, long rows)
+    {
+        const long each = ROWS * (DV + 2);
+        for (long x = 0; x * G < rows; x++, parts += (DV + 2) * G) {
+            Group &g = s.groups[x];
+            for (long n = 0; n < 2; n++) {
+                const float *at = parts + n * W, *base = at + DV * G, *sum = base + G;
+                g.base[n] = splat(NOTHING);
+                for (long c = 0; c < call.cuts; c++)
+                    g.base[n] = larger(g.base[n], load(base + c * each));
+                g.sum[n] = splat(0);
+                for (long d = 0; d < DV; d++) store(g.out + d * G + n * W, splat(0));
+                for (long c = 0; c < call.cuts; c++) {
+                    vec fade = exp2_of(load(base + c * each) - g.base[n]);
+                    g.sum[n] += load(sum + c * each) * fade;
+                    for (long d = 0; d < DV; d++) {
+                        float *out = g.out + d * G + n * W;
+                        store(out, load(out) + load(at + c * each + d * G) * fade);
+                    }
+                }
+            }
+        }
+    }
+"""
+
 ITEM = """
-    // Item `index`: 64 queries of one head, or what is left of their tile.  Heads one after the
-    // other, so that their keys stay near; within a head the longest lines first.
+    struct Place { long unit, rank, part, cut, cuts, row; };
+
+    // Which item is number `index`: first the cut lines of all heads, then head by head, so that
+    // keys stay near, the longest lines first.
+    static Place place(const Call &call, long index)
+    {
+        long split = (call.tile_q + ROWS - 1) / ROWS, units = call.batch * call.heads;
+        long heavy = units * call.heavy * split * call.cuts, of = call.heavy, cuts = call.cuts;
+        bool cut = index < heavy;
+        if (!cut) index -= heavy, of = call.lines - call.heavy, cuts = 1;
+        long row = index / cuts, rank = row / split % of + (cut ? 0 : call.heavy);
+        return {row / split / of, rank, row % split, index % cuts, cuts, row};
+    }
+
+    // Item `index`: up to 64 queries of one head, of a cut line a share of its tiles.
     static void item(const Call &call, char *memory, long index)
     {
         Scratch &s = *(Scratch *)memory;
-        long parts = (call.tile_q + ROWS - 1) / ROWS, part = index % parts;
-        long rank = index / parts % call.lines, unit = index / parts / call.lines;
-        long batch = unit / call.heads, head = unit % call.heads;
+        Place at = place(call, index);
+        long batch = at.unit / call.heads, head = at.unit % call.heads;
         long sequence = call.sequences > 1 ? batch : 0;
         long pattern = call.head_pattern[sequence * call.listed + head % call.listed];
-        long line = call.order[pattern * call.lines + rank], base = part * ROWS;
+        long line = call.order[pattern * call.lines + at.rank], base = at.part * ROWS;
         long first = line * call.tile_q + base, rows = call.tile_q - base;
         rows = rows < ROWS ? rows : ROWS;
         rows = rows < call.n - first ? rows : call.n - first;
@@ -367,14 +438,30 @@ ITEM = """
             open_group(call, s.groups[x], q, first + x * G, rows - x * G);
         const int32_t *run = call.run + 3 * call.ptr[pattern * call.lines + line];
         const int32_t *end = call.run + 3 * call.ptr[pattern * call.lines + line + 1];
-        for (; run < end; run += 3) {
-            long start = run[0] * call.tile_k, stop = start + run[1] * call.tile_k;
+        long tiles = 0;
+        for (const int32_t *r = run; r < end; r += 3) tiles += r[1];
+        long skip = tiles * at.cut / at.cuts, left = tiles * (at.cut + 1) / at.cuts - skip;
+        for (; run < end && left > 0; run += 3) {
+            if (skip >= run[1]) {
+                skip -= run[1];
+                continue;
+            }
+            long count = run[1] - skip < left ? run[1] - skip : left;
+            long start = (run[0] + skip) * call.tile_k, stop = start + count * call.tile_k;
+            skip = 0;
+            left -= count;
             $walk
         }
+        if (at.cuts > 1) {
+            float *parts = call.parts + at.row * at.cuts * ROWS * (DV + 2);
+            leave(s, parts + at.cut * ROWS * (DV + 2), rows);
+            if (__atomic_add_fetch(call.done + at.row, 1, __ATOMIC_ACQ_REL) < at.cuts) return;
+            merge(call, s, parts, rows);
+        }
         for (long x = 0; x * G < rows; x++) {
-            long row = unit * call.n + first + x * G, left = rows - x * G;
+            long row = at.unit * call.n + first + x * G, some = rows - x * G;
             finish(call, s, s.groups[x], (element *)call.out + row * DV, call.lse + row,
-                   left < G ? left : G);
+                   some < G ? some : G);
         }
     }
 
@@ -405,6 +492,7 @@ def forward(plan: NativePlan) -> str:
             unit=score.unit(plan),
             sink=_inside(piece(score.SINK) if plan.sinks else "", 2),
         ),
+        piece(MERGE),
         _item(plan),
     ]
     return "\n\n".join(p for p in pieces if p) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from patterncc.kernels.native.build import features, kernel, lanes
 from patterncc.kernels.native.call import struct_type
-from patterncc.kernels.native.forward import FIELDS
+from patterncc.kernels.native.forward import FIELDS, part_size
 from patterncc.kernels.native.plan import LARGEST_DIM, DType, Kind, NativePlan
 from patterncc.kernels.score import Score
 
@@ -30,6 +31,8 @@ DTYPES: dict[torch.dtype, DType] = {
     torch.float16: "float16",
 }
 ITEM_WORK = 1 << 22  # multiplications that are worth a thread
+HEAVY = 4096  # keys that one item may always read
+LARGEST_PARTS = 1 << 26  # floats of memory for what items of cut lines find
 
 _ForwardCall = struct_type(FIELDS)
 
@@ -86,8 +89,9 @@ def forward(
     kept = [*fill_inputs(call, q=q, k=k, v=v), *fill_layout(call, q, k, tensors, spec)]
     kept += fill_score(call, plan, score, scale)
     call.out, call.lse = out.data_ptr(), lse.data_ptr()
-    parts = -(-spec.block[0] // 64)
-    share(call, q.shape[0] * q.shape[1] * call.lines * parts, tensors[2], spec, q.shape[-1])
+    items, parts = fill_cuts(call, plan, tensors, spec)
+    kept += parts
+    share(call, items, tensors[2], spec, q.shape[-1])
     if function(ctypes.byref(call)):
         raise MemoryError("no memory for the CPU kernel's threads")
     return out, lse
@@ -128,16 +132,53 @@ def fill_layout(
     return kept
 
 
+def fill_cuts(
+    call: Any, plan: NativePlan, tensors: Sequence[Tensor], spec: Spec
+) -> tuple[int, list[Tensor]]:
+    """Cut the heavy lines: how many items that makes, and the memory that must outlive the call."""
+    tiles = tiles_of(tensors[1].numpy(), tensors[2].numpy(), spec.q_lines)
+    heavy, cuts = cut(tiles, spec.block[1])
+    rows = int(call.batch * call.heads * -(-spec.block[0] // 64))  # of 64 queries, a line of each
+    if rows * heavy * cuts * part_size(plan) > LARGEST_PARTS:
+        heavy, cuts = 0, 1
+    parts = torch.empty(rows * heavy * cuts * part_size(plan), dtype=torch.float32)
+    done = torch.zeros(rows * heavy, dtype=torch.int32)
+    call.heavy, call.cuts = heavy, cuts
+    call.parts, call.done = parts.data_ptr(), done.data_ptr()
+    return rows * (spec.q_lines + heavy * (cuts - 1)), [parts, done]
+
+
+def cut(tiles: NDArray[np.int64], tile_k: int) -> tuple[int, int]:
+    """How many lines of each pattern are cut, and into how many items.
+
+    Cut are lines of more than twice the mean, and more than HEAVY keys.  Threads have no part in
+    it: any number of them gives the same bits.
+
+    >>> cut(np.array([[9, 100, 9, 9]]), 128)
+    (1, 2)
+    """
+    if not tiles.size:
+        return 0, 1
+    most = max(HEAVY // tile_k, 2 * float(tiles.mean()), 1)
+    heavy = int((tiles > most).sum(axis=1).max())
+    return heavy, math.ceil(tiles.max() / most) if heavy else 1
+
+
+def tiles_of(ptr: NDArray[Any], run: NDArray[Any], lines: int) -> NDArray[np.int64]:
+    """Tiles of each line, [patterns, lines]."""
+    before = np.zeros(len(run) + 1, dtype=np.int64)
+    np.cumsum(run[:, 1], out=before[1:])
+    tiles: NDArray[np.int64] = np.diff(before[ptr]).reshape(-1, max(1, lines))
+    return tiles
+
+
 def longest_first(ptr: NDArray[Any], run: NDArray[Any], lines: int) -> NDArray[np.int32]:
     """The lines of each pattern, those of most tiles first, int32 [patterns, lines].
 
     >>> longest_first(np.array([0, 1, 3]), np.array([[0, 1, 0], [0, 1, 0], [4, 2, 0]]), 2)
     array([[1, 0]], dtype=int32)
     """
-    before = np.zeros(len(run) + 1, dtype=np.int64)
-    np.cumsum(run[:, 1], out=before[1:])
-    tiles = np.diff(before[ptr]).reshape(-1, max(1, lines))
-    return np.argsort(-tiles, axis=1, kind="stable").astype(np.int32)
+    return np.argsort(-tiles_of(ptr, run, lines), axis=1, kind="stable").astype(np.int32)
 
 
 def fill_score(call: Any, plan: NativePlan, score: Score, scale: float) -> list[Tensor]:
