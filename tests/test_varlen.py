@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import patterncc as pc
+from patterncc.kernels import bundle
 from patterncc.kernels.dynamic import DynamicLayout
 from patterncc.kernels.spec import Spec
 from patterncc.layout import Layout, check, decode, packed_zones
@@ -354,6 +355,76 @@ def test_layouts_with_positions_of_their_own(tmp_path: Path) -> None:
     plain = layout_of([Sequence(pc.causal(), 5, 5)])
     plain.save(tmp_path / "l.safetensors")
     assert Layout.load(tmp_path / "l.safetensors").hash == plain.hash
+
+
+# --- traced graphs
+
+
+def traced(step: Any) -> tuple[Any, list[object]]:
+    """A traced function, and the graphs that it has come to."""
+    graphs: list[object] = []
+
+    def counted(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    return torch.compile(step, backend=counted, fullgraph=True), graphs
+
+
+def test_packed_batches_of_any_lengths_are_traced_twice() -> None:
+    """Once, and once more when lengths turn out to vary."""
+    step, graphs = traced(pc.attention_varlen)
+    for cu in ([0, 60, 100], [0, 97], [0, 5, 20, 30], [0, *range(7), 99], [0, 50, 110], [0, 40]):
+        q, k, v = torch.randn(3, cu[-1], 2, 16).unbind()
+        layout = pc.compile_packed(pc.causal() & pc.window(30), cu, block=16)
+        out = step(q, k, v, pc.carry(layout))
+        torch.testing.assert_close(out, pc.attention_varlen(q, k, v, layout))
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("pattern", [pc.causal() & pc.window(20), pc.causal() & pc.strided(64)])
+def test_another_length_of_one_pattern_is_not_traced_again(pattern: pc.Pattern) -> None:
+    step, graphs = traced(pc.attention)
+    longest = pc.compile(
+        pattern, 400, block=16, order="residue" if "strided" in str(pattern) else None
+    )
+    assert (longest.order is not None) == ("strided" in str(pattern))
+    for n in (100, 120, 400, 390, 120, 250, 300, 111):
+        q, k, v = torch.randn(3, 1, 2, n, 16).unbind()
+        layout = longest.at(n)
+        out = step(q, k, v, pc.carry(layout))
+        torch.testing.assert_close(out, pc.attention(q, k, v, layout))
+    assert len(graphs) <= 3
+
+
+def test_gradients_and_decode_steps_of_carried_layouts() -> None:
+    step = torch.compile(pc.attention_varlen, backend="aot_eager", fullgraph=True)
+    for cu in ([0, 30, 50], [0, 41], [0, 7, 9, 60]):
+        layout = pc.compile_packed(pc.causal(), cu)
+        q, k, v = (torch.randn(cu[-1], 2, 16, requires_grad=True) for _ in range(3))
+        tensors = (q, k, v)
+        grads = torch.autograd.grad(step(*tensors, pc.carry(layout)).square().sum(), tensors)
+        out = pc.attention_varlen(q, k, v, layout)
+        for got, wanted in zip(grads, torch.autograd.grad(out.square().sum(), tensors)):
+            torch.testing.assert_close(got, wanted)
+    plain, (q, k, v) = pc.compile(pc.causal() & pc.window(5), 50), torch.randn(3, 2, 2, 50, 16)
+    row = pc.attention(q[:, :, :1], k, v, pc.carry(plain), position=33)
+    torch.testing.assert_close(row, pc.attention(q[:, :, :1], k, v, plain, position=33))
+
+
+def test_bundles_come_apart_as_they_were() -> None:
+    parts = [
+        torch.arange(5, dtype=torch.int32),
+        torch.zeros(0, 4, 6, dtype=torch.int32),
+        torch.tensor([[True, False]]),
+        torch.arange(2**40, 2**40 + 3),
+        torch.tensor(7, dtype=torch.int32),
+    ]
+    made = bundle.bundled(parts)
+    for got, wanted in zip(bundle.taken_apart(made), parts, strict=True):
+        assert torch.equal(got, wanted) and got.dtype == wanted.dtype
+        assert got.data_ptr() % 16 == 0 or not got.numel()
+    assert all(a is b for a, b in zip(bundle.taken_apart(parts), parts, strict=True))
 
 
 # --- on a device

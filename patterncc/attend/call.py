@@ -141,7 +141,7 @@ def attention(
     check_tensors(q, *seen, enable_gqa)
     check_layout(q, seen[0], layout, position)
     score = score_of(q, seen[0], scale, softcap, alibi_slopes, relative_bias, sinks, key_mask)
-    prepared = _prepare(layout, q.device, backend)
+    prepared = _prepare(layout, q.device, backend, step=position is not None)
     if position is None:
         out, lse = run(q, k, v, prepared, score, deterministic=deterministic)
     else:
@@ -187,14 +187,16 @@ def decode(
     return out, lse
 
 
-def _prepare(layout: AnyLayout, device: torch.device, backend: str) -> upload.Prepared:
+def _prepare(
+    layout: AnyLayout, device: torch.device, backend: str, *, step: bool
+) -> upload.Prepared:
     match layout:
         case Layout():
             return _prepared(layout, device, backend)
         case DynamicLayout():
             return dynamic.prepared(layout, device, backend)
         case CarriedLayout():
-            return carried.prepared(layout, device, backend)
+            return carried.prepared(layout, device, backend, step=step)
         case _:
             assert_never(layout)
 

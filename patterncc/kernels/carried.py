@@ -6,7 +6,7 @@ with every batch are carried instead: their tensors are inputs, and their text i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from patterncc.errors import BackendError, PatternError
 from patterncc.kernels import upload
-from patterncc.kernels.spec import Backend
+from patterncc.kernels.bundle import bundled
+from patterncc.kernels.spec import Backend, Spec
+from patterncc.kernels.terms import Term, Terms, opened, parsed
 from patterncc.layout.layout import Layout
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 class CarriedLayout:
     """A layout on a device, for one backend; `attention` takes it in place of the layout.
 
-    tensors, plan: what the op takes.  heads: None where it serves any number.
+    tensors, plan: what the op takes for all rows, the same plan for layouts of other lengths.
+    step: in place of the plan for a decode step.  heads: None where it serves any number.
     """
 
     n: int
@@ -39,6 +42,7 @@ class CarriedLayout:
     backend: Backend
     plan: str
     tensors: tuple[Tensor, ...]
+    step: str
 
 
 @overload
@@ -87,7 +91,9 @@ def _carried(layout: object, device: torch.device | str, backend: str) -> Carrie
             "layout = pc.compile(pattern, n) makes one of a pattern"
         )
     where = torch.device(device)
-    tensors, plan, runs_on = upload.prepared(layout, where, backend)
+    tensors, step, runs_on = upload.prepared(layout, where, backend)
+    if runs_on == "cpu":
+        tensors, step = _named_by_tensors(tensors, step)
     return CarriedLayout(
         n=layout.n,
         n_k=layout.n_k,
@@ -98,13 +104,34 @@ def _carried(layout: object, device: torch.device | str, backend: str) -> Carrie
         sequences=layout.sequences,
         device=where,
         backend=runs_on,
-        plan=plan,
-        tensors=tuple(tensors),
+        plan=opened(step),
+        tensors=tuple(bundled(tensors)),
+        step=step,
     )
 
 
-def prepared(layout: CarriedLayout, device: torch.device, requested: str) -> upload.Prepared:
-    """What the op takes.
+def _named_by_tensors(tensors: list[Tensor], text: str) -> tuple[list[Tensor], str]:
+    """The layout's name, by which the CPU keeps what it makes of it, as a tensor of each term and
+    no longer in the text, so that layouts of other lengths have equal texts."""
+    made = parsed(text)
+    terms = [Term(made, len(tensors) - 1)] if isinstance(made, Spec) else made.terms
+    placed, named, start = [], [], 0
+    for t in terms:
+        own = tensors[start : start + t.tensors]
+        start += t.tensors
+        if t.spec.layout_hash:
+            own.insert(t.tables, torch.tensor(list(bytes.fromhex(t.spec.layout_hash))))
+            t = replace(t, spec=replace(t.spec, layout_hash=""), tables=t.tables + 1)
+        placed += own
+        named.append(t)
+    text = named[0].spec.text() if isinstance(made, Spec) else Terms(tuple(named)).text()
+    return [*placed, tensors[-1]], text
+
+
+def prepared(
+    layout: CarriedLayout, device: torch.device, requested: str, *, step: bool = False
+) -> upload.Prepared:
+    """What the op takes, or where it is a step that of decoding.
 
     Raises BackendError for another device or backend than it was carried to.
     """
@@ -118,4 +145,4 @@ def prepared(layout: CarriedLayout, device: torch.device, requested: str) -> upl
             f'attention: backend="{requested}", a layout carried for "{layout.backend}"; carry it '
             "for the backend that runs it"
         )
-    return list(layout.tensors), layout.plan, layout.backend
+    return list(layout.tensors), layout.step if step else layout.plan, layout.backend

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patterncc.kernels.bundle import taken_apart
 from patterncc.kernels.op_decode import decode
 from patterncc.kernels.score import Score, sink_grads, without_unread
-from patterncc.kernels.terms import parsed
+from patterncc.kernels.terms import sized
 from patterncc.kernels.ways import lse_dtype, way
 
 __all__ = ["attention", "attention_backward", "decode"]
@@ -41,9 +42,9 @@ def attention(
 
     deterministic: whether the backward pass must be bitwise repeatable.
     """
-    spec = parsed(plan)
+    spec = sized(plan, q.shape[2], k.shape[2])
     score = Score(scale, softcap, slopes, bias, sinks, keys)
-    *tables, unread = layout
+    *tables, unread = taken_apart(layout)
     k, v = without_unread(k, v, unread, keys)
     out, lse = way(spec).forward(q, k, v, tables, spec, score)
     return out.contiguous(), lse.to(lse_dtype(q)).contiguous()
@@ -77,10 +78,10 @@ def attention_backward(
     sinks_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k and v; of slopes, bias and sinks where asked for, else empty."""
-    spec = parsed(plan)
+    spec = sized(plan, q.shape[2], k.shape[2])
     score = Score(scale, softcap, slopes, bias, sinks, keys)
     score = replace(score, slopes_grad=slopes_grad, bias_grad=bias_grad)
-    *tables, unread = layout
+    *tables, unread = taken_apart(layout)
     k, v = without_unread(k, v, unread, keys)
     grads = way(spec).backward(
         grad_out, q, k, v, out, lse, tables, spec, score, repeatable=deterministic

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patterncc.kernels.bundle import taken_apart
 from patterncc.kernels.pages import unpaged
 from patterncc.kernels.score import Score
 from patterncc.kernels.terms import Terms, parsed
@@ -40,7 +41,7 @@ def decode(
     int32 [B]; keys at and past it are not read.  The rest are the options of `score.Score`.
     """
     spec = parsed(plan)
-    tables = layout[:-1]  # the last one is for the whole forward pass
+    tables = taken_apart(layout)[:-1]  # the last one is for the whole forward pass
     score = Score(scale, softcap, slopes, bias, sinks, keys)
     if isinstance(spec, Terms) or spec.backend == "reference":
         n_k = spec.first.n_k if isinstance(spec, Terms) else spec.n_k

@@ -95,6 +95,39 @@ def parsed(plan: str) -> Spec | Terms:
     )
 
 
+OPEN = -1
+"""The lengths of a text that serves layouts of any length: they are those of the tensors."""
+
+
+def opened(plan: str) -> str:
+    """The text of a carried layout with its lengths left open, for a pass over all its rows.
+
+    What names the layout is left out as well; where kernels look it up, a tensor says it.
+    """
+    made = parsed(plan)
+    if isinstance(made, Spec):
+        return _open(made).text()
+    each = (replace(t, spec=_open(t.spec), reach=0) for t in made.terms)  # reach is for decoding
+    return Terms(tuple(each)).text()
+
+
+def _open(spec: Spec) -> Spec:
+    return replace(spec, n=OPEN, n_k=OPEN, layout_hash="", reach=0)
+
+
+@lru_cache(maxsize=1024)
+def sized(plan: str, n: int, n_k: int) -> Spec | Terms:
+    """As `parsed`, with the lengths of the tensors where the text leaves them open."""
+    made = parsed(plan)
+    first = made if isinstance(made, Spec) else made.first
+    if first.n != OPEN:
+        return made
+
+    if isinstance(made, Spec):
+        return replace(made, n=n, n_k=n_k)
+    return Terms(tuple(replace(t, spec=replace(t.spec, n=n, n_k=n_k)) for t in made.terms))
+
+
 def backend(name: Backend) -> ModuleType:
     """The module that runs one term: each has forward, backward and decode."""
     match name:
