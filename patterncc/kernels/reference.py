@@ -171,5 +171,7 @@ def decode(
     at = torch.arange(spec.n_k, device=q.device) + spec.k_offset - spec.q_offset
     distance = at - rows[:, None, :, None]
     mask = mask & inside[:, None, :, None]
+    read = _readable(mask, score).any(2).any(1)[:, None, :, None]
+    k, v = k.masked_fill(~read, 0.0), v.masked_fill(~read, 0.0)  # whatever stands in other slots
     out, lse = attention(q, k, v, mask, score=score, distance=distance)
     return out.to(q.dtype), lse.to(wide(q.dtype))
