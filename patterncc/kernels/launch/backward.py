@@ -53,7 +53,7 @@ def backward(
     score: Score,
     repeatable: bool = True,
 ) -> Grads:
-    """The gradients of q, k and v.
+    """The gradients of q, k and v, and of the slopes and bias that are asked for.
 
     repeatable: the same bits every time, by two kernels that each compute every probability and
     add in a fixed order: 7 products a pair.  Else by one kernel with 5, which adds the gradient of
