@@ -412,6 +412,20 @@ def test_gradients_and_decode_steps_of_carried_layouts() -> None:
     torch.testing.assert_close(row, pc.attention(q[:, :, :1], k, v, plain, position=33))
 
 
+def test_export_is_one_node() -> None:
+    layout = pc.compile_packed(pc.causal() & pc.window(9), [0, 12, 40])
+
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return pc.attention_varlen(q, k, v, layout)
+
+    q, k, v = torch.randn(3, 40, 2, 16).unbind()
+    exported = torch.export.export(Model(), (q, k, v))
+    calls = [str(node.target) for node in exported.graph.nodes if "patterncc" in str(node.target)]
+    assert calls == ["patterncc.attention.default"]
+    torch.testing.assert_close(exported.module()(q, k, v), pc.attention_varlen(q, k, v, layout))
+
+
 def test_bundles_come_apart_as_they_were() -> None:
     parts = [
         torch.arange(5, dtype=torch.int32),

@@ -99,8 +99,8 @@ def _here(wanted: list[Key], output: Path | None) -> Answer:
     if not torch.cuda.is_available():
         raise BackendError(
             "tune: there is no GPU here to time kernels on; patterncc tune --offline sm_90 (or "
-            "sm_80, sm_100) compares sizes by registers, spills and shared memory without one, and "
-            "on a CPU nothing needs tuning: its kernels choose their blocks by the cache"
+            "sm_80, sm_100) compares sizes by registers, spills and shared memory without one; the "
+            "CPU's kernels have no sizes to choose"
         )
     from patterncc.kernels import runtime, stored, timing, tune
 

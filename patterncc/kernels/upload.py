@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, assert_never
@@ -46,10 +47,19 @@ def prepared(layout: Layout, device: torch.device, requested: str) -> Prepared:
     if key not in kept:
         choice = pick_backend(requested, device)
         _announce(choice, device)
-        tensors, text = _carried(layout, choice.backend, device)
-        unread = torch.from_numpy(np.array(unread_keys(layout))).to(device)
-        kept[key] = ([*tensors, unread], text, choice.backend)
+        if torch.compiler.is_exporting():  # tensors made here would be fake, and kept
+            with ThreadPoolExecutor(1) as apart:
+                made = apart.submit(_made, layout, choice.backend, device).result()
+        else:
+            made = _made(layout, choice.backend, device)
+        kept[key] = (*made, choice.backend)
     return kept[key]
+
+
+def _made(layout: Layout, backend: Backend, device: torch.device) -> tuple[list[Tensor], str]:
+    tensors, text = _carried(layout, backend, device)
+    unread = torch.from_numpy(np.array(unread_keys(layout))).to(device)
+    return [*tensors, unread], text
 
 
 @cache
