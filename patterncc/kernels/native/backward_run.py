@@ -17,7 +17,14 @@ from patterncc.kernels.native.build import kernel
 from patterncc.kernels.native.call import struct_type
 from patterncc.kernels.native.parts import UNITS, Columns, Parts, parts
 from patterncc.kernels.native.plan import NativePlan
-from patterncc.kernels.native.run import fill_inputs, fill_layout, fill_score, plan_of, share
+from patterncc.kernels.native.run import (
+    fill_inputs,
+    fill_layout,
+    fill_score,
+    lines_of,
+    plan_of,
+    share,
+)
 from patterncc.kernels.score import Grads, Score
 
 if TYPE_CHECKING:
@@ -65,7 +72,8 @@ def backward(
     cut = _parts(tensors, spec, q, k)
     kept += _fill_parts(call, plan, cut, tensors[0], spec)
     slopes, bias = _sums(call, score, len(cut.units))
-    share(call, 0, tensors[4], spec, q.shape[-1] + v.shape[-1])
+    tiles = lines_of(tensors, spec, columns=True).tiles
+    share(call, 0, tiles, spec, q.shape[-1] + v.shape[-1])
     if function(ctypes.byref(call)):
         raise MemoryError("no memory for the CPU kernel's threads")
     return Grads(

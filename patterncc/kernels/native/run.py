@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +93,7 @@ def forward(
     call.out, call.lse = out.data_ptr(), lse.data_ptr()
     items, parts = fill_cuts(call, plan, tensors, spec)
     kept += parts
-    share(call, items, tensors[2], spec, q.shape[-1])
+    share(call, items, lines_of(tensors, spec, columns=False).tiles, spec, q.shape[-1])
     if function(ctypes.byref(call)):
         raise MemoryError("no memory for the CPU kernel's threads")
     return out, lse
@@ -118,8 +120,7 @@ def fill_layout(
     )
     ptr, run = (col_ptr, col_run) if columns else (row_ptr, row_run)
     lines = spec.k_lines if columns else spec.q_lines
-    order = torch.from_numpy(longest_first(ptr.numpy(), run.numpy(), lines))
-    kept = [head_pattern, ptr, run, zones, bits, order]
+    kept = [head_pattern, ptr, run, zones, bits, lines_of(tensors, spec, columns).order]
     names = ("head_pattern", "ptr", "run", "zones", "bits", "order")
     for name, table in zip(names, kept):
         setattr(call, name, table.data_ptr())
@@ -136,8 +137,8 @@ def fill_cuts(
     call: Any, plan: NativePlan, tensors: Sequence[Tensor], spec: Spec
 ) -> tuple[int, list[Tensor]]:
     """Cut the heavy lines: how many items that makes, and the memory that must outlive the call."""
-    tiles = tiles_of(tensors[1].numpy(), tensors[2].numpy(), spec.q_lines)
-    heavy, cuts = cut(tiles, spec.block[1])
+    lines = lines_of(tensors, spec, columns=False)
+    heavy, cuts = lines.heavy, lines.cuts
     rows = int(call.batch * call.heads * -(-spec.block[0] // 64))  # of 64 queries, a line of each
     if rows * heavy * cuts * part_size(plan) > LARGEST_PARTS:
         heavy, cuts = 0, 1
@@ -146,6 +147,36 @@ def fill_cuts(
     call.heavy, call.cuts = heavy, cuts
     call.parts, call.done = parts.data_ptr(), done.data_ptr()
     return rows * (spec.q_lines + heavy * (cuts - 1)), [parts, done]
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """What is known of the lines of one direction: `longest_first`, `cut`, tiles of all lines."""
+
+    order: Tensor
+    heavy: int
+    cuts: int
+    tiles: int
+
+
+_LINES: OrderedDict[tuple[str, bool, int], Lines] = OrderedDict()
+LINES_LIMIT = 64  # layouts whose lines are kept
+
+
+def lines_of(tensors: Sequence[Tensor], spec: Spec, columns: bool) -> Lines:
+    """The lines of a layout's rows or columns, kept by its hash where it has one."""
+    key = spec.layout_hash, columns, HEAVY
+    kept = _LINES.get(key) if spec.layout_hash else None
+    if kept is None:
+        ptr, run = (x.numpy() for x in (tensors[3:5] if columns else tensors[1:3]))
+        tiles = tiles_of(ptr, run, spec.k_lines if columns else spec.q_lines)
+        order = torch.from_numpy(longest_first(tiles))
+        kept = Lines(order, *cut(tiles, spec.block[1]), int(tiles.sum()))
+        if spec.layout_hash:
+            _LINES[key] = kept
+            while len(_LINES) > LINES_LIMIT:
+                _LINES.popitem(last=False)
+    return kept
 
 
 def cut(tiles: NDArray[np.int64], tile_k: int) -> tuple[int, int]:
@@ -172,13 +203,13 @@ def tiles_of(ptr: NDArray[Any], run: NDArray[Any], lines: int) -> NDArray[np.int
     return tiles
 
 
-def longest_first(ptr: NDArray[Any], run: NDArray[Any], lines: int) -> NDArray[np.int32]:
+def longest_first(tiles: NDArray[np.int64]) -> NDArray[np.int32]:
     """The lines of each pattern, those of most tiles first, int32 [patterns, lines].
 
-    >>> longest_first(np.array([0, 1, 3]), np.array([[0, 1, 0], [0, 1, 0], [4, 2, 0]]), 2)
-    array([[1, 0]], dtype=int32)
+    >>> longest_first(np.array([[1, 3, 2]]))
+    array([[1, 2, 0]], dtype=int32)
     """
-    return np.argsort(-tiles_of(ptr, run, lines), axis=1, kind="stable").astype(np.int32)
+    return np.argsort(-tiles, axis=1, kind="stable").astype(np.int32)
 
 
 def fill_score(call: Any, plan: NativePlan, score: Score, scale: float) -> list[Tensor]:
@@ -207,10 +238,9 @@ def fill_score(call: Any, plan: NativePlan, score: Score, scale: float) -> list[
     return kept
 
 
-def share(call: Any, items: int, run: Tensor, spec: Spec, columns: int) -> None:
-    """How many items there are, and the threads that they are worth."""
+def share(call: Any, items: int, tiles: int, spec: Spec, columns: int) -> None:
+    """How many items there are, and the threads that their tiles are worth."""
     call.items = items
-    tiles = int(run[:, 1].sum()) if len(run) < 4096 else len(run)
     work = call.batch * call.heads * tiles * spec.block[0] * spec.block[1] * columns
     call.threads = max(1, min(torch.get_num_threads(), work // ITEM_WORK))
     call.team = team()
