@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patterncc.cli.answer import Answer, answering, working
-from patterncc.errors import BackendError, PatternValueError
+from patterncc.errors import PatternValueError
 
 if TYPE_CHECKING:
     from patterncc.kernels.plan import Target
@@ -94,18 +94,9 @@ def _offline(target: Target, wanted: list[Key], output: Path | None) -> Answer:
 
 def _here(wanted: list[Key], output: Path | None) -> Answer:
     """Sizes timed on this machine's GPU."""
-    import torch
+    from patterncc.kernels import stored, timing, tune
 
-    if not torch.cuda.is_available():
-        raise BackendError(
-            "tune: there is no GPU here to time kernels on; patterncc tune --offline sm_90 (or "
-            "sm_80, sm_100) compares sizes by registers, spills and shared memory without one; the "
-            "CPU's kernels have no sizes to choose"
-        )
-    from patterncc.kernels import runtime, stored, timing, tune
-
-    device = torch.device("cuda", torch.cuda.current_device())
-    name, target = torch.cuda.get_device_name(device), runtime.target_of(device)
+    device, name, target = timing.gpu()
     with working(f"Timing on {name}") as say:
         found = timing.timed(target, wanted, device, say)
     path = output or stored.path_of(name)

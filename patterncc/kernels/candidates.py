@@ -26,7 +26,7 @@ MOST = 12
 """Candidates of one key."""
 
 _REGISTERS = 200  # of 255 a thread: the rest is addresses, masks and row sums
-_UNROLLED = 2048  # multiplications of an fp32 product that a thread does, all of them unrolled
+_UNROLLED = 1024  # multiplications of an fp32 product that a thread does, all of them unrolled
 _FIXED = 1024  # pairs that take as long as what a step does once
 _SHARED_ROWS = 16  # rows at which streaming takes as long as the products
 _WAIT = {1: 1.3, 2: 1.04}  # by stages; three or more hide all of it
@@ -64,7 +64,7 @@ def candidates(key: Key, target: Target) -> list[Size]:
     assert first is not None
     sizes = [
         Size(bm, bn, warps, stages)
-        for bm in ((16,) if key.kind == "decode" else (128, 64, 32))
+        for bm in ((16,) if key.kind == "decode" else (128, 64, 32, 16))
         for bn in (128, 64, 32, 16)
         for warps in (8, 4)
         for stages in (3, 2, 1)
@@ -104,15 +104,16 @@ def _may_fit(key: Key, size: Size, target: Target) -> bool:
     registers = (sums * own * key.head_dim + scores * own * streamed) / threads
     width = 4 if key.width == "float32" else 2
     buffers = 2 * streamed * key.head_dim * width * size.stages
-    if key.width == "float32" and own * streamed * key.head_dim > _UNROLLED * threads:
+    unrolled = own * streamed * key.head_dim / threads
+    if key.width == "float32" and unrolled > _UNROLLED // (1 + (key.masks == "bits")):
         return False
-    wide = key.head_dim > 128 or key.kind == "decode" or key.width == "float32"
-    rows = own if not wide else own * max(1, streamed // 16)
+    side_by_side = key.head_dim > 128 or key.kind == "decode"  # warps share rows
+    rows = own * max(1, streamed // 16) if side_by_side else own
     return (
         registers <= _REGISTERS
         and buffers <= SHARED_LIMIT[target]
-        and rows >= 16 * size.warps
-        and own * streamed >= threads * (4 if key.width == "float32" else 8)
+        and (rows >= 16 * size.warps or key.width == "float32")
+        and own * streamed >= threads * (2 if key.width == "float32" else 8)
     )
 
 

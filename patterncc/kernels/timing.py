@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import BackendError
-from patterncc.kernels import launch, stored, upload
+from patterncc.kernels import launch, runtime, stored, upload
 from patterncc.kernels.candidates import candidates, dtype_of
 from patterncc.kernels.plan import Target
 from patterncc.kernels.score import Score
@@ -42,6 +42,21 @@ class Workload:
     kv_heads: int = 4
     tokens: int = 8192
     keys: int = 65_536
+
+
+def gpu() -> tuple[torch.device, str, Target]:
+    """The current GPU, its name and its target.
+
+    Raises BackendError where there is none.
+    """
+    if not torch.cuda.is_available():
+        raise BackendError(
+            "tune: there is no GPU here to time kernels on; patterncc tune --offline sm_90 (or "
+            "sm_80, sm_100) compares sizes by registers, spills and shared memory without one; the "
+            "CPU's kernels have no sizes to choose"
+        )
+    device = torch.device("cuda", torch.cuda.current_device())
+    return device, torch.cuda.get_device_name(device), runtime.target_of(device)
 
 
 def timed(
