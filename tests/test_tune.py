@@ -306,3 +306,23 @@ def test_the_command_without_a_gpu() -> None:
     assert "there is no GPU here" in answer.stderr and "--offline sm_90" in answer.stderr
     answer = CliRunner().invoke(main, ["tune", "--offline", "sm_90", "-o", "table.txt"])
     assert answer.exit_code == 2 and "tables are JSON" in answer.stderr
+
+
+def test_the_command_with_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed is kept where kernels look for it; --help says the rest."""
+    monkeypatch.setenv("PATTERNCC_CACHE", str(tmp_path))
+    monkeypatch.setattr(timing, "gpu", lambda: (torch.device("cpu"), "Some GPU", "sm_90"))
+    trial = tune.Trial(Size(64, 64, 4, 2), None, seconds=2e-6)
+
+    def timed(target: Target, wanted: list[Key], *_: object) -> list[tune.Found]:
+        assert target == "sm_90" and {k.width for k in wanted} == {"half"}
+        assert {k.head_dim for k in wanted} == {64, 128}
+        return [tune.Found(KEY, trial, (trial,))]
+
+    monkeypatch.setattr(timing, "timed", timed)
+    told = json.loads(CliRunner().invoke(main, ["tune", "--json"]).output)
+    path = stored.path_of("Some GPU")
+    assert told["wrote"] == str(path) and told["device"] == "Some GPU"
+    table = sizes.read(path, "sm_90")
+    assert table.rows == {KEY: trial.size} and table.triton == stored.triton_version()
+    assert '"microseconds": 2.0' in path.read_text()
