@@ -12,11 +12,12 @@ PYTEST := $(BIN)/python -m pytest
 INTERPRETED := $(wildcard tests/test_kernels_interpret*.py)
 KERNEL_TESTS := $(filter-out $(INTERPRETED),$(wildcard tests/test_kernels*.py))
 
-.PHONY: help venv demo test test-fast test-matrix lint format types fuzz clean
+.PHONY: help venv demo test test-fast test-matrix gpu-check lint format types fuzz clean
 help:
 	@echo "make demo         run the demo on a real model (first run installs into .venv)"
 	@echo "make test         format check, lint, types, all tests"
 	@echo "make test-matrix  the kernel tests on Triton 3.6 and on the newest"
+	@echo "make gpu-check    on a machine with a GPU: kernels held to float64, timed, tuned"
 	@echo "make fuzz         the property tests with new random examples"
 	@echo "make format       rewrite the code in the house format"
 	@echo "make venv         only make .venv"
@@ -77,6 +78,22 @@ build/triton-3.6.0: $(STAMP)
 
 build/triton-newest: $(STAMP)
 	$(BIN)/python -m pip install -q $(PIP_ARGS) --no-deps --upgrade --target $@ triton
+
+# What has to be run once on a GPU: every kernel held to float64, under compute-sanitizer where that
+# is installed, then sizes tuned and the benchmark.  Results go to build/gpu, benchmarks go on where
+# they were cut off; copy gpu.json to docs/benchmarks and run `patterncc bench report`.
+gpu-check: $(STAMP)
+	@mkdir -p build/gpu
+	@$(BIN)/patterncc bench check -o build/gpu/check.json
+	@if command -v compute-sanitizer >/dev/null; then \
+	  for tool in memcheck racecheck; do \
+	    if compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m patterncc bench check \
+	      --quick >build/gpu/$$tool.txt 2>&1; then echo "PASS  compute-sanitizer $$tool"; \
+	    else echo "FAIL  compute-sanitizer $$tool: see build/gpu/$$tool.txt"; exit 1; fi; \
+	  done; \
+	else echo "SKIP  compute-sanitizer is not installed"; fi
+	$(BIN)/patterncc tune
+	$(BIN)/patterncc bench gpu --resume -o build/gpu/gpu.json
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

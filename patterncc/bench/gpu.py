@@ -11,8 +11,6 @@ not timed where it is wrong.  Cases that are lost are reported like the others.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +26,7 @@ from patterncc.bench.gpu_decode import DecodeCase, decode_cases, measure_decode
 from patterncc.bench.gpu_device import Device, Timed
 from patterncc.bench.gpu_peers import Peer, Way
 from patterncc.bench.masks import Mask, MaskMod, grid, irregular, laid_out
-from patterncc.bench.protocol import machine, spread, summary, table
+from patterncc.bench.protocol import machine, save, spread, summary, table
 
 Say = Callable[[str], None]
 LONG = ("causal", "window 1024", "window 1025 + 64 globals", "BigBird", "64-blocks, 0.125")
@@ -103,6 +101,7 @@ def run(
     *,
     repeats: int = 9,
     only: str = "",
+    ways: str = "",
     quick: bool = False,
     output: Path | None = None,
     resume: bool = False,
@@ -112,9 +111,10 @@ def run(
 ) -> dict[str, Any]:
     """Median times of all ways over the grid.
 
-    only: the cases whose names hold it.  quick: a few cases, fewer runs.  output: a file that holds
-    what is there so far, written whole after each case.  resume: keep what it holds already, of
-    this device and these versions.  device, chosen: in place of the GPU and the grid, for tests.
+    only: the cases whose names hold it.  ways: beside ours, only those whose names begin with one
+    of these, commas between.  quick: a few cases, fewer runs.  output: a file that holds what is
+    there so far, written whole after each case.  resume: keep what it holds already, of this
+    device and these versions.  device, chosen: in place of the GPU and the grid, for tests.
 
     Raises BackendError where there is no GPU.
     """
@@ -123,6 +123,7 @@ def run(
     if chosen is None:
         chosen = chain(cases(quick=quick), decode_cases(quick))
     listed = [c for c in chosen if only in c.name]
+    wanted = tuple(w.strip() for w in ways.split(",")) if ways else ("",)
     result = _header(device)
     kept = _kept(output, result) if resume else {}
     result["cases"] = found = []
@@ -133,9 +134,9 @@ def run(
             found.append(kept[case.name])
             continue
         if isinstance(case, Case):
-            one = measure(case, device, runs, say)
+            one = measure(case, device, runs, say, wanted)
         else:
-            one = measure_decode(case, device, runs, say)
+            one = measure_decode(case, device, runs, say, wanted)
         found.append({"case": case.name, **one})
         device.release()
         if output is not None:
@@ -164,15 +165,6 @@ def _kept(output: Path | None, header: Mapping[str, Any]) -> dict[str, Any]:
     return {c["case"]: c for c in held["cases"] if not c.get("failed")} if same else {}
 
 
-def save(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result in one step: a reader finds the old file or the new one."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".writing-", delete=False, encoding="utf-8"
-    ) as part:
-        json.dump(result, part, indent=2, allow_nan=False)
-    os.replace(part.name, path)
-
-
 @dataclass(frozen=True, eq=False)
 class Ready:
     """A way that can be timed: its inputs, one set after another past the cache."""
@@ -182,8 +174,13 @@ class Ready:
     sets: list[list[Tensor]]
 
 
-def measure(case: Case, device: Device, repeats: int, say: Say) -> dict[str, Any]:
-    """Every way of one case: what it takes, what it is off by, or why it did not run."""
+def measure(
+    case: Case, device: Device, repeats: int, say: Say, wanted: tuple[str, ...] = ("",)
+) -> dict[str, Any]:
+    """Every way of one case: what it takes, what it is off by, or why it did not run.
+
+    wanted: how the names of the peers begin.
+    """
     mask, backward = case.mask, case.way == "backward"
     layout = laid_out(mask)
     edges = sum(t.head_edges for t in layout.terms) * case.heads // len(layout.head_pattern)
@@ -204,6 +201,8 @@ def measure(case: Case, device: Device, repeats: int, say: Say) -> dict[str, Any
     truth = Truth(case, device, sets[0])
     ready, not_run, errors = [], {}, {}
     for peer in gpu_peers.peers(mask, layout, device, backward):
+        if not peer.name.startswith(("ours", *wanted)):
+            continue
         say(f"{case.name}: {peer.name}")
         try:
             made = Ready(peer, peer.make(), _placed(sets, backward, peer.rows_first))

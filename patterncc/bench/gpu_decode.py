@@ -71,7 +71,11 @@ def decode_cases(quick: bool = False) -> Iterator[DecodeCase]:
 
 
 def measure_decode(
-    case: DecodeCase, device: Device, repeats: int, say: Callable[[str], None]
+    case: DecodeCase,
+    device: Device,
+    repeats: int,
+    say: Callable[[str], None],
+    wanted: tuple[str, ...] = ("",),
 ) -> dict[str, Any]:
     """Every way of one step: what it takes, what it is off by, or why it did not run."""
     row: dict[str, Any] = {
@@ -93,6 +97,8 @@ def measure_decode(
     not_run: dict[str, str] = {}
     errors = {}
     for name, make in _peers(case, device).items():
+        if not name.startswith(("ours", *wanted)):
+            continue
         say(f"{case.name}: {name}")
         try:
             ready[name] = partial(make(), *given)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 
@@ -72,6 +75,15 @@ def version_of(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def save(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result in one step: a reader finds the old file or the new one."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=".writing-", delete=False, encoding="utf-8"
+    ) as part:
+        json.dump(result, part, indent=2, allow_nan=False)
+    os.replace(part.name, path)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

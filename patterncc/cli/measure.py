@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from patterncc.cli.answer import Answer, answering, working
+from patterncc.cli.answer import FAILED, WELL, Answer, answering, working
 from patterncc.cli.options import Size, check_output, n_option, pattern_options, read, sizes_of
 from patterncc.cli.styled import show
 
@@ -148,12 +148,15 @@ def explain(
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["compile", "reach", "cpu", "cost", "plan", "gpu"]))
+@click.argument(
+    "what", type=click.Choice(["compile", "reach", "cpu", "cost", "plan", "gpu", "check"])
+)
 @click.option(
     "--repeats", type=click.IntRange(1, 1000), help="Runs of each way; medians are shown."
 )
 @n_option("Tokens, where the benchmark has one length.")
 @click.option("--only", metavar="TEXT", help="Only cases whose name holds TEXT.")
+@click.option("--ways", metavar="NAMES", help="gpu: only these beside ours, as flex,sdpa.")
 @click.option("--quick", is_flag=True, default=None, help="gpu: a few cases, fewer runs.")
 @click.option(
     "-o",
@@ -167,7 +170,8 @@ def explain(
 def bench(what: str, **options: Any) -> Answer:
     """Measure patterncc beside its peers in the same run; losses are shown too.
 
-    plan counts instead, and needs no GPU; gpu needs one.
+    plan counts instead, and needs no GPU.  gpu needs one, and so does check, which holds every
+    kernel to float64 there.
     """
     module = import_module(f"patterncc.bench.{what}")
     given = {name: value for name, value in options.items() if value is not None}
@@ -178,7 +182,9 @@ def bench(what: str, **options: Any) -> Answer:
     check_output(given.get("output"), (".json",))
     with working(f"Measuring {what}") as say:
         result: dict[str, Any] = module.run(progress=say, **given)
-    return Answer(result, module.text(result) if hasattr(module, "text") else _plain(result))
+    status = FAILED if result.get("failed") else WELL
+    told = module.text(result) if hasattr(module, "text") else _plain(result)
+    return Answer(result, told, status)
 
 
 def _plain(value: object, indent: str = "") -> str:
