@@ -10,19 +10,28 @@ from patterncc.kernels.native import backward_score as options
 from patterncc.kernels.native.plan import NativePlan
 
 PANELS = """
+    // `rows` rows of one panel, COUNT of its WIDTH columns, then zeros up to `full` rows.
+    template <long COUNT, long WIDTH>
+    INLINE void pack_panel(float *to, const element *from, long stride, long rows, long full)
+    {
+        for (long i = 0; i < rows; i++, to += WIDTH, from += stride) {
+            widened(to, from, COUNT);
+            for (long x = COUNT; x < WIDTH; x++) to[x] = 0;
+        }
+        for (long x = 0; x < (full - rows) * WIDTH; x++) to[x] = 0;
+    }
+
     // Rows as panels of `total` rows, from row `at` on; zeros up to `full` rows.
     template <long COUNT, long PADDED>
     static void pack(float *panels, long total, long at, const element *from, long stride,
                      long rows, long full)
     {
-        for (long c = 0; c < PADDED; c += G) {
-            long width = PADDED - c < G ? W : G, count = COUNT - c < width ? COUNT - c : width;
-            float *to = panels + c * total + at * width;
-            for (long i = 0; i < full; i++, to += width) {
-                if (i < rows) widened(to, from + i * stride + c, count);
-                for (long x = i < rows ? count : 0; x < width; x++) to[x] = 0;
-            }
-        }
+        constexpr long WHOLE = COUNT / G * G, REST = PADDED - WHOLE;
+        for (long c = 0; c < WHOLE; c += G)
+            pack_panel<G, G>(panels + c * total + at * G, from + c, stride, rows, full);
+        if constexpr (REST != 0)
+            pack_panel<COUNT - WHOLE, REST>(panels + WHOLE * total + at * REST, from + WHOLE,
+                                            stride, rows, full);
     }
 
     // Keys along the lanes: [panel][column][G].
