@@ -52,7 +52,8 @@ def lanes() -> int:
 def flags(plan: NativePlan) -> tuple[str, ...]:
     """What the compiler is told."""
     target = {16: "-march=native", 8: "-march=haswell", 4: "-march=native"}[plan.lanes]
-    return ("-std=c++17", "-O3", target, "-fPIC", "-shared", "-pthread", "-fno-math-errno")
+    plain = ("-fno-math-errno", "-fno-strict-aliasing")  # memory is read as floats, pairs and bits
+    return ("-std=c++17", "-O3", target, *plain, "-fPIC", "-shared", "-pthread")
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,8 @@ P = 2^(S - base), O^T += V^T P.  Keys that none of the 64 queries reads are left
 
 from __future__ import annotations
 
+import textwrap
+
 from patterncc.kernels.emit.pieces import join
 from patterncc.kernels.emit.templates import indented, piece
 from patterncc.kernels.native import forward_text as t
@@ -78,9 +80,10 @@ def _placed(text: str, levels: int) -> str:
 
 def _state(plan: NativePlan) -> str:
     stored = "int32_t" if plan.dot else "float"
+    bits = [f"1 << {lane}" for lane in range(plan.lanes)]
     return piece(
         t.STATE,
-        lane_bits=", ".join(f"{1 << k:#x}" for k in range(plan.lanes)),
+        lane_bits=_placed(textwrap.fill(", ".join(bits), 84), 1),
         q_type=stored,
         q_rows="PAIRS" if plan.dot else "D",
         k_type=stored,

@@ -9,7 +9,9 @@ STATE = """
         STEP = 128,           // keys of a step
         PAIRS = (D + 1) / 2,  // of columns of Q and K
     };
-    static const ivec LANE = {$lane_bits};
+    static const ivec LANE = {
+        $lane_bits,
+    };
 
     struct alignas(64) Group {
         $q_type q[$q_rows * G];  // Q^T
@@ -290,7 +292,7 @@ FINISH = """
     static void finish(const Call &call, const Scratch &s, const Group &g, element *out, float *lse,
                        long count)
     {
-        const double unit = $unit;  // of an exponent, as it was rounded
+        const double unit = $unit;  // of exponents, as rounded
         for (long i = 0; i < count; i++) {
             double sum = ((float *)g.sum)[i], base = ((float *)g.base)[i], fade = 1;$sink
             float over = sum == 0 ? 0 : (float)(fade / sum);
