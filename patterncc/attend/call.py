@@ -11,6 +11,7 @@ from torch import Tensor
 from patterncc.attend.checks import (
     AnyLayout,
     check_backend,
+    check_deterministic,
     check_layout,
     check_no_cache,
     check_tensors,
@@ -137,6 +138,7 @@ def attention(
         )
     if position is None:
         check_no_cache(block_table, key_lengths)
+        check_deterministic(deterministic)
     seen = (k, v) if block_table is None else as_one_piece(q, k, v, layout, block_table)
     check_tensors(q, *seen, enable_gqa)
     check_layout(q, seen[0], layout, position)

@@ -173,6 +173,12 @@ def _wide(x: Tensor, q: Tensor) -> Tensor:
     return x.to(torch.float64 if q.dtype == torch.float64 else torch.float32).contiguous()
 
 
+def check_deterministic(deterministic: bool) -> None:
+    """Refuse what is no bool."""
+    if not isinstance(deterministic, bool):
+        raise TensorError(f"attention: deterministic must be True or False, not {deterministic!r}")
+
+
 def check_no_cache(block_table: Tensor | None, key_lengths: Tensor | None) -> None:
     """Refuse a cache's arguments where there is no decode step."""
     for name, x in (("block_table", block_table), ("key_lengths", key_lengths)):
