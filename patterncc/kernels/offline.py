@@ -64,6 +64,23 @@ class Resources:
 def compile_offline(source: str, plan: Plan, target: Target | None = None) -> Resources:
     """Compile an emitted source as a launch on `target` would, and read its resource use.
 
+    Raises BackendError when triton is missing, interprets, or cannot compile the source.
+    """
+    made = build(source, plan, target)
+    goal = target or plan.target
+    return Resources(
+        target=goal,
+        triton=_triton_version(),
+        shared=made.metadata.shared,
+        shared_limit=SHARED_LIMIT[goal],
+        tensor_cores=_tensor_cores(made.asm["ptx"]),
+        **_usage(made.asm["cubin"]),
+    )
+
+
+def build(source: str, plan: Plan, target: Target | None = None) -> Any:
+    """What Triton makes of an emitted source: its `asm` holds "ptx" and "cubin".
+
     Arguments carry the divisibility that real tensors have: aligned pointers, strides in multiples
     of 16 elements.
 
@@ -84,7 +101,7 @@ def compile_offline(source: str, plan: Plan, target: Target | None = None) -> Re
         kernel = runtime.load_source(path, entry(plan))
         signature, aligned = _signature(kernel.arg_names, plan)
         try:
-            made = triton.compile(
+            return triton.compile(
                 ASTSource(kernel, signature, constexprs={}, attrs=aligned),
                 target=GPUTarget("cuda", int(goal.removeprefix("sm_")), 32),
                 options={
@@ -98,14 +115,13 @@ def compile_offline(source: str, plan: Plan, target: Target | None = None) -> Re
                 f"triton {triton.__version__} cannot compile plan {plan.digest} for {goal}: "
                 f"{str(error)[:400]}"
             ) from error
-    return Resources(
-        target=goal,
-        triton=triton.__version__,
-        shared=made.metadata.shared,
-        shared_limit=SHARED_LIMIT[goal],
-        tensor_cores=_tensor_cores(made.asm["ptx"]),
-        **_usage(made.asm["cubin"]),
-    )
+
+
+def _triton_version() -> str:
+    import triton
+
+    version: str = triton.__version__
+    return version
 
 
 def _signature(names: list[str], plan: Plan) -> tuple[dict[str, str], dict[Any, Any]]:
