@@ -29,6 +29,7 @@ BASE = Plan("forward", "sm_90", "bfloat16", 64, 64, (128, 128), 128, 64, 8, 3, z
 PLANS = {
     "forward_window_sm_90": dataclasses.replace(BASE, descriptors=True),
     "forward_full_sm_80": dataclasses.replace(BASE, target="sm_80", zones=0),
+    "combine": dataclasses.replace(BASE, kind="combine", bm=16, bn=16, warps=4, stages=1),
     "delta": dataclasses.replace(BASE, kind="delta"),
     "dq_per_head_sm_90": dataclasses.replace(BASE, kind="dq", per_head=True, descriptors=True),
     "dkdv_every_class_sm_80": dataclasses.replace(
@@ -122,7 +123,7 @@ def test_default_sizes_fit_every_tile(kind: Kind, target: str, dtype: str) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "backward"}, "kind must be one of forward, delta"),
+        ({"kind": "backward"}, "kind must be one of forward, combine, delta"),
         ({"head_dim": 8}, "head_dim must be 16 to 256, not 8"),
         ({"value_dim": 2.0}, "value_dim must be 16 to 256"),
         ({"bm": 96}, "steps of 96 x 64 do not divide tiles of"),
