@@ -31,7 +31,7 @@ def resources(
     plan: Plan, spills: int = 0, shared: int = 1000, stack: int | None = None
 ) -> Resources:
     limit = SHARED_LIMIT[plan.target]
-    stack = 8 * spills if stack is None else stack
+    stack = 40 * spills if stack is None else stack
     return Resources(plan.target, "3", 100, stack, spills, spills, shared, limit, {})
 
 
@@ -41,7 +41,7 @@ def resources(
 @pytest.mark.parametrize("target", TARGETS)
 def test_shipped_tables_hold_every_key(target: Target) -> None:
     table = sizes.shipped(target)
-    assert set(table.rows) == set(keys(tiles=sizes.TILES))
+    assert set(table.rows) == set(keys())
     assert sizes.parse(json.loads(sizes.text(table))).rows == table.rows
     for key, size in table.rows.items():
         assert key.tile[0] % size.bm == 0 and key.tile[1] % size.bn == 0
@@ -150,7 +150,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_candidates_are_plans(target: Target) -> None:
     for key in keys(tiles=sizes.TILES):
         found = candidates(key, target)
-        assert found[0] == sizes.shipped(target).rows[key] and 1 < len(found) <= MOST
+        usual = sizes.shipped(target).rows[key._replace(tile=sizes.TILES[0])]
+        assert usual in found[:1] or key.tile != sizes.TILES[0]
+        assert 1 < len(found) <= MOST
         assert len(set(found)) == len(found)
         for size in found:
             plan_for_key(key, size, target)  # which checks itself

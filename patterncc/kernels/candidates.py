@@ -7,7 +7,7 @@ buffers cannot fit are left out.
 
 from __future__ import annotations
 
-from patterncc.kernels.choose import plan_of
+from patterncc.kernels.choose import cut, plan_of
 from patterncc.kernels.plan import SHARED_LIMIT, DType, Plan, Target
 from patterncc.kernels.sizes import (
     HEAD_DIMS,
@@ -62,6 +62,7 @@ def candidates(key: Key, target: Target) -> list[Size]:
     """
     first = shipped(target).size(key.kind, dtype_of(key), key.head_dim, key.tile, key.masks)
     assert first is not None
+    first = cut(first, key.tile, key.kind, target, dtype_of(key), key.head_dim)
     sizes = [
         Size(bm, bn, warps, stages)
         for bm in ((16,) if key.kind == "decode" else (128, 64, 32, 16))
@@ -102,6 +103,7 @@ def _may_fit(key: Key, size: Size, target: Target) -> bool:
     sums = 2 if key.kind in ("dkdv", "single") else 1
     scores = 1 if key.kind in ("forward", "decode") else 2
     registers = (sums * own * key.head_dim + scores * own * streamed) / threads
+    registers += key.head_dim / 4  # operands and addresses: fitted to kernels compiled for sm_90
     width = 4 if key.width == "float32" else 2
     buffers = 2 * streamed * key.head_dim * width * size.stages
     unrolled = own * streamed * key.head_dim / threads

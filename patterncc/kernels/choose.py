@@ -89,11 +89,18 @@ def _size(
     asked = products, dtype, wide, spec.block, masks_of(spec)
     found = (table.size(*asked) if table else None) or shipped(target).size(*asked)
     assert found is not None, "shipped tables hold every kind, width and head dim"
-    bm, bn = min(found.bm, spec.block[0]), min(found.bn, spec.block[1])
-    if (bm, bn) == (found.bm, found.bn):
-        return found
-    warps = min(found.warps, _most_warps(target, wide, dtype, kind, bm, bn))
-    return Size(bm, bn, max(1, warps), found.stages)
+    return cut(found, spec.block, kind, target, dtype, wide)
+
+
+def cut(
+    size: Size, tile: tuple[int, int], kind: Kind, target: Target, dtype: DType, wide: int
+) -> Size:
+    """A size as it fits into a tile, with as many warps as its step can use."""
+    bm, bn = min(size.bm, tile[0]), min(size.bn, tile[1])
+    if (bm, bn) == (size.bm, size.bn):
+        return size
+    warps = min(size.warps, _most_warps(target, wide, dtype, kind, bm, bn))
+    return Size(bm, bn, max(1, warps), size.stages)
 
 
 def _most_warps(target: Target, dim: int, dtype: DType, kind: Kind, bm: int, bn: int) -> int:
