@@ -143,7 +143,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(layer, n, n_k, offset, block, B, Hkv, G, dtype=dtype)
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(cases())
 def test_composed_patterns(case: Case) -> None:
     check(case)
