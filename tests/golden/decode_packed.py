@@ -59,7 +59,7 @@ def in_zones(zone, word, i, j):
 @triton.jit(
     do_not_specialize=[
         "n", "n_k", "heads", "group", "lines", "count", "q_offset", "pack", "units", "chunks",
-        "laps", "splits", "least", "limited",
+        "laps", "splits", "least", "has_lengths",
     ]
 )
 def decode_kernel(
@@ -67,7 +67,7 @@ def decode_kernel(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head,
     out_row,
     scale, n, n_k, heads, group, lines, count, q_offset, pack, units, chunks, laps, splits,
-    least, limited,
+    least, has_lengths,
 ):
     # One program: a part of the keys that up to 16 packed rows read.  Packed are, for each query
     # row in turn, the heads that share a key head and a pattern.
@@ -101,7 +101,7 @@ def decode_kernel(
     before = tl.load(run + 4 * first + 3)
     steps = (tl.load(run + 4 * last + 3) - before) * 2
     length = n_k
-    if limited != 0:
+    if has_lengths != 0:
         length = tl.minimum(tl.maximum(tl.load(key_lengths + batch), 0), n_k)
         low = first
         high = last

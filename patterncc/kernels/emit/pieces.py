@@ -42,7 +42,7 @@ SCALARS = {
     "bias": ("scale", "n", "n_k", "heads", "group", "lines", "programs"),
     "decode": (
         *("scale", "n", "n_k", "heads", "group", "lines", "count", "q_offset", "pack", "units"),
-        *("chunks", "laps", "splits", "least", "limited"),
+        *("chunks", "laps", "splits", "least", "has_lengths"),
     ),
 }
 TILED = (  # [batch, heads, length, dim]

@@ -58,7 +58,7 @@ def decode(
     arguments |= {"q": q, "k": k, "v": v, "out": out, "lse": lse}
     arguments |= {"n": spec.n, "n_k": spec.n_k, "q_offset": spec.q_offset, "position": position}
     arguments |= {"count": count, "pack": pack, "units": heads // pack, **shape._asdict()}
-    arguments |= {"limited": int(key_lengths is not None)}
+    arguments |= {"has_lengths": int(key_lengths is not None)}
     arguments |= {"key_lengths": position if key_lengths is None else key_lengths}
     if block_table is not None:
         arguments |= {"block_table": block_table, "table_width": block_table.shape[1]}
@@ -80,7 +80,8 @@ def _sized(plan: Plan) -> Plan:
     """Tables of sizes are for 16 rows; more rows take shorter steps and more warps."""
     if plan.heads == 16:
         return plan
-    return replace(plan, bn=min(plan.bn, 32), warps=8 if plan.heads > 32 else plan.warps)
+    wide = plan.heads > 32 or plan.dtype == "float32"
+    return replace(plan, bn=min(plan.bn, 32), warps=8 if wide else plan.warps)
 
 
 class _Shape(NamedTuple):
