@@ -382,6 +382,16 @@ def test_options_come_in_any_precision() -> None:
     assert all(g.dtype == torch.bfloat16 and g.abs().sum() > 0 for g in grads)
 
 
+def test_the_module_passes_options_on() -> None:
+    torch.manual_seed(0)
+    m = pc.SparseAttention(32, heads=4, kv_heads=2, pattern=pc.causal() & pc.window(5)).double()
+    x, mask = torch.randn(2, 40, 32, dtype=torch.float64), torch.rand(2, 40) < 0.8
+    options = {"softcap": 2.0, "sinks": torch.randn(4), "key_mask": mask}
+    plain, own, given = m(x), m(x, **options), m(x, layout=m.layout(40), **options)
+    torch.testing.assert_close(own, given)
+    assert not torch.allclose(own, plain)
+
+
 def test_plain_scores() -> None:
     one = torch.ones(1)
     assert Score(1.0).plain and Score(1.0, sinks=one).products

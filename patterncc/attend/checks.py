@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -97,17 +98,29 @@ def check_backend(q: Tensor, v: Tensor, backend: Backend) -> None:
             )
 
 
+class Options(TypedDict, total=False):
+    """The options of a score as a model passes them on: see `attention`."""
+
+    scale: float | None
+    softcap: float | None
+    alibi_slopes: Tensor | None
+    relative_bias: Tensor | None
+    sinks: Tensor | None
+    key_mask: Tensor | None
+
+
 def score_of(
     q: Tensor,
     k: Tensor,
     scale: float | None = None,
     softcap: float | None = None,
-    slopes: Tensor | None = None,
-    bias: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    relative_bias: Tensor | None = None,
     sinks: Tensor | None = None,
-    keys: Tensor | None = None,
+    key_mask: Tensor | None = None,
 ) -> Score:
     """The options of a call, after checks, in the precision that kernels take."""
+    slopes, bias, keys = alibi_slopes, relative_bias, key_mask
     scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else _positive("scale", scale)
     softcap = 0.0 if softcap is None else _positive("softcap", softcap)
     heads = q.shape[1]

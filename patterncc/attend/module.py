@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from functools import lru_cache, partial
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from patterncc.attend.call import attention, constant, decode, run
-from patterncc.attend.checks import AnyLayout, row, score_of, shape
+from patterncc.attend.checks import AnyLayout, Options, row, score_of, shape
 from patterncc.attend.checks_decode import Cache
 from patterncc.errors import PatternError, PatternValueError, TensorError
 from patterncc.kernels import upload
@@ -90,12 +91,14 @@ class SparseAttention(nn.Module):
         layout: AnyLayout | None = None,
         cache: tuple[Tensor, Tensor] | None = None,
         position: int | None = None,
+        **options: Unpack[Options],
     ) -> Tensor:
         """All of x attends to itself; or, with a cache, x stands at `position` after what it holds.
 
         layout: in place of the pattern's own (documents that differ from batch to batch, say).
         cache, position: from `new_cache`, for causal patterns without gradient; the keys and values
         of x are written to it at `position` .. before its rows are read.
+        options: scale, softcap, alibi_slopes, relative_bias, sinks, key_mask of `attention`.
 
         Raises TensorError for x of another shape, or a cache that x does not fit in.
         """
@@ -111,12 +114,19 @@ class SparseAttention(nn.Module):
         elif position is not None:
             raise TensorError("SparseAttention: position needs a cache; see new_cache")
         if layout is not None:
-            o = attention(q, k, v, layout, enable_gqa=True, position=position, backend=self.backend)
+            o = attention(
+                *(q, k, v, layout),
+                enable_gqa=True,
+                position=position,
+                backend=self.backend,
+                **options,
+            )
         else:
             n = operator.index(k.shape[2])  # a traced graph has its own layout, so one length
             recipe = self.pattern, n, self.block, self.layer
             at = None if position is None else row(position, q)
-            prepared, score = _prepared_for(*recipe, q.device, self.backend), score_of(q, k)
+            prepared = _prepared_for(*recipe, q.device, self.backend)
+            score = score_of(q, k, **options)
             o, _ = (
                 run(q, k, v, prepared, score)
                 if at is None
