@@ -40,6 +40,13 @@ PLANS = {
     "forward_per_sequence_sm_90": dataclasses.replace(
         BASE, per_sequence=True, bits=True, descriptors=True
     ),
+    "forward_scored_sm_90": dataclasses.replace(
+        BASE, descriptors=True, softcap=True, slopes=True, bias=True, sinks=True, keys=True
+    ),
+    "bias": dataclasses.replace(BASE, kind="bias", bm=64, bn=16, warps=4, stages=1, bias=True),
+    "slopes_placed": dataclasses.replace(
+        BASE, kind="slopes", bm=64, bn=16, warps=4, stages=1, slopes=True, placed=True
+    ),
     "decode_packed": dataclasses.replace(BASE, kind="decode", bm=16, heads=16, warps=4),
 }
 

@@ -106,7 +106,8 @@ def scores(plan: Plan, i: str, j: str) -> str:
     if plan.bias:
         lines.append(piece(BIAS, apart="key_place - query_place"))
     if plan.keys:
-        lines.append(f"readable = tl.load(keys_at + {j}, mask={j} < n_k, other=0)")
+        lines.append(f"key_slot = {j}")
+        lines.append("readable = tl.load(keys_at + key_slot, mask=key_slot < n_k, other=0)")
         lines.append("s = tl.where(readable != 0, s, -INF)")
     return "\n".join(x for x in lines if x)
 
@@ -115,11 +116,13 @@ def distances(plan: Plan, i: str, j: str) -> str:
     """Lines that say where queries and keys of a tile stand; nothing where no option asks."""
     if not (plan.slopes or plan.bias):
         return ""
-    query, key = i, j
+    lines = [f"query_place = {i}", f"key_place = {j} + skew"]
     if plan.placed:
-        query = f"tl.load(query_at + {i}, mask={i} < n, other=0)"
-        key = f"tl.load(key_at + {j}, mask={j} < n_k, other=0)"
-    lines = [f"query_place = {query}", f"key_place = {key} + skew"]
+        lines = [
+            *(f"query_slot = {i}", f"key_slot = {j}"),
+            "query_place = tl.load(query_at + query_slot, mask=query_slot < n, other=0)",
+            "key_place = tl.load(key_at + key_slot, mask=key_slot < n_k, other=0) + skew",
+        ]
     if plan.slopes:  # vectors become floats, not the tile: half the work
         lines += ["query_at_f = query_place.to(tl.float32)", "key_at_f = key_place.to(tl.float32)"]
     return "\n".join(lines)
