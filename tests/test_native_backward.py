@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_native import HALVES, SCATTERED, Case, arguments, cases, options
 from torch import Tensor
@@ -21,6 +21,7 @@ from patterncc.kernels.native.parts import SPARE, Columns, parts
 from patterncc.kernels.native.plan import NativePlan
 from patterncc.kernels.score import Grads, Score
 
+UNREAD = Case((pc.window(0),), 17, 54, 37, (16, 16))  # columns of no work before heavy ones
 HUBS = pc.window(30, 9) | pc.global_tokens([2, 70])
 
 
@@ -93,6 +94,7 @@ def check(case: Case, score: Score | None = None, mean: bool = False) -> None:
 
 @settings(max_examples=40)
 @given(cases())
+@example(UNREAD)
 def test_composed_patterns(case: Case) -> None:
     check(case)
 
@@ -206,6 +208,7 @@ def columns_of(layout: pc.Layout) -> Columns:
 
 @settings(max_examples=60)
 @given(cases(), st.sampled_from([1, 2, 5, 64]))
+@example(UNREAD, 5)
 def test_units_hold_each_tile_once(case: Case, wanted: int) -> None:
     layout = case.layout()
     columns = columns_of(layout)

@@ -112,7 +112,7 @@ def _units(
     for column, some in enumerate(work.tolist()):
         pieces = min(columns.rows, round(some / share))
         if count > 1 and pieces > 1 and some > HEAVY * share:
-            if done:
+            if first < column:  # even where nobody reads them: their gradients are zeros
                 listed.append((done, (first, column, 0, columns.rows, -1)))
             for k in range(pieces):
                 low, high = (columns.rows * x // pieces for x in (k, k + 1))
