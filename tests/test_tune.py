@@ -79,6 +79,11 @@ def test_choose_reads_the_given_table_then_the_shipped() -> None:
         assert same == choose(kind, SPEC, "sm_90", "bfloat16", 128, 128)
 
 
+def test_head_dims_that_no_kernel_takes_are_refused_by_the_plan() -> None:
+    with pytest.raises(pc.PatternValueError, match="head_dim must be 16 to 256, not 512"):
+        choose("forward", SPEC, "sm_90", "bfloat16", 512, 512)
+
+
 def test_masks_are_told_apart_by_what_they_take() -> None:
     classes = [(1, False), (2, False), (4, False), (0, True)]
     assert [masks_of(replace(SPEC, zones=z, bits=b)) for z, b in classes] == [

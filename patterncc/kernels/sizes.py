@@ -77,7 +77,7 @@ class Table:
         Size(bm=128, bn=128, warps=8, stages=2)
         """
         width = width_of(dtype)
-        near = next(d for d in HEAD_DIMS if d >= dim)
+        near = next((d for d in HEAD_DIMS if d >= dim), HEAD_DIMS[-1])  # plans refuse larger ones
         sides = min(tile[0], TILES[0][0]), min(tile[1], TILES[0][1])
         exact = self.rows.get(Key(kind, width, near, sides, masks))
         return exact or self.rows.get(Key(kind, width, near, TILES[0], masks))
