@@ -70,6 +70,6 @@ def test_an_absent_option_leaves_no_trace() -> None:
         plan = choose(kind, SPEC, "sm_90", "bfloat16", 128, 128)
         assert with_options(plan, Score(1.0)) == plan
         source = emit(plan).partition("import triton")[2]
-        for word in ("softcap", "slope", "bias", "sink", "keys", "skew", "limited"):
+        for word in ("softcap", "slope", "bias_at", "sink", "keys_at", "skew", "limited"):
             assert word not in source
         assert emit(replace(plan, softcap=True)) != emit(plan)
