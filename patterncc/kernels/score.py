@@ -96,9 +96,8 @@ def without_unread(
     hidden = None if keys is None else ~keys[:, None]
     if unread.numel():
         by_key_head = unread
-        if unread.shape[1] > 1:
-            grouped = unread.unflatten(1, (k.shape[1], -1))
-            by_key_head = grouped.all(2)
+        if unread.shape[1] > 1:  # a key head's keys are read by any head of its group
+            by_key_head = unread.view(len(unread), k.shape[1], -1, unread.shape[2]).all(2)
         hidden = by_key_head if hidden is None else hidden | by_key_head
     if hidden is None or (hidden.device.type == "cpu" and not bool(hidden.any())):
         return k, v
