@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 import patterncc as pc
-from patterncc.bench import masks, plan, plan_flex
+from patterncc.bench import build, masks, plan, plan_flex, report
 from patterncc.bench.plan_counts import Shape, lines_of, measure, weights
 from patterncc.kernels.work import WorkList, makespan, work_list
 
@@ -180,3 +181,44 @@ def test_every_gallery_pattern_is_within_the_goal_or_says_why() -> None:
 def test_only_some_masks() -> None:
     result = plan.run(n=1024, only="window 1024")
     assert [c["case"] for c in result["cases"]] == ["window 1024", "window 1024, GQA 8:1"]
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks"
+
+
+def test_the_page_says_what_the_files_hold(tmp_path: Path) -> None:
+    for path in PAGE.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    report.run(folder=tmp_path)
+    for name in (report.PAGE, report.PICTURE):
+        held = (PAGE / name).read_text(encoding="utf-8")
+        assert (tmp_path / name).read_text(encoding="utf-8") == held, "run patterncc bench report"
+
+
+def test_what_was_not_measured_is_unmeasured() -> None:
+    found = report.files(PAGE)
+    if "gpu" not in found:
+        assert report.generated(found).count("| unmeasured | unmeasured |") == len(report.GOALS)
+    assert not found["plan"]["measured_on_a_gpu"]
+    row = {"case": "causal, forward", "way": "forward", "mask": "causal", "head_dim": 128}
+    row |= {"seconds": {"ours": {"median": 1e-3}, "flex": {"median": 5e-4}}}
+    row |= {"tflops": {"ours": 500.0}, "ratio": {"flex": 0.5, "sdpa flash": 0.8}, "not_run": {}}
+    failed = {**row, "case": "full, forward", "mask": "full", "seconds": {}, "ratio": {}}
+    failed["not_run"] = {"ours": "wrong: out is off"}
+    gpu = {"device": "H100", "versions": {"torch": "2.11"}, "cases": [row, failed]}
+    shown = report.generated({"gpu": gpu})
+    assert "| 500 TFLOP/s | 0.50x |" in shown and "flex 0.50 (lost)" in shown
+    assert "failed | wrong: out is off" in shown and "No GPU" not in shown
+
+
+def test_a_folder_without_a_page_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(pc.PatternValueError, match="--folder"):
+        report.run(folder=tmp_path)
+
+
+def test_building_a_kernel_is_timed() -> None:
+    result = build.run(repeats=1, only="delta")
+    assert json.loads(json.dumps(result)) == result
+    (case,) = result["cases"]
+    assert case["case"] == "delta" and set(case["seconds"]) == {"cold", "source", "cached"}
+    assert "delta" in build.text(result) and build.run(only="none such")["cases"] == []

@@ -79,10 +79,15 @@ def version_of(name: str) -> str | None:
 
 def save(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result in one step: a reader finds the old file or the new one."""
+    save_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+def save_text(path: Path, text: str) -> None:
+    """The same for any text."""
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=".writing-", delete=False, encoding="utf-8"
     ) as part:
-        json.dump(result, part, indent=2, allow_nan=False)
+        part.write(text)
     os.replace(part.name, path)
 
 

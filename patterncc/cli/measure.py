@@ -149,7 +149,10 @@ def explain(
 
 @click.command()
 @click.argument(
-    "what", type=click.Choice(["compile", "reach", "cpu", "cost", "plan", "gpu", "check"])
+    "what",
+    type=click.Choice(
+        ["compile", "reach", "cpu", "cost", "plan", "gpu", "check", "build", "report"]
+    ),
 )
 @click.option(
     "--repeats", type=click.IntRange(1, 1000), help="Runs of each way; medians are shown."
@@ -165,13 +168,19 @@ def explain(
     metavar="FILE.json",
     help="gpu: written whole after each case.",
 )
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="report: where the JSON files and the page lie; docs/benchmarks.",
+)
 @click.option("--resume", is_flag=True, default=None, help="gpu: keep the cases that FILE holds.")
 @answering
 def bench(what: str, **options: Any) -> Answer:
     """Measure patterncc beside its peers in the same run; losses are shown too.
 
     plan counts instead, and needs no GPU.  gpu needs one, and so does check, which holds every
-    kernel to float64 there.
+    kernel to float64 there.  report writes the page of what was measured.
     """
     module = import_module(f"patterncc.bench.{what}")
     given = {name: value for name, value in options.items() if value is not None}
