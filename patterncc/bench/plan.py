@@ -20,6 +20,7 @@ from patterncc.bench.plan_counts import Pass, Shape, batch_of, lines_of, measure
 from patterncc.bench.protocol import machine, table
 from patterncc.errors import PatternError, SizeError
 from patterncc.kernels.choose import choose
+from patterncc.kernels.launch.call import section
 from patterncc.kernels.spec import Spec
 from patterncc.kernels.tables import kernel_tables, level
 from patterncc.kernels.work import FEWEST, LEAST, LEVELS, makespan, work_list
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 TARGET: Target = "sm_90"
 DTYPE: DType = "bfloat16"
-CACHE = 2**25  # bytes of keys and values that a section of heads may stream
 GOAL = 1.05  # time over the ideal
 Say = Callable[[str], None]
 
@@ -219,8 +219,11 @@ def _launch(
         items = work.items.copy()
         items[:, 4] *= members
         work = replace(work, items=items)
-    streamed = 2 * heads * term.n_k * shape.head_dim * shape.width
-    together = max(1, min(units, CACHE // max(1, streamed)))
+    length = term.n_k if runs is term.rows else term.n
+    streamed = torch.empty(
+        (units, heads, length, shape.head_dim), dtype=torch.bfloat16, device="meta"
+    )
+    together = section(units, streamed, streamed)
     time, ideal = makespan(work, units, processors, together, programs)
     tiles = float(work.items[:, 4].sum(dtype=np.int64)) * units * programs / processors
     return len(work.parts), (time, ideal, tiles)

@@ -220,9 +220,9 @@ def _build(build: dict[str, Any]) -> str:
             "## Building a kernel",
             f"For {build['target']}, Triton {versions['triton']}, on "
             f"{build['machine']['processor']}, medians; aimed at {build['goal']['cold']} s cold "
-            f"and {build['goal']['cached'] * 1e3:.0f} ms from the cache.  Processes that wanted to run "
-            f"at once: {build['machine']['load']}, on {build['machine']['cores']} cores; with more "
-            "than there are cores, read the processor's seconds.",
+            f"and {build['goal']['cached'] * 1e3:.0f} ms from the cache.  "
+            f"{build['machine']['load']} processes wanted to run at once, on "
+            f"{build['machine']['cores']} cores; where more, read the second column.",
             _table(columns, rows),
         ]
     )
