@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from patterncc.layout import Layout
     from patterncc.stack import Layer
 
-KINDS: tuple[Kind, ...] = ("forward", "delta", "dq", "dkdv", "decode")  # what a model runs
+KINDS: tuple[Kind, ...] = ("forward", "combine", "delta", "dq", "dkdv", "gather", "decode")
+"""What a model runs by default; other options of a call make other plans."""
 DTYPES: dict[str, DType] = {
     **dict.fromkeys(("fp32", "float32"), "float32"),
     **dict.fromkeys(("fp16", "float16"), "float16"),
@@ -131,7 +132,9 @@ def _plans(layout: Layout, target: Target, dtype: DType, head_dim: int) -> list[
     plans = []
     for term in layout.terms:
         spec = Spec.of(term, "triton")
-        plans += [choose(kind, spec, target, dtype, head_dim, head_dim) for kind in KINDS]
+        for kind in KINDS:
+            rows = 16 if kind == "decode" else 1
+            plans.append(choose(kind, spec, target, dtype, head_dim, head_dim, heads=rows))
     return list(dict.fromkeys(plans))
 
 

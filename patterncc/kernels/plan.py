@@ -31,14 +31,15 @@ VERSION = 2  # of the emitted sources; part of every digest
 class Plan:
     """Every compile-time choice of one generated kernel.
 
-    kind: forward, delta (row sums that both gradients need), dq, dkdv, or decode.
+    kind: forward; combine (parts of cut rows merged); delta (row sums that gradients need); dq;
+    dkdv; single (all three in one pass); gather (parts of gradients added); slopes, bias (gradients
+    of those options); decode.
     head_dim, value_dim: columns of Q and K, and of V (padded to powers of two inside the kernel).
     block: queries x keys of the layout's tile; bm, bn: of one kernel step, divisors of the tile's.
     full, zones, bits: the mask classes that the source holds code for; zones is 0, 1, 2 or 4.
     per_head: heads read different patterns.  per_sequence: sequences do, and maybe their heads.
-    heads: rows into which a decode program packs the
-    query heads of one key head (1: one head a program).  precision: of fp32 products, "ieee" or
-    "tf32".
+    heads: rows of a decode kernel's tile, in which query rows and the heads of one key head stand.
+    precision: of fp32 products, "ieee" or "tf32".
     upcast: products in fp32 (for the interpreter, whose bf16 products are wrong).
     descriptors: the tensors that the loop streams come through TMA descriptors, not pointers.
     softcap, slopes, bias, sinks, keys: the options of `score.Score` that the source holds code for.
