@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import patterncc as pc
-from patterncc.kernels import stored, timing
-from patterncc.kernels.candidates import candidates, keys
 from patterncc.kernels.offline import Resources
 from patterncc.kernels.plan import Plan
-from patterncc.kernels.sizes import KINDS, Products, Table
+from patterncc.kernels.tuning import stored, timing
+from patterncc.kernels.tuning.candidates import candidates, keys
+from patterncc.kernels.tuning.sizes import KINDS, Products, Table
 
 # Triton 3.6's interpreter makes Python numbers of arrays of one number.
 pytestmark = pytest.mark.filterwarnings(

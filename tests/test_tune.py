@@ -14,13 +14,14 @@ from click.testing import CliRunner
 
 import patterncc as pc
 from patterncc.cli.main import main
-from patterncc.kernels import sizes, stored, timing, tune
-from patterncc.kernels.candidates import MOST, candidates, keys, plan_for_key
 from patterncc.kernels.choose import choose, masks_of
 from patterncc.kernels.offline import Resources
 from patterncc.kernels.plan import SHARED_LIMIT, Plan, Target
-from patterncc.kernels.sizes import Key, Size, Table
 from patterncc.kernels.spec import Spec
+from patterncc.kernels.tuning import compare as tune
+from patterncc.kernels.tuning import sizes, stored, timing
+from patterncc.kernels.tuning.candidates import MOST, candidates, keys, plan_for_key
+from patterncc.kernels.tuning.sizes import Key, Size, Table
 
 TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "sm_100")
 KEY = Key("forward", "half", 128, (128, 128), "zone")

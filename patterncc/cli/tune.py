@@ -12,8 +12,8 @@ from patterncc.errors import PatternValueError
 
 if TYPE_CHECKING:
     from patterncc.kernels.plan import Target
-    from patterncc.kernels.sizes import Key
-    from patterncc.kernels.tune import Found
+    from patterncc.kernels.tuning.compare import Found
+    from patterncc.kernels.tuning.sizes import Key
 
 KINDS = ("forward", "dq", "dkdv", "single", "decode")
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -63,8 +63,8 @@ def tune(
     With --offline nothing runs: sizes are compiled for another GPU, and the likeliest that fits
     without a spill is told with its registers, stack and shared memory.
     """
-    from patterncc.kernels.candidates import keys
-    from patterncc.kernels.sizes import HEAD_DIMS, TILES, WIDTHS
+    from patterncc.kernels.tuning.candidates import keys
+    from patterncc.kernels.tuning.sizes import HEAD_DIMS, TILES, WIDTHS
 
     if output is not None and output.suffix != ".json":
         raise PatternValueError(f"tune: {str(output)!r} is no .json; tables are JSON")
@@ -82,7 +82,8 @@ def tune(
 
 def _offline(target: Target, wanted: list[Key], output: Path | None) -> Answer:
     """Sizes compared by what they use."""
-    from patterncc.kernels import stored, tune
+    from patterncc.kernels.tuning import compare as tune
+    from patterncc.kernels.tuning import stored
 
     with working(f"Compiling for {target}") as say:
         found = tune.sweep(target, wanted, say)
@@ -94,7 +95,8 @@ def _offline(target: Target, wanted: list[Key], output: Path | None) -> Answer:
 
 def _here(wanted: list[Key], output: Path | None) -> Answer:
     """Sizes timed on this machine's GPU."""
-    from patterncc.kernels import stored, timing, tune
+    from patterncc.kernels.tuning import compare as tune
+    from patterncc.kernels.tuning import stored, timing
 
     device, name, target = timing.gpu()
     with working(f"Timing on {name}") as say:
@@ -107,7 +109,7 @@ def _here(wanted: list[Key], output: Path | None) -> Answer:
 
 
 def _answer(data: dict[str, Any], found: list[Found], output: Path | None) -> Answer:
-    from patterncc.kernels import tune
+    from patterncc.kernels.tuning import compare as tune
 
     wrote = [f"wrote {output}"] if output else []
     return Answer(

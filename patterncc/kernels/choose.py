@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from patterncc.kernels.emit.pieces import padded
 from patterncc.kernels.plan import DType, Kind, Plan, Target
-from patterncc.kernels.sizes import Masks, Size, Table, kind_of, shipped
 from patterncc.kernels.spec import Spec
+from patterncc.kernels.tuning.sizes import Masks, Size, Table, kind_of, shipped
 
 STREAMED: tuple[Kind, ...] = ("forward", "dq", "dkdv", "single")
 """The kinds whose loop may read through descriptors."""

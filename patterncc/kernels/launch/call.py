@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import SizeError
-from patterncc.kernels import runtime, stored
+from patterncc.kernels import runtime
 from patterncc.kernels.choose import choose
 from patterncc.kernels.emit.pieces import AXES, parameters, streamed_block
 from patterncc.kernels.launch.score import with_options
@@ -18,6 +18,7 @@ from patterncc.kernels.plan import DType, Kind, Plan
 from patterncc.kernels.score import Score
 from patterncc.kernels.spec import Spec
 from patterncc.kernels.tables import Tables, cache_of, level
+from patterncc.kernels.tuning import stored
 
 MAX_ROW_STRIDE = 2**31 // 512  # elements; offsets within a tile are 32-bit
 

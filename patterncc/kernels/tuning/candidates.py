@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from patterncc.kernels.choose import cut, plan_of
 from patterncc.kernels.plan import SHARED_LIMIT, DType, Plan, Target
-from patterncc.kernels.sizes import (
+from patterncc.kernels.spec import Spec
+from patterncc.kernels.tuning.sizes import (
     HEAD_DIMS,
     KINDS,
     MASKS,
@@ -20,7 +21,6 @@ from patterncc.kernels.sizes import (
     Size,
     shipped,
 )
-from patterncc.kernels.spec import Spec
 
 MOST = 12
 """Candidates of one key."""

@@ -1,6 +1,6 @@
 """Tables of kernel sizes: for a kind, precision, head dim, tile and mask class, what a step holds.
 
-A shipped table stands in ``kernels/tuned/<target>.json``, one a target; `patterncc tune` measures
+A shipped table stands in ``tables/<target>.json``, one a target; `patterncc tune` measures
 others.  A file is read with all of it checked, since what it says becomes source text.
 """
 
@@ -92,7 +92,7 @@ def width_of(dtype: DType) -> Width:
 def shipped(target: Target) -> Table:
     """The table that comes along; the interpreter's kernels have the sizes of sm_90."""
     name: Target = "sm_90" if target == "interpreter" else target
-    return read(Path(__file__).parent / "tuned" / f"{name}.json", name)
+    return read(Path(__file__).parent / "tables" / f"{name}.json", name)
 
 
 def read(path: Path, target: Target | None = None) -> Table:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import BackendError
-from patterncc.kernels import launch, runtime, stored, upload
-from patterncc.kernels.candidates import candidates, dtype_of
+from patterncc.kernels import launch, runtime, upload
 from patterncc.kernels.plan import Target
 from patterncc.kernels.score import Score
-from patterncc.kernels.sizes import Key, Size, Table
 from patterncc.kernels.spec import Spec
-from patterncc.kernels.tune import Compile, Found, Say, tried
+from patterncc.kernels.tuning import stored
+from patterncc.kernels.tuning.candidates import candidates, dtype_of
+from patterncc.kernels.tuning.compare import Compile, Found, Say, tried
+from patterncc.kernels.tuning.sizes import Key, Size, Table
 from patterncc.layout import Layout, compile
 from patterncc.primitives import causal, sink, window
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from patterncc.errors import BackendError
-from patterncc.kernels.candidates import candidates, plan_for_key
 from patterncc.kernels.emit import emit
 from patterncc.kernels.offline import Resources, compile_offline
 from patterncc.kernels.plan import Plan, Target
-from patterncc.kernels.sizes import TILES, Key, Size, Table, shipped
+from patterncc.kernels.tuning.candidates import candidates, plan_for_key
+from patterncc.kernels.tuning.sizes import TILES, Key, Size, Table, shipped
 
 SLIGHT = 32
 """Bytes of a thread's memory that a size may use and still count as clean: a few values that are

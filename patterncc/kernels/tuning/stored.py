@@ -22,7 +22,7 @@ import torch
 from patterncc.errors import BackendError
 from patterncc.kernels.plan import VERSION
 from patterncc.kernels.runtime import cache_dir, interpreting, target_of
-from patterncc.kernels.sizes import Key, Table, read, text
+from patterncc.kernels.tuning.sizes import Key, Table, read, text
 
 log = logging.getLogger("patterncc")
 

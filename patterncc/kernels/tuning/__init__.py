@@ -1,0 +1,1 @@
+"""The sizes of kernels' steps: shipped tables, candidates, and what measures or compares them."""
