@@ -313,11 +313,10 @@ def _line(c: dict[str, Any]) -> list[str]:
     ours, ratio = c["ours"], c.get("ratio")
     forward = ours["forward"]
     block = "x".join(map(str, ours["blocks"][0]))
-    more = f" +{len(ours['blocks']) - 1}" if len(ours["blocks"]) > 1 else ""
     shown = [
         c["case"],
         f"{c['density']:.3%}",
-        f"{ours['orders'][0]}, {block}{more}",
+        f"{' + '.join(ours['orders'])}, {block}",
         f"{forward['masked_tiles'] / max(1, forward['tiles']):.0%}",
         f"{2 * forward['multiply_adds'] / 1e12:.3g}",
     ]

@@ -168,7 +168,7 @@ def _plan_row(c: dict[str, Any]) -> Sequence[str]:
     ours, ratio, flex = c["ours"], c.get("ratio"), c["flex"]
     tiles = ours["forward"]
     even = [ours[f"{way}_balance"]["over_ideal"] for way in ("forward", "repeatable")]
-    told = [f"{ours['orders'][0]}, {'x'.join(map(str, ours['blocks'][0]))}"]
+    told = [f"{' + '.join(ours['orders'])}, {'x'.join(map(str, ours['blocks'][0]))}"]
     told.append(f"{tiles['masked_tiles'] / max(1, tiles['tiles']):.0%}")
     if flex is None or ratio is None:
         return c["case"], f"{c['density']:.2%}", *told, *["-"] * 3, f"{even[0]:.2f}", "-", "-", "-"
