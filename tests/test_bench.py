@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib import import_module
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from patterncc import lower, random_edges, window
 from patterncc.bench import compile as compile_bench
 from patterncc.bench import compile_cases, protocol, reach, reach_peers
+from patterncc.cli.measure import BENCHES, bench
 
 
 def test_reach_agrees_with_every_peer() -> None:
@@ -74,3 +79,23 @@ def test_ways_run_in_turn() -> None:
     order: list[str] = []
     times = protocol.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b"] * 3 and times["a"]["runs"] == 2
+
+
+@pytest.mark.parametrize("what", BENCHES)
+def test_a_benchmark_takes_what_the_command_line_says(what: str) -> None:
+    """And nothing else that is an option, so that no module is loaded only to refuse one."""
+    options = {p.name for p in bench.params} - {"what", "as_json"}
+    taken = signature(import_module(f"patterncc.bench.{what}").run).parameters
+    assert set(BENCHES[what]) == options & set(taken)
+
+
+def test_an_option_is_refused_before_anything_is_loaded() -> None:
+    code = """
+import sys
+from click.testing import CliRunner
+from patterncc.cli.main import main
+done = CliRunner().invoke(main, ["bench", "reach", "--only", "x"])
+assert done.exit_code == 2 and "plan, gpu, check, build" in done.output, done.output
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

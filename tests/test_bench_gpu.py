@@ -62,6 +62,12 @@ def test_there_is_no_gpu_and_it_says_so() -> None:
     assert "bench plan" in told["message"] and "NVIDIA" in told["message"]
 
 
+def test_check_says_so_in_its_own_name() -> None:
+    done = CliRunner().invoke(main, ["bench", "check", "--json"])
+    said = json.loads(done.stdout)["error"]["message"]
+    assert done.exit_code == 2 and said.startswith("bench check: ") and "TRITON_INTERPRET" in said
+
+
 def test_an_old_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     old = types.SimpleNamespace(name="V100", major=7, minor=0, total_memory=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -264,7 +264,7 @@ def test_tables_are_whole() -> None:
         assert found.target == name
         assert found.measured == (found.basis == "measured")
         if not found.measured:
-            assert found.basis == "published figures, not measured here"
+            assert found.basis == "dense rates published, sparse rates aimed at; nothing measured"
         assert found.sources and all(len(x) > 20 for x in found.sources)
         assert set(found.mask_share) == set(MASKS)
         assert found.pair(64) < found.pair(128) < found.pair(256)
@@ -447,7 +447,7 @@ def test_explain(name: str, target: str) -> None:
     assert told.exit_code == 0, told.output
     assert "Chosen: " in told.output and "ense" in told.output
     table = device(target)
-    assert f"figures: {target}, {table.basis}" in told.output
+    assert f"figures: {target}: {table.basis}" in told.output
     assert told.output.count("\n* ") == told.output.count("Chosen: ")
     found = json.loads(run(*words, "--json").output)["choices"]
     assert found["n"] == 4096 and found["device"]["measured"] == table.measured
@@ -520,7 +520,7 @@ def test_bench_cost_makes_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     told = cost.text(result)
     assert "unseen: predicted over measured" in told and "strides, residue" in told
     found = choices(pc.causal(), 300, target=str(path))
-    assert found.asked == str(path) and "figures: cpu, measured" in found.text()
+    assert found.asked == str(path) and "figures: cpu: measured" in found.text()
 
 
 def test_layouts_that_are_built_agree_with_the_estimate() -> None:

@@ -70,7 +70,9 @@ def here() -> Place:
     """The GPU; a CPU where Triton interprets its kernels."""
     if runtime.interpreting():
         return Place("interpreted on the CPU", torch.device("cpu"), "triton", 64)
-    found = gpu_device.this_gpu()
+    found = gpu_device.this_gpu(
+        "check", "set TRITON_INTERPRET=1, which runs the same checks slowly on a CPU"
+    )
     return Place(found.name, found.where, "triton", 1024)
 
 

@@ -128,23 +128,25 @@ class Device:
             torch.cuda.empty_cache()
 
 
-def this_gpu() -> Device:
-    """The current GPU.
+WITHOUT = "`patterncc bench plan`, which counts the same masks without one"
+
+
+def this_gpu(asked: str = "gpu", instead: str = WITHOUT) -> Device:
+    """The current GPU, for the benchmark `asked`; instead: what can be run without one.
 
     Raises BackendError, with the remedy, where there is none that can run the kernels.
     """
     if not torch.cuda.is_available() or torch.version.hip is not None:
         built = "was built for the CPU alone" if torch.version.cuda is None else "finds no GPU"
         raise BackendError(
-            f"bench gpu: torch {torch.__version__} {built}; run this on a machine with an NVIDIA "
-            "GPU of compute capability 8.0 or more, or `patterncc bench plan`, which counts the "
-            "same masks without one"
+            f"bench {asked}: torch {torch.__version__} {built}; run this on a machine with an "
+            f"NVIDIA GPU of compute capability 8.0 or more, or {instead}"
         )
     where = torch.device("cuda", torch.cuda.current_device())
     facts = torch.cuda.get_device_properties(where)
     if facts.major < 8:
         raise BackendError(
-            f"bench gpu: {facts.name} has compute capability {facts.major}.{facts.minor}; the "
+            f"bench {asked}: {facts.name} has compute capability {facts.major}.{facts.minor}; the "
             "kernels need 8.0 or more"
         )
     return Device(

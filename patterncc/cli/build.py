@@ -31,7 +31,13 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
     "patterncc bench cost.",
 )
 @click.option("--block", type=Block(), metavar="B[xB]", help="Tile size; default: chosen by cost.")
-@click.option("--head-dim", type=click.IntRange(1, 1024), default=64, show_default=True)
+@click.option(
+    "--head-dim",
+    type=click.IntRange(1, 1024),
+    default=64,
+    show_default=True,
+    help="Of queries, keys and values: 16 to 256 with -o; any with --explain alone.",
+)
 @click.option(
     "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="bf16", show_default=True
 )

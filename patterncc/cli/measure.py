@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -147,26 +146,40 @@ def explain(
     return Answer({"file": str(file), "n": length, **found.to_json()}, str(found))
 
 
+BENCHES = {  # and the options that each takes, so that others are refused before anything is loaded
+    "compile": ("repeats",),
+    "reach": ("repeats",),
+    "cpu": ("n", "repeats"),
+    "cost": ("repeats",),
+    "plan": ("n", "only"),
+    "gpu": ("repeats", "only", "ways", "quick", "output", "resume"),
+    "check": ("only", "quick", "output"),
+    "build": ("repeats", "only"),
+    "report": ("folder",),
+}
+
+
 @click.command()
-@click.argument(
-    "what",
-    type=click.Choice(
-        ["compile", "reach", "cpu", "cost", "plan", "gpu", "check", "build", "report"]
-    ),
-)
+@click.argument("what", type=click.Choice(list(BENCHES)))
 @click.option(
-    "--repeats", type=click.IntRange(1, 1000), help="Runs of each way; medians are shown."
+    "--repeats",
+    type=click.IntRange(1, 1000),
+    help="compile, reach, cpu, cost, gpu, build: runs of each way; medians are shown.",
 )
-@n_option("Tokens, where the benchmark has one length.")
-@click.option("--only", metavar="TEXT", help="Only cases whose name holds TEXT.")
+@n_option("cpu, plan: tokens.")
+@click.option(
+    "--only", metavar="TEXT", help="plan, gpu, check, build: only cases whose name holds TEXT."
+)
 @click.option("--ways", metavar="NAMES", help="gpu: only these beside ours, as flex,sdpa.")
-@click.option("--quick", is_flag=True, default=None, help="gpu: a few cases, fewer runs.")
+@click.option(
+    "--quick", is_flag=True, default=None, help="gpu: a few cases, fewer runs; check: small sizes."
+)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE.json",
-    help="gpu: written whole after each case.",
+    help="gpu, check: written whole after each case.",
 )
 @click.option(
     "--folder",
@@ -182,13 +195,13 @@ def bench(what: str, **options: Any) -> Answer:
     plan counts instead, and needs no GPU.  gpu needs one, and so does check, which holds every
     kernel to float64 there.  report writes the page of what was measured.
     """
-    module = import_module(f"patterncc.bench.{what}")
     given = {name: value for name, value in options.items() if value is not None}
-    known = signature(module.run).parameters
     for name in given:
-        if name not in known:
-            raise click.UsageError(f"bench {what} has no --{name}")
+        if name not in BENCHES[what]:
+            takers = ", ".join(w for w, names in BENCHES.items() if name in names)
+            raise click.UsageError(f"bench {what} has no --{name}; those that have: {takers}")
     check_output(given.get("output"), (".json",))
+    module = import_module(f"patterncc.bench.{what}")
     with working(f"Measuring {what}") as say:
         result: dict[str, Any] = module.run(progress=say, **given)
     status = FAILED if result.get("failed") else WELL

@@ -60,8 +60,9 @@ def tune(
 ) -> Answer:
     """Time the sizes that kernels may run at on this GPU, and keep the fastest for it.
 
-    With --offline nothing runs: sizes are compiled for another GPU, and the likeliest that fits
-    without a spill is told with its registers, stack and shared memory.
+    With --offline nothing runs: sizes are compiled for another GPU, and the likeliest clean one is
+    told with its registers, stack and shared memory.  Clean: it fits into shared memory and a
+    thread has at most 32 bytes of stack.  Where none is clean, the one that spills least.
     """
     from patterncc.kernels.tuning.candidates import keys
     from patterncc.kernels.tuning.sizes import HEAD_DIMS, TILES, WIDTHS

@@ -22,7 +22,7 @@ def text(found: Choices) -> str:
     lines = [
         f"{found.n:,} queries, {found.n_k:,} keys; predicted for {table.device} "
         f"({table.dtype}, head dim {found.head_dim}, {found.heads} heads at once)",
-        f"figures: {table.target}, {table.basis}",
+        f"figures: {table.target}: {table.basis}",
     ]
     if found.asked not in (table.target, "cpu") and not found.asked.endswith(".json"):
         lines.append(f"there is no table for {found.asked}: the nearest is {table.target}")
@@ -39,8 +39,8 @@ def sentences(layer: LayerChoice) -> list[str]:
     told += [f"{name}: {why}" for name, why in layer.refused.items()]
     if layer.split_gain > HEAVY:
         told.append(
-            f"The longest row holds the others up: splitting heavy rows over processors would save "
-            f"{layer.split_gain:.0%}; today's kernels do not split rows."
+            "The longest row holds the others up in this prediction, which leaves every row to one "
+            f"processor. Kernels cut such rows into parts: that may save up to {layer.split_gain:.0%}."
         )
     told.append(_dense(layer))
     return told
