@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import patterncc as pc
 from patterncc.kernels import reference
+from patterncc.kernels.native import build
 from patterncc.kernels.score import Score
 from patterncc.layout import Layout
 
@@ -95,10 +99,13 @@ class Sample:
         p = torch.softmax(s, -1).nan_to_num(0.0)[..., : k.shape[2]]
         return p.to(q.dtype) @ v
 
-    def run(self, backend: str = "cpu", **more: Any) -> tuple[Tensor, Tensor]:
-        """Output and LSE of `attention`."""
+    def run(
+        self, backend: str = "cpu", carried: bool = False, **more: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Output and LSE of `attention`, maybe with the layout carried."""
+        layout = pc.carry(self.layout, backend=backend) if carried else self.layout
         out, lse = pc.attention(
-            *(self.q, self.k, self.v, self.layout),
+            *(self.q, self.k, self.v, layout),
             enable_gqa=True,
             return_lse=True,
             backend=backend,
@@ -133,3 +140,39 @@ def plain(sample: Sample) -> Sample:
     bare = replace(sample)
     bare.options = {}
     return bare
+
+
+def poisoned(sample: Sample, hidden: Tensor) -> Sample:
+    """NaN, Inf and -Inf in turn in keys and values, where `hidden` [B, Hkv, n_k]."""
+    bad = replace(sample)
+    bad.options = sample.options
+    poison = torch.tensor([math.nan, math.inf, -math.inf])
+    places = torch.arange(hidden.shape[-1])
+    for shift, name in enumerate("kv"):
+        clean = getattr(sample, name).detach()
+        planted = poison[(places + shift) % 3, None].to(clean.dtype).expand_as(clean)
+        setattr(bad, name, torch.where(hidden[..., None], planted, clean).requires_grad_())
+    return bad
+
+
+def hidden_keys(sample: Sample) -> Tensor:
+    """Bool [B, Hkv, n_k]: keys that no query may read, by the mask and the key mask."""
+    n, n_k = sample.layout.n, sample.layout.n_k
+    mask = sample.mask.reshape(-1, len(sample.mask.reshape(-1, n, n_k)), n, n_k)
+    if sample.mask.dim() == 4:
+        mask = sample.mask
+    read = mask.any(2).expand(sample.batch, sample.heads, n_k)
+    hidden = ~read.reshape(sample.batch, sample.kv_heads, -1, n_k).any(2)
+    if "key_mask" in sample.options:
+        hidden = hidden | ~sample.options["key_mask"][:, None]
+    return hidden
+
+
+@contextmanager
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine without a compiler: torch's own kernels run, both ways."""
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "native_compiler", lambda: None)
+        build.kernel.cache_clear()
+        yield
+    build.kernel.cache_clear()  # libraries stay on disk: the next plan loads its own

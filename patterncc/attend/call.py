@@ -108,7 +108,7 @@ def attention(
     deterministic: the gradients are the same bits on every run; False may be faster on a GPU.
 
     position: a decode step, without gradient: q holds the rows that stand at the absolute positions
-    position, position + 1, .. (int, or int32 [B], one for each sequence), among the layout's
+    position, position + 1, .. (int, or integers [B], one for each sequence), among the layout's
     queries [q_offset, q_offset + n).  A tensor's values are not checked on a GPU: a row that the
     layout lacks reads nothing.  k and v still have n_k rows, a cache's buffer say: slots that no
     row of the step reads may hold anything, NaN too (docs/decode.md).
@@ -118,8 +118,8 @@ def attention(
     sequence stands in page block_table[b, j // page].  Entries of pages that are not read may be
     anything; on a GPU a key whose page is not there is not read, on the CPU it is refused.
 
-    backend: "auto" is Triton on CUDA and torch's flash kernels on the CPU; "triton", "cpu",
-    "reference".
+    backend: "auto" is "triton" on CUDA and "cpu" on the CPU: native kernels where there is a C++
+    compiler, else torch's own (docs/cpu.md); "reference" is dense and small.
 
     >>> from patterncc import causal, window
     >>> from patterncc.layout import compile

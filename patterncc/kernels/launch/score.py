@@ -14,23 +14,47 @@ if TYPE_CHECKING:
     from patterncc.kernels.spec import Spec
 
 BARE = ("delta", "gather")  # kinds that look at no score
-BY_KEY = ("dkdv", "single")  # kinds that keep keys and walk queries
 SINKING = ("forward", "combine", "decode")  # kinds that end a row's sum
 
 
 def with_options(plan: Plan, score: Score) -> Plan:
     """The plan of a plain kernel with a score's options, its steps cut where they take registers.
 
-    Found by compiling for sm_90, and used on every target: a tile of biases passes through shared
-    memory, and the derivative of a softcap lives beside the scores.
+    Where, was found by compiling bf16 at head dim 128 for each target: docs/scores.md.
     """
     plan = replace(plan, **plan_options(plan.kind, score))
-    heavy = plan.bias or (plan.softcap and (plan.slopes or plan.kind in BY_KEY))
-    if not heavy or plan.head_dim <= 64 or plan.dtype == "float32" or plan.kind == "decode":
+    if plan.head_dim <= 64 or plan.dtype == "float32":
         return plan
-    if plan.kind in BY_KEY:
-        return replace(plan, bm=min(plan.bm, 32))
-    return replace(plan, bn=min(plan.bn, 64 if plan.kind == "forward" else 32))
+    bm, bn = _largest(plan)
+    return replace(plan, bm=min(plan.bm, bm), bn=min(plan.bn, bn))
+
+
+def _largest(plan: Plan) -> tuple[int, int]:
+    """The largest sides (queries, keys) of a step beside a plan's options.
+
+    A tile of biases passes through shared memory, distances and the derivative of a softcap live
+    beside the scores.  On sm_80 steps are small as they are.
+    """
+    free = 256
+    both = plan.softcap and plan.slopes
+    crowded = both or (plan.bias and (plan.softcap or plan.slopes))
+    target = "sm_90" if plan.target == "interpreter" else plan.target
+    match target, plan.kind:
+        case ("sm_100", "forward") if plan.bias or plan.slopes:
+            return free, 64
+        case ("sm_100", "dq") if crowded:
+            return free, 32
+        case ("sm_100", "single") if plan.bias or plan.softcap:
+            return 32, free
+        case ("sm_90", "forward") if plan.bias or both:
+            return free, 64
+        case ("sm_90", "dq") if plan.bias or both:
+            return free, 32
+        case ("sm_90", "single") if crowded:
+            return 16, free
+        case ("sm_90", "dkdv" | "single") if plan.bias or plan.softcap:
+            return 32, free
+    return free, free
 
 
 def plan_options(kind: Kind, score: Score) -> dict[str, Any]:
