@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from oracles_layout import layout_of_mask
-from oracles_score import OPTIONS, Sample, sample_of
+from oracles_score import OPTIONS, Sample, hidden_keys, poisoned, sample_of
 from test_attention_terms import in_terms, random_order
 from test_kernels_interpret import use
 
@@ -55,19 +52,29 @@ def test_a_pattern_for_each_head_and_keys_that_nobody_reads(
     masks[:, :, 30:] = masks[:, 3] = False
     sample = small(layout_of_mask(masks, (16, 16), [0, 1, 2, 3]))
     sample.check("triton", rtol=2e-4, atol=5e-5)
-    for number in (math.nan, math.inf):
-        bad = replace(sample)
-        bad.options = sample.options
-        hidden = ~sample.options["key_mask"][:, None, :, None]
-        hidden = hidden | (torch.arange(40) >= 30)[:, None]
-        bad.k, bad.v = (
-            x.detach().masked_fill(hidden, number).requires_grad_() for x in (sample.k, sample.v)
-        )
-        for a, b in zip(sample.run("triton"), bad.run("triton"), strict=True):
-            assert torch.equal(a, b)
-        grads = torch.autograd.grad(bad.run("triton")[0], bad.leaves, bad.grad)
-        assert all(g.isfinite().all() for g in grads)
-        assert (grads[1].masked_select(hidden) == 0).all()
+    same_bits_whatever_stands_there(sample)
+
+
+def same_bits_whatever_stands_there(sample: Sample, **more: bool) -> None:
+    """Output, LSE and gradients with NaN, Inf and -Inf in hidden keys; gradients of those are 0."""
+    hidden = hidden_keys(sample)
+    assert hidden.any()
+    results = []
+    for each in (sample, poisoned(sample, hidden)):
+        out, lse = each.run("triton", **more)
+        results.append([out, lse, *torch.autograd.grad(out, each.leaves, each.grad)])
+    for clean, bad in zip(*results, strict=True):
+        assert torch.equal(clean, bad) and not bad.isnan().any()
+    assert all((g[hidden] == 0).all() for g in results[1][3:5])
+
+
+def test_masks_of_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Carried, in fp16 by descriptors, with padding of each sequence's own."""
+    dtype = use("fp16 by descriptors", monkeypatch)
+    layout = pc.compile(pc.causal(), 30, key_lengths=[13, 25], block=16)
+    sample = sample_of(layout, dtype=dtype, heads=2, kv_heads=1)
+    sample.check("triton", rtol=1e-2, atol=1e-2, carried=True)
+    same_bits_whatever_stands_there(sample, carried=True)
 
 
 def test_terms_know_where_tokens_stand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +83,9 @@ def test_terms_know_where_tokens_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     mask = rng.random((1, 30, 30)) < 0.4
     layout = in_terms(mask, rng.integers(0, 2, (30, 30)), [random_order(rng, 30, 30), None])
-    small(layout).check("triton", rtol=2e-4, atol=5e-5)
+    sample = small(layout)
+    sample.check("triton", rtol=2e-4, atol=5e-5)
+    same_bits_whatever_stands_there(sample)
 
 
 @pytest.mark.parametrize("radius", [0, 1, 40])
