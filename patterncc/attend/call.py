@@ -211,4 +211,4 @@ def constant(make: F) -> F:
     return cast(F, torch.compiler.assume_constant_result(make))  # type: ignore[no-untyped-call]
 
 
-_prepared = constant(upload.prepared)
+_prepared = constant(upload.traced)

@@ -77,9 +77,9 @@ def check_layout(q: Tensor, k: Tensor, layout: AnyLayout, position: object) -> N
             f"attention: q has {q.shape[1]} heads (shape {shape(q)}), the layout is for "
             f"{layout.heads}"
         )
-    if layout.sequences not in (1, len(q)):
+    if layout.sequences not in (1, q.shape[0]):
         raise TensorError(
-            f"attention: q has a batch of {len(q)} (shape {shape(q)}), the layout holds a mask "
+            f"attention: q has a batch of {q.shape[0]} (shape {shape(q)}), the layout holds a mask "
             f"for each of {layout.sequences} sequences; compile one for the sequences of this batch"
         )
 
@@ -203,7 +203,7 @@ def check_no_cache(block_table: Tensor | None, key_lengths: Tensor | None) -> No
 
 def row(position: int, q: Tensor) -> Tensor:
     """One position for all sequences, as a tensor."""
-    return torch.full((len(q),), position, dtype=torch.int32, device=q.device)
+    return torch.full((q.shape[0],), position, dtype=torch.int32, device=q.device)
 
 
 def shape(x: Tensor) -> str:

@@ -37,10 +37,10 @@ def cache_of(
     """
     if key_lengths is not None:
         _check_integers("key_lengths", key_lengths, q)
-        if key_lengths.shape != (len(q),):
+        if key_lengths.shape != q.shape[:1]:
             raise TensorError(
                 f"attention: key_lengths has shape {shape(key_lengths)}, q {shape(q)}; give one "
-                f"length for each sequence, ({len(q)},)"
+                f"length for each sequence, ({q.shape[0]},)"
             )
         key_lengths = key_lengths.contiguous()
     if block_table is not None:
@@ -79,10 +79,10 @@ def as_one_piece(
             f"attention: k has shape {shape(k)}, pages of {side} keys; a page must hold a power of "
             f"two from {PAGES[0]} to {PAGES[-1]}"
         )
-    if block_table.dim() != 2 or len(block_table) != len(q):
+    if block_table.dim() != 2 or block_table.shape[0] != q.shape[0]:
         raise TensorError(
             f"attention: block_table has shape {shape(block_table)}, q {shape(q)}; give one row of "
-            f"pages for each sequence, ({len(q)}, pages of a sequence)"
+            f"pages for each sequence, ({q.shape[0]}, pages of a sequence)"
         )
     if block_table.shape[1] * side < layout.n_k:
         raise TensorError(
@@ -90,7 +90,7 @@ def as_one_piece(
             f"pages of {side} keys a sequence, {block_table.shape[1] * side} keys; the layout is "
             f"for {layout.n_k}: name {-(-layout.n_k // side)} pages (-1 for those not there yet)"
         )
-    whole = len(q), k.shape[1], layout.n_k
+    whole = q.shape[0], k.shape[1], layout.n_k
     one_k, one_v = k.new_empty(1), v.new_empty(1)
     return one_k.expand(*whole, k.shape[3]), one_v.expand(*whole, v.shape[3])
 
@@ -99,10 +99,13 @@ def positions(position: int | Tensor, q: Tensor, layout: AnyLayout) -> Tensor:
     """The first row's absolute position in each sequence, int32 [B] on q's device."""
     first, last = layout.q_offset, layout.q_offset + layout.n
     if isinstance(position, Tensor):
-        if position.dtype not in (torch.int32, torch.int64) or position.numel() not in (1, len(q)):
+        if position.dtype not in (torch.int32, torch.int64) or position.numel() not in (
+            1,
+            q.shape[0],
+        ):
             raise TensorError(
                 f"attention: position is {position.dtype} of shape {shape(position)}; it must be "
-                f"an int or int32 of shape ({len(q)},), one for each sequence of q {shape(q)}"
+                f"an int or int32 of shape ({q.shape[0]},), one for each sequence of q {shape(q)}"
             )
         if position.device != q.device:
             raise TensorError(
@@ -111,7 +114,7 @@ def positions(position: int | Tensor, q: Tensor, layout: AnyLayout) -> Tensor:
             )
         bounds = torch.iinfo(torch.int32)
         near = position.clamp(bounds.min, bounds.max).to(torch.int32)
-        return near.reshape(-1).expand(len(q)).contiguous()
+        return near.reshape(-1).expand(q.shape[0]).contiguous()
     if isinstance(position, bool) or not isinstance(position, int):
         raise TensorError(
             f"attention: position must be an int or an int32 tensor, not {position!r}"

@@ -176,7 +176,7 @@ def _prepared_for(
     device: torch.device,
     backend: str,
 ) -> upload.Prepared:
-    return upload.prepared(_compiled(pattern, n, block, layer), device, backend)
+    return upload.traced(_compiled(pattern, n, block, layer), device, backend)
 
 
 def _split(x: Tensor, head_dim: int) -> Tensor:

@@ -110,7 +110,7 @@ def _of_all(key_mask: Tensor, k: Tensor) -> Tensor:
         given = shape(key_mask) if isinstance(key_mask, Tensor) else type(key_mask).__name__
         raise TensorError(
             f"attention_varlen: key_mask is {given} for k of shape {shape(k)}; give one bool for "
-            f"each key, ({len(k)},)"
+            f"each key, ({k.shape[0]},)"
         )
     return key_mask.unsqueeze(0)
 
@@ -135,7 +135,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, layout: AnyLayout) -> None:
             f"attention_varlen: q has shape {shape(q)} and k {shape(k)}; head dims must agree"
         )
     sizes = tuple(getattr(layout, name, None) for name in ("n", "n_k"))
-    if None not in sizes and (len(q), len(k)) != sizes:
+    if None not in sizes and (q.shape[0], k.shape[0]) != sizes:
         raise TensorError(
             f"attention_varlen: q has shape {shape(q)} and k {shape(k)}, the layout is for "
             f"{sizes[0]} rows and {sizes[1]} keys; compile one for this batch's cu_seqlens, with "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import SizeError
+from patterncc.kernels.bundle import bundled
 from patterncc.kernels.reference import LIMIT
 from patterncc.kernels.runtime import Choice, pick_backend
 from patterncc.kernels.spec import Backend, Spec
@@ -34,7 +36,12 @@ Prepared = tuple[list[Tensor], str, Backend]
 The last tensor is for the op alone: `unread.unread_keys`.
 """
 
-_prepared: WeakKeyDictionary[Layout, dict[tuple[torch.device, str], Prepared]] = WeakKeyDictionary()
+Form = Literal["tables", "constants", "bundle"]
+"""As made, the same and marked as constants of traced graphs, or one tensor for a saved program."""
+
+_prepared: WeakKeyDictionary[Layout, dict[tuple[torch.device, str, Form], Prepared]] = (
+    WeakKeyDictionary()
+)
 
 
 def prepared(layout: Layout, device: torch.device, requested: str) -> Prepared:
@@ -42,24 +49,51 @@ def prepared(layout: Layout, device: torch.device, requested: str) -> Prepared:
 
     Kept as long as the layout lives; the first use of a backend on a device is logged.
     """
+    return _kept(layout, device, requested, "tables")
+
+
+def traced(layout: Layout, device: torch.device, requested: str) -> Prepared:
+    """`prepared` as constants of a graph that torch traces: their sizes never vary.
+
+    An exported program holds a bundle: torch.export.save takes no tensor without elements, as the
+    tables of masks are that a layout does not have.
+    """
+    if torch.compiler.is_exporting():
+        return _kept(layout, device, requested, "bundle")
+    dynamo = "torch._dynamo" in sys.modules  # slow to import, and there if it traces
+    return _kept(layout, device, requested, "constants" if dynamo else "tables")
+
+
+def _kept(layout: Layout, device: torch.device, requested: str, form: Form) -> Prepared:
     kept = _prepared.setdefault(layout, {})
-    key = (device, requested)
+    key = (device, requested, form)
     if key not in kept:
-        choice = pick_backend(requested, device)
-        _announce(choice, device)
         if torch.compiler.is_exporting():  # tensors made here would be fake, and kept
             with ThreadPoolExecutor(1) as apart:
-                made = apart.submit(_made, layout, choice.backend, device).result()
+                kept[key] = apart.submit(_made, layout, device, requested, form).result()
         else:
-            made = _made(layout, choice.backend, device)
-        kept[key] = (*made, choice.backend)
+            kept[key] = _made(layout, device, requested, form)
     return kept[key]
 
 
-def _made(layout: Layout, backend: Backend, device: torch.device) -> tuple[list[Tensor], str]:
-    tensors, text = _carried(layout, backend, device)
-    unread = torch.from_numpy(np.array(unread_keys(layout))).to(device)
-    return [*tensors, unread], text
+def _made(layout: Layout, device: torch.device, requested: str, form: Form) -> Prepared:
+    match form:
+        case "tables":
+            choice = pick_backend(requested, device)
+            _announce(choice, device)
+            tensors, text = _carried(layout, choice.backend, device)
+            unread = torch.from_numpy(np.array(unread_keys(layout))).to(device)
+            return [*tensors, unread], text, choice.backend
+        case "constants":
+            made = _kept(layout, device, requested, "tables")
+            for x in made[0]:
+                sys.modules["torch._dynamo"].mark_static(x)
+            return made
+        case "bundle":
+            tensors, text, backend = _kept(layout, device, requested, "tables")
+            return bundled(tensors), text, backend
+        case _:
+            assert_never(form)
 
 
 @cache
