@@ -20,7 +20,7 @@ from patterncc.kernels import cpu, reference
 from patterncc.kernels.native import build, emit
 from patterncc.kernels.native import run as native
 from patterncc.kernels.native.plan import NativePlan
-from patterncc.kernels.runtime import native_compiler
+from patterncc.kernels.runtime import cpu_kernels, native_compiler
 from patterncc.kernels.score import Score
 from patterncc.kernels.spec import Spec
 
@@ -222,6 +222,38 @@ def test_any_scale(scale: float) -> None:
     check(Case((pc.causal(),), scale=scale))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [30.0, 1e5])
+def test_scores_of_any_size(size: float, dtype: torch.dtype) -> None:
+    """The key of the largest score takes all, however coarse its neighbours in fp32 are."""
+    case = Case((pc.causal(),), 40, 40, block=(16, 16), dtype=dtype)
+    q, k, v = case.inputs()
+    found, lse = run(case, [q * size, k * size, v], Score(1.0))
+    exact, true_lse = reference.attention(
+        q * size, k * size, v, case.mask(), dtype=torch.float64, score=Score(1.0)
+    )
+    torch.testing.assert_close(found.double(), exact, atol=torch.finfo(dtype).eps, rtol=0.01)
+    torch.testing.assert_close(lse.double(), true_lse, atol=1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("low", [-1e12, torch.finfo(torch.float32).min])
+def test_a_bias_that_is_nearly_minus_infinity_everywhere(low: float) -> None:
+    """Scores that fp32 cannot tell apart share a row evenly; the row is not one without keys."""
+    case = Case((pc.causal(),), 40, 40, block=(16, 16))
+    inputs = case.inputs()
+    out, lse = run(case, inputs, Score(0.3, bias=torch.full((2, 7), low)))
+    count = torch.arange(1, 41)[:, None]
+    torch.testing.assert_close(out, inputs[2].cumsum(2) / count, atol=1e-5, rtol=0)
+    assert (lse == low).all()
+
+
+def test_a_scale_below_all_numbers_of_fp32_is_zero() -> None:
+    case = Case((pc.causal(),), 40, 40, block=(16, 16))
+    found = (run(case, case.inputs(), Score(scale)) for scale in (1e-46, 0.0))
+    for tiny, zero in zip(*found, strict=True):
+        assert torch.equal(tiny, zero)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize(
     "layer",
@@ -336,7 +368,7 @@ def test_a_source_names_its_plan_and_leaves_out_what_it_does_not_use() -> None:
     text = emit.emit(PLAN)
     assert text.startswith("// patterncc forward: kind forward, dtype float32, head_dim 8")
     assert text == emit.emit(replace(PLAN)) and max(map(len, text.splitlines())) <= 110
-    for name in ("softened", "distance", "bias_at", "sinks[", "asm", "keys["):
+    for name in ("softened", "distance", "bias_at", "sinks[", "vdpbf16ps", "keys["):
         assert name not in text, name
     everything = dict.fromkeys(("softcap", "slopes", "bias", "sinks", "keys", "placed"), True)
     assert "softened" in emit.emit(replace(PLAN, **everything))
@@ -370,10 +402,12 @@ def test_a_library_is_made_once_and_its_bytes_are_checked(
     made = []
     compiled = build._compiled
     monkeypatch.setattr(build, "_compiled", lambda *a: made.append(a) or compiled(*a))
-    for _ in range(2):
-        build.kernel.cache_clear()
-        assert build.kernel(PLAN) is not None
+    with caplog.at_level(logging.INFO, logger="patterncc"):
+        for _ in range(2):
+            build.kernel.cache_clear()
+            assert build.kernel(PLAN) is not None
     assert len(made) == 1 and len(libraries(folder)) == 1
+    assert caplog.text.count("compiling the CPU kernel forward of float32, head dim 8, by") == 1
     assert not list(folder.glob(".writing-*"))
     (path,) = libraries(folder)
     good = path.read_bytes()
@@ -437,3 +471,12 @@ def test_tiles_of_amx_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.zeros(1, 1, 4, 8)
     assert native.plan_of("forward", q.bfloat16(), q.bfloat16(), Score(1.0)) is None
     assert native.plan_of("forward", q, q, Score(1.0)) is not None
+
+
+def test_what_runs_on_the_cpu_is_said_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu_kernels() == f"native kernels by {native_compiler()}"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    assert cpu_kernels() == "torch's kernels: no C++ compiler (c++, g++, clang++ or $CXX)"
+    monkeypatch.setenv("PATTERNCC_NATIVE", "0")
+    assert cpu_kernels() == "torch's kernels: PATTERNCC_NATIVE=0"

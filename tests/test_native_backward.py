@@ -130,6 +130,29 @@ def test_options_of_a_score(name: str) -> None:
             check(Case((layer,), B=2, G=2), replace(score, query_at=None, key_at=None))
 
 
+@pytest.mark.parametrize("size", [30.0, 1e5])
+def test_scores_of_any_size(size: float) -> None:
+    """Where one key takes all, dV is exact, and dQ and dK the rounding of what is nothing."""
+    case = Case((pc.causal(),), 40, 40, block=(16, 16))
+    q, k, v = case.inputs()
+    inputs, score = [q * size, k * size, v], Score(1.0)
+    found = gradients(case, inputs, score)
+    exact = dense(case, inputs, score, torch.float64)
+    torch.testing.assert_close(found.v.double(), exact[3], atol=1e-4, rtol=1e-3)
+    for mine, true in zip(found[:2], exact[1:3], strict=True):
+        assert (mine - true).abs().max() <= 1e-3 * size
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_gradients_stay_finite_where_lse_is_coarse(dtype: torch.dtype) -> None:
+    case = Case((pc.causal(),), 40, 40, block=(16, 16), dtype=dtype)
+    q, k, v = case.inputs()
+    for size, low in ((100.0, 0.0), (1.0, -1e12), (1.0, torch.finfo(torch.float32).min)):
+        score = Score(1.0, bias=torch.full((2, 7), low), bias_grad=True)
+        found = gradients(case, [q * size, k * size, v], score)
+        assert all(x.isfinite().all() for x in found if x is not None)
+
+
 def test_gradients_of_options_only_where_asked() -> None:
     case, score = Case((HUBS,), B=2, G=2), options()["all"]
     found = gradients(case, case.inputs(), score)

@@ -164,8 +164,8 @@ PRODUCTS = """
         for (long m = 0; m < R; m++) {
             uint32_t keep = MASKED ? s.keep[i + m][panel * G / 32] >> panel * G % 32 : 0;
             for (long n = 0; n < 2; n++) {
-                vec x = c[m][n] * call.scale;$scores
-                x = exp_of(x - s.lse[i + m]);
+                vec x = rounded(c[m][n] * call.scale);$scores
+                x = exp_of(smaller(splat(0), x - s.lse[i + m]));  // of large scores LSE is coarse
                 if (MASKED) x = pick((isplat(keep >> n * W) & LANE) != 0, x, splat(0));
                 store(p + m * G + n * W, x);
             }

@@ -94,6 +94,10 @@ def _library(plan: NativePlan, compiler: str) -> ctypes.CDLL:
     found = _kept(folder, name)
     if found is not None:
         return ctypes.CDLL(str(found))
+    log.info(
+        "compiling the CPU kernel %s of %s, head dim %d, by %s: once, then kept in %s",
+        *(plan.kind, plan.dtype, plan.head_dim, compiler, folder),
+    )
     with tempfile.TemporaryDirectory(prefix="patterncc-") as place:
         made = _compiled(source, compiler, flags(plan), Path(place))
         try:

@@ -62,7 +62,7 @@ def forward(plan: NativePlan) -> str:
             unit=score.unit(plan),
             sink=_inside(piece(score.SINK) if plan.sinks else "", 2),
         ),
-        piece(t.MERGE),
+        piece(t.MERGE, to_base_2=score.to_base_2(plan)),
         _item(plan),
     ]
     return "\n\n".join(p for p in pieces if p) + "\n"

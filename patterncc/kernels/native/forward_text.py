@@ -17,8 +17,8 @@ STATE = """
         $q_type q[$q_rows * G];  // Q^T
         float out[DV * G];  // O^T, not yet divided by the sum
         vec largest[2];     // score of each query; NOTHING before the first
-        vec base[2];        // the same in base 2: what exponents are less by
-        vec sum[2];         // of its probabilities, times 2^base
+        vec base[2];        // what scores are less by before their exponential
+        vec sum[2];         // of its probabilities, each times e^(base - LSE)
         ivec at[2];         // positions
     };
 
@@ -185,15 +185,16 @@ SCORES = """
 """
 
 PROBABILITIES = """
-    // P = 2^(S - base) in place of S; gives what the sums and outputs so far are multiplied by.
+    // P = 2^((S - base) * to_base_2) in place of S, exactly 1 at the largest; gives what the sums
+    // and outputs so far are multiplied by.
     INLINE void probabilities(Scratch &s, Group &g, long low, long high, float to_base_2,
                               vec (&fade)[2])
     {
         vec base[2], sum[2];  // the step's own sum: fewer roundings than one long chain
         for (long n = 0; n < 2; n++) {
             ivec none = g.largest[n] == NOTHING;
-            base[n] = pick(none, splat(0), g.largest[n] * to_base_2);
-            fade[n] = exp2_of(g.base[n] - base[n]);
+            base[n] = pick(none, splat(0), g.largest[n]);
+            fade[n] = exp2_of((g.base[n] - base[n]) * to_base_2);
             sum[n] = splat(0);
             g.base[n] = pick(none, splat(NOTHING), base[n]);
         }
@@ -206,7 +207,7 @@ IN_FP32 = """
     for (long j = low; j < high; j++)
         for (long n = 0; n < 2; n++) {
             float *p = s.s + j * G + n * W;
-            vec x = exp2_of(load(p) * to_base_2 - base[n]);
+            vec x = exp2_of((load(p) - base[n]) * to_base_2);
             sum[n] += x;
             store(p, x);
         }
@@ -216,8 +217,8 @@ IN_PAIRS = """
     for (long j = low; j < high; j += 2)  // low is even; the key past an odd end counts nothing
         for (long n = 0; n < 2; n++) {
             float *p = s.s + j * G + n * W;
-            vec x = exp2_of(load(p) * to_base_2 - base[n]);
-            vec y = j + 1 < high ? exp2_of(load(p + G) * to_base_2 - base[n]) : splat(0);
+            vec x = exp2_of((load(p) - base[n]) * to_base_2);
+            vec y = j + 1 < high ? exp2_of((load(p + G) - base[n]) * to_base_2) : splat(0);
             sum[n] += x + y;
             istore((int32_t *)s.s + j / 2 * G + n * W, paired(x, y));
         }
@@ -292,7 +293,7 @@ FINISH = """
     static void finish(const Call &call, const Scratch &s, const Group &g, element *out, float *lse,
                        long count)
     {
-        const double unit = $unit;  // of exponents, as rounded
+        const double unit = $unit;  // of scores
         for (long i = 0; i < count; i++) {
             double sum = ((float *)g.sum)[i], base = ((float *)g.base)[i], fade = 1;$sink
             float over = sum == 0 ? 0 : (float)(fade / sum);
@@ -352,7 +353,8 @@ MERGE = """
                 g.sum[n] = splat(0);
                 for (long d = 0; d < DV; d++) store(g.out + d * G + n * W, splat(0));
                 for (long c = 0; c < call.cuts; c++) {
-                    vec fade = exp2_of(load(base + c * each) - g.base[n]);
+                    vec less = load(base + c * each) - g.base[n];  // NaN where nothing was read
+                    vec fade = pick(less <= 0.0f, exp2_of(less * $to_base_2), splat(0));
                     g.sum[n] += load(sum + c * each) * fade;
                     for (long d = 0; d < DV; d++) {
                         float *out = g.out + d * G + n * W;

@@ -11,7 +11,8 @@ beside two vectors each):
     load(p), iload(p)  a vector from anywhere;  store(p, x), istore(p, x)
     splat(x), isplat(x)  x in every lane
     pick(keep, a, b)   lane by lane keep ? a : b; keep is an ivec of -1 and 0
-    larger(a, b)       the larger of each lane; NaN where b is NaN
+    larger(a, b), smaller(a, b)  of each lane; NaN where b is NaN
+    rounded(x)         x, which the compiler must not fuse with what follows
     exp2_of(x)         2^x for x < 128: relative error below 2e-7, 0 below -126, NaN for NaN
     element            how inputs are stored: float, or uint16_t for bfloat16 and float16
     widened(to, from, count), narrowed(to, from, count)
@@ -66,7 +67,7 @@ TYPES = """
     typedef int32_t ivec_anywhere __attribute__((vector_size(4 * $lanes), aligned(4), may_alias));
     typedef $element element;
 
-    static const float NOTHING = -3e38f;  // stands for -inf where a difference must not be NaN
+    static const float NOTHING = -__builtin_inff();  // the score of what is not read
     static const float LOG2E = 1.44269504088896340736f;
     static const double LN2 = 0.69314718055994530942;
 
@@ -78,6 +79,21 @@ TYPES = """
     INLINE ivec isplat(int32_t x) { return x - (ivec){}; }
     INLINE vec pick(ivec keep, vec a, vec b) { return keep ? a : b; }
     INLINE vec larger(vec a, vec b) { return a > b ? a : b; }
+    INLINE vec smaller(vec a, vec b) { return a < b ? a : b; }
+
+    // A product as its type holds it: no later sum takes it up unrounded, which for scores of 1e10
+    // would be off by hundreds from the same score elsewhere.
+    INLINE vec rounded(vec x)
+    {
+    #if defined(__x86_64__)
+        asm("" : "+v"(x));
+    #elif defined(__aarch64__)
+        asm("" : "+w"(x));
+    #else
+        asm("" : "+m"(x));
+    #endif
+        return x;
+    }
 """
 
 EXP2 = """

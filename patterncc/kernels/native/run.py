@@ -82,7 +82,7 @@ def forward(
     if plan is None or function is None:
         return None
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    scale = score.scale
+    scale = ctypes.c_float(score.scale).value
     if scale <= 0:  # the largest product must be the largest score
         q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
     out = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype)

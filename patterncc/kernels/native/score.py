@@ -22,7 +22,7 @@ SOFTCAP = """
         p = p * square + $t0;
         vec near = y + y * square * p;
         vec rest = 1.0f - 2.0f / (exp2_of(larger(splat(-20.0f), -far) * (-2 * LOG2E)) + 1.0f);
-        return cap * (far < 0.625f ? near : y < 0.0f ? -rest : rest);
+        return rounded(cap * (far < 0.625f ? near : y < 0.0f ? -rest : rest));
     }
 """
 
@@ -49,13 +49,13 @@ BIAS = """
 """
 
 SINK = """
-    double sink = call.sinks[s.head] / unit;
-    if (sink > base) {
-        fade = __builtin_exp2(base - sink);
+    double sink = call.sinks[s.head], less = sink - base * unit;
+    if (less > 0) {
+        fade = __builtin_exp(-less);
         sum = sum * fade + 1;
-        base = sink;
-    } else {
-        sum += __builtin_exp2(sink - base);
+        base = sink / unit;
+    } else if (sum != 0) {
+        sum += __builtin_exp(less);
     }
 """
 
@@ -81,8 +81,8 @@ def to_base_2(plan: NativePlan) -> str:
 
 
 def unit(plan: NativePlan) -> str:
-    """The same the other way: how much of a score in base e one exponent of 2 is."""
-    return "1.0 / LOG2E" if plan.scored else "(double)call.scale / (call.scale * LOG2E)"
+    """How much of a score in base e one of what the kernel keeps is."""
+    return "1.0" if plan.scored else "(double)call.scale"
 
 
 def opening(plan: NativePlan) -> str:
@@ -96,7 +96,7 @@ def opening(plan: NativePlan) -> str:
 def lines(plan: NativePlan, i: str, j: str) -> str:
     """Lines that turn a raw product `x` into a score; i: positions of queries, j: of the key."""
     return join(
-        "x *= call.scale;" if plan.scored else "",
+        "x = rounded(x * call.scale);" if plan.scored else "",
         "x = softened(x, call.softcap);" if plan.softcap else "",
         f"x -= slope * distance({i}, {j});" if plan.slopes else "",
         f"x += bias_at(bias, call.reach, {i}, {j});" if plan.bias else "",
