@@ -40,7 +40,8 @@ def sentences(layer: LayerChoice) -> list[str]:
     if layer.split_gain > HEAVY:
         told.append(
             "The longest row holds the others up in this prediction, which leaves every row to one "
-            f"processor. Kernels cut such rows into parts: that may save up to {layer.split_gain:.0%}."
+            "processor. Kernels cut such rows into parts: that may save up to "
+            f"{layer.split_gain:.0%}."
         )
     told.append(_dense(layer))
     return told
