@@ -333,7 +333,7 @@ def test_carried_layouts_trace_one_graph() -> None:
 
     once = torch.compile(layer, fullgraph=True, backend=compiler, dynamic=True)
     of_own = [(n, {"key_lengths": [n // 2, n - 3]}, 2) for n in (40, 70, 130)]
-    shared = [(n, {}, batch) for n, batch in ((40, 2), (70, 3), (130, 5))]
+    shared = [(n, {}, batch) for n, batch in ((40, 3), (70, 5), (130, 7))]
     for n, lengths, batch in (*of_own, *shared):
         sample = sample_of(pc.compile(pc.causal(), n, block=16, **lengths), batch=batch)
         tensors = {x: y for x, y in sample.options.items() if isinstance(y, Tensor)}

@@ -50,7 +50,7 @@ def _largest(plan: Plan) -> tuple[int, int]:
             return free, 64
         case ("sm_90", "dq") if plan.bias or both:
             return free, 32
-        case ("sm_90", "single") if crowded:
+        case ("sm_90", "single") if plan.bias and (plan.softcap or plan.slopes):
             return 16, free
         case ("sm_90", "dkdv" | "single") if plan.bias or plan.softcap:
             return 32, free
