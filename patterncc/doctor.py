@@ -65,7 +65,7 @@ def _backend() -> dict[str, Any]:
     """What backend="auto" picks for tensors where this machine would put a model."""
     import torch
 
-    from patterncc.kernels.runtime import pick_backend, target_of
+    from patterncc.kernels.runtime import cpu_kernels, pick_backend, target_of
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choice = pick_backend("auto", device)
@@ -73,6 +73,7 @@ def _backend() -> dict[str, Any]:
         "device": str(device),
         "auto": choice.backend,
         "reason": choice.reason,
+        "cpu": cpu_kernels(),
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
@@ -130,6 +131,8 @@ def text(found: dict[str, Any]) -> str:
         remedy = OPTIONAL.get(name, "required: pip install patterncc")
         lines.append(f"  {name:13} {version or 'missing; ' + remedy}")
     lines += ["", f"backend   {_backend_text(backend)}"]
+    if backend["ok"]:
+        lines.append(f"on CPUs   {backend['cpu']}")
     if cache["ok"]:
         size = f"{cache['sources']} kernel sources, {cache['bytes'] / 1024:.0f} KiB"
         lines.append(f"cache     {cache['folder']} ({size})")

@@ -245,7 +245,8 @@ def test_doctor_says_which_backend_runs_and_why():
     found = as_json("doctor")
     assert found["backend"]["auto"] in ("cpu", "triton")
     assert found["backend"]["reason"]
-    assert "torch" in run("doctor").output
+    said = run("doctor").output
+    assert "torch" in said and f"on CPUs   {found['backend']['cpu']}" in said
 
 
 def test_gallery_names_stand_for_files():

@@ -43,10 +43,23 @@ def native_compiler() -> str | None:
 
     None without one, or with PATTERNCC_NATIVE=0.
     """
-    if os.environ.get("PATTERNCC_NATIVE", "1").lower() in ("0", "false", "no", "off", "n"):
+    if _native_off():
         return None
     names = (os.environ.get("CXX") or "c++", "c++", "g++", "clang++")
     return next((path for path in map(shutil.which, names) if path), None)
+
+
+def _native_off() -> bool:
+    return os.environ.get("PATTERNCC_NATIVE", "1").lower() in ("0", "false", "no", "off", "n")
+
+
+def cpu_kernels() -> str:
+    """Whose kernels run on the CPU wherever native ones take a call, and why, in a few words."""
+    compiler = native_compiler()
+    if compiler is not None:
+        return f"native kernels by {compiler}"
+    why = "PATTERNCC_NATIVE=0" if _native_off() else "no C++ compiler (c++, g++, clang++ or $CXX)"
+    return f"torch's kernels: {why}"
 
 
 def interpreting() -> bool:
@@ -108,7 +121,7 @@ class Choice:
 def pick_backend(requested: str, device: torch.device) -> Choice:
     """The backend for tensors on a device.
 
-    "auto" is the Triton kernels on CUDA and torch's flash kernels on the CPU; any other device is
+    "auto" is the Triton kernels on CUDA and "cpu" on the CPU (`cpu_kernels`); any other device is
     refused, and nothing ever goes to dense attention by itself.
 
     >>> pick_backend("auto", torch.device("cpu")).backend

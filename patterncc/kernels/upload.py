@@ -17,7 +17,7 @@ from torch import Tensor
 from patterncc.errors import SizeError
 from patterncc.kernels.bundle import bundled
 from patterncc.kernels.reference import LIMIT
-from patterncc.kernels.runtime import Choice, pick_backend
+from patterncc.kernels.runtime import Choice, cpu_kernels, pick_backend
 from patterncc.kernels.spec import Backend, Spec
 from patterncc.kernels.tables import kernel_tables
 from patterncc.kernels.terms import Term, Terms
@@ -98,7 +98,8 @@ def _made(layout: Layout, device: torch.device, requested: str, form: Form) -> P
 
 @cache
 def _announce(choice: Choice, device: torch.device) -> None:
-    log.info("attention on %s runs on the %s backend: %s", device, choice.backend, choice.reason)
+    why = choice.reason + (f"; {cpu_kernels()}" if choice.backend == "cpu" else "")
+    log.info("attention on %s runs on the %s backend: %s", device, choice.backend, why)
 
 
 def _carried(layout: Layout, backend: Backend, device: torch.device) -> tuple[list[Tensor], str]:
