@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 
 import patterncc as pc
 from patterncc.errors import PatternValueError
-from patterncc.kernels import cpu, reference
+from patterncc.kernels import cpu, reference, runtime
 from patterncc.kernels.native import build, emit
 from patterncc.kernels.native import run as native
 from patterncc.kernels.native.plan import NativePlan
@@ -418,6 +420,66 @@ def test_a_library_is_made_once_and_its_bytes_are_checked(
         assert build.kernel(PLAN) is not None
     assert len(made) == 2 and path.read_bytes() == good
     assert "does not match its sha256" in caplog.text
+
+
+def test_a_library_that_cannot_be_loaded_is_made_again(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its sha256 is right, so only loading it tells; later processes find the new one."""
+    assert build.kernel(PLAN) is not None
+    (path,) = libraries(folder)
+    garbage = b"no library"
+    digest = hashlib.sha256(garbage).hexdigest()
+    name = path.stem.rpartition("-")[0]
+    (folder / f"{name}-{digest[:12]}.so").write_bytes(garbage)
+    (folder / f"{name}.sha256").write_text(digest)
+    for said in ("cannot be loaded", ""):
+        build.kernel.cache_clear()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="patterncc"):
+            assert build.kernel(PLAN) is not None
+        assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_a_cache_that_nothing_can_be_loaded_from_is_done_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = build.ctypes.CDLL
+
+    def load_elsewhere(path: str) -> object:
+        if path.startswith(str(folder)):
+            raise OSError("failed to map segment")
+        return load(path)
+
+    monkeypatch.setattr(build.ctypes, "CDLL", load_elsewhere)
+    with caplog.at_level(logging.WARNING, logger="patterncc"):
+        assert build.kernel(PLAN) is not None
+    assert "cannot be loaded (failed to map segment)" in caplog.text
+    assert "compile" not in caplog.text
+
+
+def test_a_user_without_a_home_keeps_kernels_where_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PATTERNCC_CACHE", raising=False)
+    monkeypatch.setattr(runtime.Path, "home", homeless)
+    monkeypatch.setattr(runtime.tempfile, "tempdir", str(tmp_path))
+    found = runtime.cache_dir()
+    assert found == tmp_path / f"patterncc-{os.getuid()}" == runtime.cache_dir()
+    assert found.stat().st_mode & 0o777 == 0o700
+    found.chmod(0o777)  # others may have put anything there
+    alone = runtime.cache_dir()
+    assert alone != found and alone == runtime.cache_dir()
+    assert alone.stat().st_mode & 0o777 == 0o700
+    found.rmdir()
+    found.symlink_to(tmp_path)
+    assert runtime.cache_dir() == alone
+    monkeypatch.setattr(runtime.os, "getuid", lambda: -1)  # a folder of somebody else
+    (tmp_path / "patterncc--1").mkdir(mode=0o700)
+    assert runtime.cache_dir() == alone
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(

@@ -7,11 +7,13 @@ and checked against its name before it is imported.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.util
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -33,9 +35,40 @@ log = logging.getLogger("patterncc")
 
 
 def cache_dir() -> Path:
-    """Where kernel sources are kept: $PATTERNCC_CACHE, else ~/.cache/patterncc."""
+    """Where kernels are kept: $PATTERNCC_CACHE, else ~/.cache/patterncc.
+
+    A user without a home has a folder in the system's one for temporary files, which nobody else
+    may write to: kernels are loaded from it.
+    """
     named = os.environ.get("PATTERNCC_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "patterncc"
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "patterncc"
+    except RuntimeError:  # HOME is not set, and the user is not listed
+        return _temporary_cache()
+
+
+def _temporary_cache() -> Path:
+    """A folder in the one for temporary files, of this user alone; else one new in each process."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"patterncc-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if own and stat.S_IMODE(found.st_mode) & 0o077 == 0:
+            return folder
+    except (OSError, AttributeError):  # no system of users, perhaps
+        pass
+    return _process_cache()
+
+
+@cache
+def _process_cache() -> Path:
+    """A folder that lives as long as this process; what is kept in it is not found again."""
+    folder = tempfile.TemporaryDirectory(prefix="patterncc-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def native_compiler() -> str | None:

@@ -64,19 +64,22 @@ def kernel(plan: NativePlan) -> Any:
         _without_compiler()
         return None
     try:
-        library = _library(plan, compiler)
+        return _function(plan, compiler)
     except (OSError, subprocess.SubprocessError) as error:
+        loading = isinstance(error, UnloadableError)
         said = getattr(error, "stderr", None) or str(error)
         log.warning(
-            "%s cannot compile the CPU kernel of %s, so torch's own kernels run: %s",
+            "%s %s the CPU kernel of %s, so torch's own kernels run: %s",
             compiler,
+            "makes a library that cannot be loaded of" if loading else "cannot compile",
             plan,
             said.strip()[:800],
         )
         return None
-    function = getattr(library, f"patterncc_{plan.kind}")
-    function.restype = ctypes.c_int
-    return function
+
+
+class UnloadableError(OSError):
+    """A library that is there and cannot be loaded, or lacks its function."""
 
 
 @cache
@@ -87,13 +90,16 @@ def _without_compiler() -> None:
     )
 
 
-def _library(plan: NativePlan, compiler: str) -> ctypes.CDLL:
-    """Load a plan's library from the cache, or make it."""
+def _function(plan: NativePlan, compiler: str) -> Any:
+    """A plan's function from the library in the cache, or from one that is made."""
     source = emit(plan)
     folder, name = cache_dir(), f"{plan.kind}-{_digest(source, compiler, flags(plan))}"
     found = _kept(folder, name)
     if found is not None:
-        return ctypes.CDLL(str(found))
+        try:
+            return _loaded(found, plan)
+        except UnloadableError as error:  # made by another machine's linker, say, or cut short
+            log.warning("CPU kernel %s cannot be loaded (%s); it is made again", found, error)
     log.info(
         "compiling the CPU kernel %s of %s, head dim %d, by %s: once, then kept in %s",
         *(plan.kind, plan.dtype, plan.head_dim, compiler, folder),
@@ -107,7 +113,21 @@ def _library(plan: NativePlan, compiler: str) -> ctypes.CDLL:
                 "%s cannot be written (%s): CPU kernels are made anew each time", folder, error
             )
             found = made  # a loaded library outlives its file
-        return ctypes.CDLL(str(found))
+        try:
+            return _loaded(found, plan)
+        except UnloadableError as error:  # where nothing may be executed from the cache
+            log.warning("CPU kernel %s cannot be loaded (%s)", found, error)
+            return _loaded(made, plan)
+
+
+def _loaded(path: Path, plan: NativePlan) -> Any:
+    """The function of a plan in its library; raises UnloadableError."""
+    try:
+        function = getattr(ctypes.CDLL(str(path)), f"patterncc_{plan.kind}")
+    except (OSError, AttributeError) as error:
+        raise UnloadableError(str(error)) from None
+    function.restype = ctypes.c_int
+    return function
 
 
 def _digest(source: str, compiler: str, options: tuple[str, ...]) -> str:
