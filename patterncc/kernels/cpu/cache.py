@@ -1,6 +1,7 @@
-"""What the CPU backend keeps between calls: schedules by layout, and additive biases by byte count.
+"""What the CPU backend keeps between calls: schedules by layout, and by byte count additive biases
+and what decode steps read.
 
-Both caches are bounded and named; `clear()` empties them.
+The caches are bounded and named; `clear()` empties them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from patterncc.kernels.cpu.mask import Masks
+from patterncc.kernels.cpu.pages import Keys
 from patterncc.kernels.cpu.schedule import Band, Call, Schedule, build
 from patterncc.kernels.cpu.segments import Rows
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 SCHEDULE_LIMIT = 64  # schedules kept, one a pattern of a layout
 BIAS_LIMIT = 64 << 20  # bytes of biases kept
+PIECES_LIMIT = 16 << 20  # bytes of what decode steps read kept
+
+Piece = tuple[Keys, Tensor | None]
+"""Keys that a decode step reads, and which pairs are edges, bool [queries, S] (None: all)."""
 
 T = TypeVar("T")
 
@@ -117,12 +123,25 @@ class _Bounded(Generic[T]):
 
 _SCHEDULES: _Bounded[Prepared] = _Bounded(SCHEDULE_LIMIT)
 _BIASES: _Bounded[Bias] = _Bounded(BIAS_LIMIT)
+_PIECES: _Bounded[list[Piece]] = _Bounded(PIECES_LIMIT)
 
 
 def clear() -> None:
-    """Forget every schedule and bias."""
+    """Forget every schedule, bias and piece."""
     _SCHEDULES.clear()
     _BIASES.clear()
+    _PIECES.clear()
+
+
+def pieces(key: Hashable, make: Callable[[], list[Piece]]) -> list[Piece]:
+    """The pieces kept under `key`, or those that `make` gives."""
+
+    def sized() -> tuple[list[Piece], int]:
+        made = make()
+        held = [x for piece in made for x in piece if isinstance(x, Tensor)]
+        return made, 1 + sum(x.numel() * x.element_size() for x in held)
+
+    return _PIECES.get(key, sized)
 
 
 def prepared(tensors: Sequence[Tensor], spec: Spec, pattern: int) -> Prepared:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from patterncc.errors import TensorError
 from patterncc.kernels.cpu.attend import Scores, attend
-from patterncc.kernels.cpu.cache import Prepared, prepared
+from patterncc.kernels.cpu.cache import Piece, Prepared, pieces, prepared
 from patterncc.kernels.cpu.heads import check, head_groups, merged, of_group, wide
 from patterncc.kernels.cpu.pages import Cache, Keys
 from patterncc.kernels.score import Score, with_sinks
@@ -138,23 +138,45 @@ class _Group:
             out, lse = self._line(q[:, :, :, low - row : high - row], line, low)
             outs.append(out)
             lses.append(lse)
+        if len(outs) == 1:
+            return outs[0], lses[0]
         return torch.cat(outs, 3), torch.cat(lses, 3)
 
     def _line(self, q: Tensor, line: int, first: int) -> tuple[Tensor, Tensor]:
         """Queries first .. of one tile row."""
         b, K, G, L, _ = q.shape
-        out = torch.zeros(b, K, G * L, self.cache.v.shape[-1], dtype=wide(q.dtype))
-        lse = torch.full(out.shape[:-1], -torch.inf, dtype=wide(q.dtype))
+        precise, found = wide(q.dtype), None
         rows = torch.arange(first, first + L)
-        for keys, allowed in self._pieces(line, first - line * self.plan.rows.block[0], L):
+        for keys, allowed in self._kept(line, first - line * self.plan.rows.block[0], L):
             k, v = self.cache.take(self.step.some, self.heads, keys)
             part, part_lse, dead = attend(q, k, v, allowed, self.scores, rows, keys)
-            out, lse = merged(out, lse, part, part_lse, dead)
+            if found is None and dead is None:
+                found = part.to(precise), part_lse.to(precise)
+                continue
+            found = merged(*(found or self._nothing(q)), part, part_lse, dead)
+        out, lse = found or self._nothing(q)
         return out.view(b, K, G, L, -1), lse.view(b, K, G, L)
 
-    def _pieces(self, line: int, low: int, count: int) -> Iterator[tuple[Keys, Tensor | None]]:
-        """Keys, and which pairs are edges, bool [queries, S] (None: all), of queries low .. of a
-        tile row."""
+    def _nothing(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """What q's rows find in no keys."""
+        b, K, G, L, _ = q.shape
+        out = torch.zeros(b, K, G * L, self.cache.v.shape[-1], dtype=wide(q.dtype))
+        return out, torch.full(out.shape[:-1], -torch.inf, dtype=wide(q.dtype))
+
+    def _kept(self, line: int, low: int, count: int) -> Sequence[Piece]:
+        """`_pieces`, kept for the next layer and sequence at this place where no mask has a say."""
+
+        def make() -> list[Piece]:
+            return list(self._pieces(line, low, count))
+
+        if self.step.mask is not None:
+            return make()
+        whole = self.cache.table is None and self.scores.plain  # what `_stretches` asks
+        place = (line, low, count, self.step.length)
+        return pieces((*self.plan.key, *place, whole), make)
+
+    def _pieces(self, line: int, low: int, count: int) -> Iterator[Piece]:
+        """What queries low .. of a tile row read."""
         side = self.plan.rows.block[1]
         places: list[NDArray[np.int64]] = []
         masks: list[NDArray[np.bool_]] = []
@@ -171,9 +193,7 @@ class _Group:
         if places:
             yield from self._partial(np.concatenate(places), np.concatenate(masks, axis=1))
 
-    def _partial(
-        self, index: NDArray[np.int64], allowed: NDArray[np.bool_]
-    ) -> Iterator[tuple[Keys, Tensor | None]]:
+    def _partial(self, index: NDArray[np.int64], allowed: NDArray[np.bool_]) -> Iterator[Piece]:
         """The keys of an index that some query may read, a limited number at once."""
         if self.step.mask is not None:
             allowed = allowed & self.step.mask.numpy()[index]
