@@ -27,7 +27,7 @@ class Artifact:
     >>> from patterncc import Stack, causal, window
     >>> made = Artifact.build(Stack([causal() & window(63)] * 3), 256, resources=False)
     >>> len(made.layouts), made.layouts[0] is made.layouts[2], len(made.sources)
-    (3, True, 5)
+    (3, True, 7)
     """
 
     layouts: tuple[Layout, ...]

@@ -61,7 +61,7 @@ def dense(
     >>> x = torch.ones(1, 1, 2, 4)
     >>> found = dense(x, x, x, lambda a, b: torch.tensor([[[True, False], [False, False]]])[:, a:b])
     >>> found["out"][0, 0, :, 0].tolist(), found["lse"][0, 0].tolist()
-    ([1.0, 0.0], [0.5..., -inf])
+    ([1.0, 0.0], [2.0, -inf])
     """
     batch, heads, n, dim = q.shape
     group = heads // k.shape[1]
