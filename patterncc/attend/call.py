@@ -15,6 +15,7 @@ from patterncc.attend.checks import (
     check_layout,
     check_no_cache,
     check_tensors,
+    check_transforms,
     score_of,
 )
 from patterncc.attend.checks_decode import Cache, as_one_piece, cache_of
@@ -105,6 +106,9 @@ def attention(
     sinks: [H], each row's sum counts exp(sink) once more; lse counts it too, so that a row that
     reads nothing has lse = sink.
 
+    There is no forward-mode differentiation, no second derivative, and no torch.func transform.
+    scale and softcap must be positive fp32 numbers, for float64 tensors float64 ones.
+
     deterministic: the gradients are the same bits on every run; False may be faster on a GPU.
 
     position: a decode step, without gradient: q holds the rows that stand at the absolute positions
@@ -164,6 +168,7 @@ def run(
     """The op on tensors that fit the layout."""
     tensors, plan, runs_on = prepared
     check_backend(q, v, runs_on)
+    check_transforms(q, k, v, score.slopes, score.bias, score.sinks)
     out, lse = op.attention(
         *(q, k, v, tensors, plan, score.scale, score.softcap),
         *(score.slopes, score.bias, score.sinks, score.keys, deterministic),
@@ -177,7 +182,9 @@ def decode(
     """The op for a few rows of the layout, without gradient."""
     tensors, plan, runs_on = prepared
     check_backend(q, v, runs_on)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    given = [x for x in (q, k, v, score.slopes, score.bias, score.sinks) if x is not None]
+    check_transforms(*given)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         raise TensorError(
             "attention: a decode step (position=) has no gradient; run it under "
             "torch.no_grad(), or train on the whole sequence without position"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TypedDict
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from patterncc.errors import TensorError
 from patterncc.kernels.carried import CarriedLayout
@@ -31,6 +33,11 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TensorError(f"attention: {name} is a {type(x).__name__}, not a tensor")
+        if x.is_nested or x.layout != torch.strided:
+            raise TensorError(
+                f"attention: {name} is a nested or sparse tensor ({x.layout}); give a dense one "
+                "(x.to_dense()); sequences of several lengths go packed to pc.attention_varlen"
+            )
         if x.dim() != 4:
             raise TensorError(
                 f"attention: {name} has shape {shape(x)}; "
@@ -121,8 +128,8 @@ def score_of(
 ) -> Score:
     """The options of a call, after checks, in the precision that kernels take."""
     slopes, bias, keys = alibi_slopes, relative_bias, key_mask
-    scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else _positive("scale", scale)
-    softcap = 0.0 if softcap is None else _positive("softcap", softcap)
+    scale = 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else _positive("scale", scale, q)
+    softcap = 0.0 if softcap is None else _positive("softcap", softcap, q)
     heads = q.shape[1]
     for name, x in (("alibi_slopes", slopes), ("sinks", sinks), ("relative_bias", bias)):
         if x is not None:
@@ -144,13 +151,23 @@ def score_of(
     return Score(scale, softcap, slopes, bias, sinks, keys)
 
 
-def _positive(name: str, value: float) -> float:
+FP32 = 2.0**-149, float(torch.finfo(torch.float32).max)
+"""The least and the largest number above 0 in which kernels count, but for float64 tensors."""
+
+
+def _positive(name: str, value: object, q: Tensor) -> float:
     """A number above 0, as a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Real):
         raise TensorError(f"attention: {name} must be a number, not {value!r}")
-    if not 0 < value < math.inf:
-        raise TensorError(f"attention: {name} must be positive and finite, not {float(value)}")
-    return float(value)
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise TensorError(f"attention: {name} must be positive and finite, not {number}")
+    if q.dtype != torch.float64 and not FP32[0] <= number <= FP32[1]:
+        raise TensorError(
+            f"attention: {name} is {number}, beside q of {q.dtype} it must be from {FP32[0]} to "
+            f"{FP32[1]}, for scores are fp32 there; give float64 tensors or scale q"
+        )
+    return number
 
 
 def _check_of_heads(name: str, x: Tensor, q: Tensor) -> None:
@@ -201,6 +218,33 @@ def check_no_cache(block_table: Tensor | None, key_lengths: Tensor | None) -> No
             )
 
 
+def check_transforms(*tensors: Tensor | None) -> None:
+    """Refuse what would find tangents of zero, or fail within torch.
+
+    Raises TensorError.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for x in tensors:
+        if x is None:
+            continue
+        if forward_ad._current_level >= 0 and _tangent(x) is not None:
+            raise TensorError(
+                "attention: no forward-mode differentiation (torch.func.jvp, jacfwd, forward_ad); "
+                "take torch.autograd.grad, or dense attention under the layout's mask (pc.to_sdpa)"
+            )
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise TensorError(
+                "attention: not within torch.func transforms (vmap, grad, vjp, jacrev): fold the "
+                "axis of vmap into the batch, and take torch.autograd.grad for gradients"
+            )
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+    return tangent
+
+
 def row(position: int, q: Tensor) -> Tensor:
     """One position for all sequences, as a tensor."""
     return torch.full((q.shape[0],), position, dtype=torch.int32, device=q.device)
@@ -208,4 +252,4 @@ def row(position: int, q: Tensor) -> Tensor:
 
 def shape(x: Tensor) -> str:
     """A shape as messages quote it."""
-    return f"({', '.join(map(str, x.shape))})"
+    return f"({', '.join([f'{side}' for side in x.shape])})"

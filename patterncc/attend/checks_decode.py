@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -114,11 +115,18 @@ def positions(position: int | Tensor, q: Tensor, layout: AnyLayout) -> Tensor:
             )
         bounds = torch.iinfo(torch.int32)
         near = position.clamp(bounds.min, bounds.max).to(torch.int32)
+        told = position.device.type == "cpu" and not torch.compiler.is_compiling()
+        if told and type(position) is Tensor and bool((near != position).any()):
+            raise TensorError(
+                f"attention: {q.shape[2]} rows at position {position.tolist()} are outside the "
+                f"layout's queries [{first}, {last})"
+            )
         return near.reshape(-1).expand(q.shape[0]).contiguous()
-    if isinstance(position, bool) or not isinstance(position, int):
+    if isinstance(position, bool) or not isinstance(position, int | Integral):
         raise TensorError(
             f"attention: position must be an int or an int32 tensor, not {position!r}"
         )
+    position = int(position)
     if not first <= position <= position + q.shape[2] <= last:
         raise TensorError(
             f"attention: {q.shape[2]} rows at position {position} are outside the layout's queries "

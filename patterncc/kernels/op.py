@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patterncc.kernels.bundle import taken_apart
+from patterncc.errors import TensorError
+from patterncc.kernels.fits import Carried, check_call, check_grads, planned
 from patterncc.kernels.op_decode import decode
 from patterncc.kernels.score import Score, sink_grads, without_unread
-from patterncc.kernels.terms import sized
 from patterncc.kernels.ways import lse_dtype, way
 
 __all__ = ["attention", "attention_backward", "decode"]
@@ -42,11 +42,11 @@ def attention(
 
     deterministic: whether the backward pass must be bitwise repeatable.
     """
-    spec = sized(plan, q.shape[2], k.shape[2])
+    spec, carried = planned(plan, q, k), Carried.of(layout)
     score = Score(scale, softcap, slopes, bias, sinks, keys)
-    *tables, unread = taken_apart(layout)
-    k, v = without_unread(k, v, unread, keys)
-    out, lse = way(spec).forward(q, k, v, tables, spec, score)
+    check_call(q, k, v, carried, spec, score)
+    k, v = without_unread(k, v, carried.unread, keys)
+    out, lse = way(spec).forward(q, k, v, carried.tables, spec, score)
     return out.contiguous(), lse.to(lse_dtype(q)).contiguous()
 
 
@@ -78,13 +78,14 @@ def attention_backward(
     sinks_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k and v; of slopes, bias and sinks where asked for, else empty."""
-    spec = sized(plan, q.shape[2], k.shape[2])
+    spec, carried = planned(plan, q, k), Carried.of(layout)
     score = Score(scale, softcap, slopes, bias, sinks, keys)
     score = replace(score, slopes_grad=slopes_grad, bias_grad=bias_grad)
-    *tables, unread = taken_apart(layout)
-    k, v = without_unread(k, v, unread, keys)
+    check_call(q, k, v, carried, spec, score)
+    check_grads(q, v, grad_out, out, lse)
+    k, v = without_unread(k, v, carried.unread, keys)
     grads = way(spec).backward(
-        grad_out, q, k, v, out, lse, tables, spec, score, repeatable=deterministic
+        grad_out, q, k, v, out, lse, carried.tables, spec, score, repeatable=deterministic
     )
     grad_q, grad_k, grad_v = (g.contiguous() for g in grads[:3])
     sunk = sink_grads(grad_out, out, lse, sinks) if sinks_grad and sinks is not None else None
@@ -145,3 +146,18 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[object
 
 
 attention.register_autograd(_differentiate, setup_context=_save)
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Gradients have none."""
+
+
+def _refuse_twice(ctx: Any, *grads: Tensor) -> None:
+    raise TensorError(
+        "attention: its gradients have no gradient (a second backward pass, create_graph=True); "
+        "take dense attention under the layout's mask (pc.to_sdpa) where you need second "
+        "derivatives"
+    )
+
+
+attention_backward.register_autograd(_refuse_twice, setup_context=_save_nothing)

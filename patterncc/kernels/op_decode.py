@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patterncc.kernels.bundle import taken_apart
+from patterncc.kernels.fits import Carried, check_step, planned
 from patterncc.kernels.pages import unpaged
 from patterncc.kernels.score import Score
-from patterncc.kernels.terms import Terms, parsed
+from patterncc.kernels.terms import Terms
 from patterncc.kernels.ways import lse_dtype, way
 
 
@@ -40,12 +40,22 @@ def decode(
     block_table, int32 [B, pages of a sequence], k [pages, Hkv, page, D] and v alike.  key_lengths:
     int32 [B]; keys at and past it are not read.  The rest are the options of `score.Score`.
     """
-    spec = parsed(plan)
-    tables = taken_apart(layout)[:-1]  # the last one is for the whole forward pass
+    spec, carried = planned(plan), Carried.of(layout)
+    tables = carried.tables  # without the last one, which is for the whole forward pass
     score = Score(scale, softcap, slopes, bias, sinks, keys)
+    check_step(q, k, v, carried, spec, score, position, block_table, key_lengths)
+    if not (q.shape[0] and q.shape[1] and q.shape[2]):
+        return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=lse_dtype(q))
     if isinstance(spec, Terms) or spec.backend == "reference":
         n_k = spec.first.n_k if isinstance(spec, Terms) else spec.n_k
-        k, v, score = unpaged(k, v, n_k, score, block_table, key_lengths)
+
+        def read(k: Tensor, v: Tensor, score: Score) -> Tensor:
+            """The output of such rows that weigh all their keys alike."""
+            alike = q.new_zeros(*q.shape[:3], k.shape[3], dtype=k.dtype)
+            found: Tensor = way(spec).decode(alike, k, v, tables, spec, score, position)[0]
+            return found
+
+        k, v, score = unpaged(k, v, n_k, score, block_table, key_lengths, read)
         out, lse = way(spec).decode(q, k, v, tables, spec, score, position)
     else:
         given = (q, k, v, tables, spec, score, position)

@@ -6,6 +6,7 @@ own.  The backends' own decode steps read pages where they lie.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,11 @@ from torch import Tensor
 
 from patterncc.errors import TensorError
 from patterncc.kernels.score import Score
+
+Read = Callable[[Tensor, Tensor, Score], Tensor]
+"""The output of a step's rows for other keys and values, fp32, and options."""
+
+COLUMNS = 8  # head dim of keys that are all alike
 
 
 def unpaged(
@@ -22,10 +28,13 @@ def unpaged(
     score: Score,
     block_table: Tensor | None,
     key_lengths: Tensor | None,
+    read: Read,
 ) -> tuple[Tensor, Tensor, Score]:
     """k and v as tensors of n_k keys, and the options with a mask of the keys that count.
 
-    Raises TensorError on the CPU for a page that counts and is not there.
+    Keys whose page is not there do not count.
+
+    Raises TensorError on the CPU for such a key where a row reads it; `read` tells.
     """
     at = torch.arange(n_k, device=k.device)
     keys = score.keys
@@ -34,11 +43,41 @@ def unpaged(
         keys = within if keys is None else keys & within
     if block_table is not None:
         here = ((block_table >= 0) & (block_table < len(k)))[:, at // k.shape[2]]
-        if k.device.type == "cpu":
-            check_entries(block_table, at // k.shape[2], here if keys is None else here | ~keys, k)
+        absent = ~here if keys is None else ~here & keys
+        if k.device.type == "cpu" and bool(absent.any()):
+            wanted = _reading(absent, k.shape[1], keys, read)
+            check_entries(block_table, at // k.shape[2], ~wanted, k)
         keys = here if keys is None else keys & here
         k, v = gathered(k, block_table, n_k), gathered(v, block_table, n_k)
     return k, v, replace(score, keys=keys)
+
+
+def _reading(absent: Tensor, heads: int, keys: Tensor | None, read: Read) -> Tensor:
+    """The first key among `absent`, bool [B, n_k], that a row reads: True there, or nowhere.
+
+    Scores are all 0 and values mark keys: an output above 0 has read a marked one.  Where there is
+    none one step tells; else halving finds it.
+    """
+    B, n_k = absent.shape
+    k = torch.zeros(1, device=absent.device).expand(B, heads, n_k, COLUMNS)
+
+    def marked(low: int, high: int) -> Tensor:
+        v = torch.zeros(B, n_k, device=absent.device)
+        v[:, low:high] = absent[:, low:high].float()
+        out = read(k, v[:, None, :, None].expand(k.shape), Score(1.0, keys=keys))
+        return (out > 0).flatten(1).any(1)
+
+    found, low, high = marked(0, n_k), 0, n_k
+    while bool(found.any()) and high - low > 1:
+        half = marked(low, (low + high) // 2)
+        if bool(half.any()):
+            found, high = half, (low + high) // 2
+        else:
+            low = (low + high) // 2
+            found = marked(low, high)
+    first = torch.zeros_like(absent)
+    first[:, low] = found
+    return first
 
 
 def check_entries(
