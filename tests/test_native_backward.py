@@ -153,6 +153,18 @@ def test_gradients_stay_finite_where_lse_is_coarse(dtype: torch.dtype) -> None:
         assert all(x.isfinite().all() for x in found if x is not None)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_slopes_of_few_far_keys_lose_nothing_to_a_rounded_output(dtype: torch.dtype) -> None:
+    """Each row's dS adds up to 0; were it not so, distances would multiply what is left."""
+    case = Case((pc.window(3) | pc.global_tokens([0, 200]),), 400, 400, dtype=dtype)
+    score = Score(0.3, slopes=torch.tensor([0.01, 0.002]), bias=torch.zeros(2, 33))
+    found = gradients(case, case.inputs(), replace(score, slopes_grad=True, bias_grad=True))
+    exact, near = (dense(case, case.inputs(), score, x)[4:] for x in (torch.float64, dtype))
+    for mine, peer, true in zip(found[3:5], near, exact, strict=True):
+        assert mine is not None
+        assert (mine - true).abs().max() <= 0.01 * (peer - true).abs().max()
+
+
 def test_gradients_of_options_only_where_asked() -> None:
     case, score = Case((HUBS,), B=2, G=2), options()["all"]
     found = gradients(case, case.inputs(), score)

@@ -63,8 +63,8 @@ FIELDS: tuple[Field, ...] = (
 )
 """Of the struct that `patterncc_backward` takes.
 
-out, grad: as `q`, with DV columns.  lse and delta are fp32 [batch, heads, n], dq, dk and dv
-contiguous.  dslopes: double [batch, key_heads, unit_count, group], or null where not asked for;
+out, grad: as `q`, with DV columns; out is null where delta is given.  lse and delta are fp32
+[batch, heads, n], dq, dk and dv contiguous.  dslopes: double [batch, key_heads, unit_count, group], or null where not asked for;
 dbias the same with 2 reach + 1 numbers each.  ptr, run and lines are those of columns; order is
 not read.
 """
@@ -293,7 +293,7 @@ GATHER = """
         Call call = *given;
         long pairs = call.batch * call.key_heads;
         call.items = call.batch * call.heads * ((call.n + 63) / 64);
-        if (share(call, 64, delta_item)) return 1;
+        if (call.out && share(call, 64, delta_item)) return 1;
         call.items = pairs * call.unit_count;
         if (share(call, sizeof(Scratch), item)) return 1;
         call.items = pairs * call.cut_count;

@@ -21,6 +21,7 @@ from patterncc.kernels.native.run import (
     fill_inputs,
     fill_layout,
     fill_score,
+    forward,
     lines_of,
     plan_of,
     share,
@@ -67,7 +68,11 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     call.dq, call.dk, call.dv = (x.data_ptr() for x in (dq, dk, dv))
     lse = lse.to(torch.float32).contiguous()
-    delta = torch.empty_like(lse)
+    delta = _exact_delta(grad_out, q, k, v, tensors, spec, score)
+    if delta is None:
+        delta = torch.empty_like(lse)
+    else:
+        call.out = None
     call.lse, call.delta = lse.data_ptr(), delta.data_ptr()
     cut = _parts(tensors, spec, q, k)
     kept += _fill_parts(call, plan, cut, tensors[0], spec)
@@ -83,6 +88,31 @@ def backward(
         None if slopes is None else _summed(slopes)[:, 0],
         None if bias is None else _summed(bias),
     )
+
+
+def _exact_delta(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Sequence[Tensor],
+    spec: Spec,
+    score: Score,
+) -> Tensor | None:
+    """delta from an output that was never rounded, or None where the output at hand does.
+
+    The gradient of slopes adds up dS times distances.  A delta that is off by e moves it by e times
+    the mean distance of each row, far more than dS itself is rounded by: so in half precision the
+    output is computed once more, in fp32.
+    """
+    asked = score.slopes_grad and score.slopes is not None
+    asked |= score.bias_grad and score.bias is not None
+    if q.dtype == torch.float32 or not asked:
+        return None
+    found = forward(q.float(), k.float(), v.float(), tensors, spec, score)
+    if found is None:
+        return None
+    return (found[0] * grad_out).sum(-1, dtype=torch.float64).to(torch.float32)
 
 
 def _parts(tensors: Sequence[Tensor], spec: Spec, q: Tensor, k: Tensor) -> Parts:
