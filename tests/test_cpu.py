@@ -326,3 +326,21 @@ def test_the_bench_measures_every_case() -> None:
         peer = row["largest_difference"]["masked dense"]
         assert row["largest_difference"]["ours"] <= 4 * peer + 1e-5
     assert "largest difference" in bench.text(result)
+
+
+def test_what_a_decode_step_reads_is_kept_for_the_next_layer() -> None:
+    """Within its limit, by layout, place and length; a key mask has a say of its own."""
+    cpu_cache.clear()
+    layout = pc.compile(pc.causal() & (pc.window(300) | pc.sink(4)), 900)
+    q, k, v = torch.randn(2, 2, 1, 16), torch.randn(2, 2, 900, 16), torch.randn(2, 2, 900, 16)
+    first, again = (pc.attention(q, k, v, layout, position=700) for _ in range(2))
+    assert torch.equal(first, again) and len(cpu_cache._PIECES.values) == 1
+    lengths = torch.tensor([650, 701], dtype=torch.int32)
+    cut = pc.attention(q, k, v, layout, position=700, key_lengths=lengths)
+    assert len(cpu_cache._PIECES.values) == 3
+    assert not torch.equal(cut[0], first[0])
+    torch.testing.assert_close(cut[1], first[1])
+    mask = torch.ones(2, 900, dtype=torch.bool)
+    masked = pc.attention(q, k, v, layout, position=700, key_mask=mask)
+    assert len(cpu_cache._PIECES.values) == 3
+    torch.testing.assert_close(masked, first)
