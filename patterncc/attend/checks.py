@@ -159,7 +159,10 @@ def _positive(name: str, value: object, q: Tensor) -> float:
     """A number above 0, as a float."""
     if isinstance(value, bool) or not isinstance(value, int | float | Real):
         raise TensorError(f"attention: {name} must be a number, not {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not 0 < number < math.inf:
         raise TensorError(f"attention: {name} must be positive and finite, not {number}")
     if q.dtype != torch.float64 and not FP32[0] <= number <= FP32[1]:
