@@ -101,6 +101,8 @@ def slopes_kernel(
             mask=seen[:, None], other=0.0,
         )
         line = row // 2
+        distance = tl.zeros([64], tl.float32)
+        exact = tl.zeros([64], tl.float32)
         at = tl.load(ptr + line)
         end = tl.load(ptr + line + 1)
         steps = (tl.load(run + 4 * end + 3) - tl.load(run + 4 * at + 3)) * 8
@@ -138,7 +140,10 @@ def slopes_kernel(
             )
             dp = tl.dot(grad_tile, v_tile.T)
             ds = p * (dp - delta_tile[:, None])
-            total -= tl.sum(ds * tl.abs(key_at_f - query_at_f), 1)
+            far = tl.abs(key_at_f - query_at_f)
+            total -= tl.sum(ds * far, 1)
+            distance += tl.sum(p * far, 1)
+            exact += tl.sum(p * dp, 1)
             # One step on; at the end of a run, over to the next one.
             col += 16
             left -= 1
@@ -150,4 +155,5 @@ def slopes_kernel(
             next_count = tl.load(run + 4 * at + 1, mask=switch, other=next_count)
             next_word = tl.load(run + 4 * at + 2, mask=switch, other=next_word)
             at += switch.to(tl.int32)
+        total += (exact - delta_tile) * distance
     tl.store(partial + pid, tl.sum(total, 0))

@@ -46,7 +46,20 @@ OWN_ROW = """
     delta_tile = tl.load(delta + at_row, mask=seen, other=0.0)
 """
 
-SLOPES = "total -= tl.sum(ds * tl.abs(key_at_f - query_at_f), 1)"
+SLOPES = """
+    far = tl.abs(key_at_f - query_at_f)
+    total -= tl.sum(ds * far, 1)
+    distance += tl.sum(p * far, 1)
+    exact += tl.sum(p * dp, 1)
+"""
+
+ROW_SUMS = """
+    distance = tl.zeros([$step_q], tl.float32)
+    exact = tl.zeros([$step_q], tl.float32)
+"""
+
+# Distances multiply what delta is off by, since it comes from an output that is rounded.
+CORRECTED = "total += (exact - delta_tile) * distance"
 
 # Each row moved left by its number: column c then holds one diagonal, or two, the second wrapped
 # around.  `above` are those from the tile's corner to the right, `below` those left of it.
@@ -106,7 +119,7 @@ def slopes(plan: Plan) -> str:
     return join(
         _opening(plan),
         f"total = tl.zeros([{s.step_q}], tl.float32)",
-        _rows(plan, SLOPES),
+        _rows(plan, piece(SLOPES), piece(ROW_SUMS, **vars(s)), CORRECTED),
         "tl.store(partial + pid, tl.sum(total, 0))",
     )
 
@@ -138,8 +151,11 @@ def _opening(plan: Plan) -> str:
     )
 
 
-def _rows(plan: Plan, body: str) -> str:
-    """The walk over the program's rows; `body` adds up `ds`, the gradient by the score."""
+def _rows(plan: Plan, body: str, before: str = "", after: str = "") -> str:
+    """The walk over the program's rows; `body` adds up `ds`, the gradient by the score.
+
+    before, after: lines around the steps of one row.
+    """
     s = sizes(plan)
     parts = s.tile_q // s.step_q
     there = "(col + cols < n_k)[:, None]" if plan.masked else ""
@@ -164,7 +180,9 @@ def _rows(plan: Plan, body: str) -> str:
         _own(plan, "q", "dims", plan.head_dim),
         _own(plan, "grad", "vdims", plan.value_dim),
         line(plan, divided("row", parts), "head"),
+        before,
         loop(plan, "col", s.tile_k, s.step_k, step),
+        after,
     )
     opened = f"for row in range(pid % programs, tl.cdiv(n, {s.step_q}), programs):"
     return f"{opened}\n{indented(walk)}"

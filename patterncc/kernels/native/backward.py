@@ -65,8 +65,8 @@ FIELDS: tuple[Field, ...] = (
 
 out, grad: as `q`, with DV columns; out is null where delta is given.  lse and delta are fp32
 [batch, heads, n], dq, dk and dv contiguous.  dslopes: double [batch, key_heads, unit_count, group],
-or null where not asked for; dbias the same with 2 reach + 1 numbers each.  ptr, run and lines are those of columns; order is
-not read.
+or null where not asked for; dbias the same with 2 reach + 1 numbers each.  ptr, run and lines are
+those of columns; order is not read.
 """
 
 STEP_KEYS = 128
