@@ -17,6 +17,7 @@ from patterncc.kernels import op, upload
 from patterncc.kernels.fits import Carried, check_call, planned
 from patterncc.kernels.reference import attention as reference
 from patterncc.kernels.score import Score
+from patterncc.kernels.terms import Terms
 
 CPU = torch.device("cpu")
 LAYOUT = pc.compile(pc.causal() & pc.window(9), 70, block=16)
@@ -170,12 +171,11 @@ def test_tables_that_come_by_another_layouts_name() -> None:
 
 
 def test_index_tensors_stay_within_the_tokens() -> None:
-    layout = pc.compile(pc.causal() & pc.dilated(4, 3), 70, block=16)
+    layout = pc.compile(pc.causal() & pc.strided(7), 70, block=16, order="residue")
     tensors, plan, _ = upload.prepared(layout, CPU, "auto")
     whole = given()
     spec, score = planned(plan), Score(0.3)
-    if not hasattr(spec, "terms") or spec.terms[0].queries is None:
-        return
+    assert isinstance(spec, Terms) and spec.terms[0].queries is not None
     at = spec.terms[0].tables + spec.terms[0].queries
     wrong = [*tensors[:at], tensors[at] + 70, *tensors[at + 1 :]]
     with pytest.raises(pc.TensorError, match="tokens outside 0 to 69"):
