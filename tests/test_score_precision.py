@@ -149,3 +149,21 @@ def test_without_a_compiler(
         sample = sample_of(WINDOW, *names, dtype=dtype)
         assert not runs("backward", sample.q, sample.v, sample.score())
         hold(sample, native=False)
+
+
+def test_slopes_of_half_precision_in_terms() -> None:
+    """A term lacks the other terms' keys, and sinks join past it: delta is the whole row's."""
+    n, heads = 96, 2
+    layout = pc.compile(pc.causal() & pc.strided(8) | pc.window(3), n, block=16, order="residue")
+    torch.manual_seed(0)
+    q, k, v, grad = torch.randn(4, 1, heads, n, 16).bfloat16().unbind()
+    slopes = torch.tensor([0.1, 0.3], requires_grad=True)
+    more = {"alibi_slopes": slopes, "sinks": torch.randn(heads)}
+    got, exact = (
+        torch.autograd.grad(pc.attention(*x, layout, backend=way, **more), slopes, x[0] * 0 + g)[0]
+        for way, x, g in (
+            ("auto", (q, k, v), grad),
+            ("reference", (q.double(), k.double(), v.double()), grad.double()),
+        )
+    )
+    torch.testing.assert_close(got, exact.float(), rtol=0.1, atol=0.3)

@@ -29,6 +29,7 @@ class Score:
     counts its queries and keys, where an order moved them; else token s stands at slot s.  Query s
     is at position q_offset + s and key t at k_offset + t.
     slopes_grad, bias_grad: the backward pass is asked for the gradients of these.
+    partly: the layout at hand is a term among several, so its keys are not all that a row reads.
     """
 
     scale: float
@@ -41,6 +42,7 @@ class Score:
     key_at: Tensor | None = None
     slopes_grad: bool = False
     bias_grad: bool = False
+    partly: bool = False
 
     @property
     def products(self) -> bool:

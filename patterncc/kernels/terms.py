@@ -198,7 +198,8 @@ class _Part:
         keys = score.keys
         if keys is not None and self.keys.order is not None:
             keys = keys.index_select(1, self.keys.order)
-        return replace(score, sinks=None, keys=keys, query_at=query_at, key_at=key_at)
+        placed = replace(score, query_at=query_at, key_at=key_at)
+        return replace(placed, sinks=None, keys=keys, partly=True)
 
     def cached(self, k: Tensor, v: Tensor) -> _Cached:
         """K and V for decode steps: gathered whole where a row may read most of them."""

@@ -57,14 +57,14 @@ def in_zones(zone, word, i, j):
 
 @triton.jit(
     do_not_specialize=[
-        "n", "n_k", "heads", "group", "lines", "programs", "skew",
+        "n", "n_k", "heads", "group", "lines", "programs", "partly", "skew",
     ]
 )
 def slopes_kernel(
     q, k, v, grad, lse2, delta, partial, ptr, run, zone, slopes, query_at, key_at,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, grad_batch,
     grad_head, grad_row,
-    scale, n, n_k, heads, group, lines, programs, skew,
+    scale, n, n_k, heads, group, lines, programs, partly, skew,
 ):
     # One program: every `programs`-th row of steps of one head.
     pid = tl.program_id(0)
@@ -155,5 +155,6 @@ def slopes_kernel(
             next_count = tl.load(run + 4 * at + 1, mask=switch, other=next_count)
             next_word = tl.load(run + 4 * at + 2, mask=switch, other=next_word)
             at += switch.to(tl.int32)
-        total += (exact - delta_tile) * distance
+        if partly == 0:
+            total += (exact - delta_tile) * distance
     tl.store(partial + pid, tl.sum(total, 0))

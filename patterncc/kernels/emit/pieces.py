@@ -38,7 +38,7 @@ SCALARS = {
     "dkdv": ("scale", "n", "n_k", "heads", "group", "members", *_LISTED),
     "single": ("scale", "n", "n_k", "heads", "group", "members", *_LISTED),
     "gather": ("length", "heads", "members", "slots"),
-    "slopes": ("scale", "n", "n_k", "heads", "group", "lines", "programs"),
+    "slopes": ("scale", "n", "n_k", "heads", "group", "lines", "programs", "partly"),
     "bias": ("scale", "n", "n_k", "heads", "group", "lines", "programs"),
     "decode": (
         *("scale", "n", "n_k", "heads", "group", "lines", "count", "q_offset", "pack", "units"),

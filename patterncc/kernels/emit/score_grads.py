@@ -58,8 +58,12 @@ ROW_SUMS = """
     exact = tl.zeros([$step_q], tl.float32)
 """
 
-# Distances multiply what delta is off by, since it comes from an output that is rounded.
-CORRECTED = "total += (exact - delta_tile) * distance"
+# Distances multiply what delta is off by, since it comes from an output that is rounded.  A term
+# among several sees a part of the row's keys, and has nothing to compare delta with.
+CORRECTED = """
+    if partly == 0:
+        total += (exact - delta_tile) * distance
+"""
 
 # Each row moved left by its number: column c then holds one diagonal, or two, the second wrapped
 # around.  `above` are those from the tile's corner to the right, `below` those left of it.
@@ -119,7 +123,7 @@ def slopes(plan: Plan) -> str:
     return join(
         _opening(plan),
         f"total = tl.zeros([{s.step_q}], tl.float32)",
-        _rows(plan, piece(SLOPES), piece(ROW_SUMS, **vars(s)), CORRECTED),
+        _rows(plan, piece(SLOPES), piece(ROW_SUMS, **vars(s)), piece(CORRECTED)),
         "tl.store(partial + pid, tl.sum(total, 0))",
     )
 

@@ -48,7 +48,7 @@ def _summed(
     programs = _programs(plan, q, width)
     partial = q.new_zeros(batch, heads, programs, width, dtype=torch.float32)
     arguments = shared | of_layout(q, k, tensors, spec, "rows")
-    arguments |= {"partial": partial, "programs": programs}
+    arguments |= {"partial": partial, "programs": programs, "partly": int(score.partly)}
     launch(plan, batch * heads * programs, arguments)
     return partial.sum((0, 2))
 

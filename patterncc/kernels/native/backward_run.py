@@ -107,7 +107,7 @@ def _exact_delta(
     """
     asked = score.slopes_grad and score.slopes is not None
     asked |= score.bias_grad and score.bias is not None
-    if q.dtype == torch.float32 or not asked:
+    if q.dtype == torch.float32 or not asked or score.partly:  # a term lacks the others' keys
         return None
     found = forward(q.float(), k.float(), v.float(), tensors, spec, score)
     if found is None:
