@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import TensorError
+from patterncc.kernels.cpu.heads import wide
 from patterncc.kernels.fits import Carried, check_call, check_grads, planned
 from patterncc.kernels.op_decode import decode
 from patterncc.kernels.score import Score, sink_grads, without_unread
-from patterncc.kernels.ways import lse_dtype, way
+from patterncc.kernels.ways import way
 
 __all__ = ["attention", "attention_backward", "decode"]
 
@@ -47,13 +48,13 @@ def attention(
     check_call(q, k, v, carried, spec, score)
     k, v = without_unread(k, v, carried.unread, keys)
     out, lse = way(spec).forward(q, k, v, carried.tables, spec, score)
-    return out.contiguous(), lse.to(lse_dtype(q)).contiguous()
+    return out.contiguous(), lse.to(wide(q.dtype)).contiguous()
 
 
 @attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object, **_more: object) -> tuple[Tensor, Tensor]:
     out = q.new_empty(*q.shape[:3], v.shape[-1])
-    return out, q.new_empty(q.shape[:3], dtype=lse_dtype(q))
+    return out, q.new_empty(q.shape[:3], dtype=wide(q.dtype))
 
 
 @torch.library.custom_op("patterncc::attention_backward", mutates_args=())

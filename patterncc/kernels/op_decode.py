@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patterncc.kernels.cpu.heads import wide
 from patterncc.kernels.fits import Carried, check_step, planned
 from patterncc.kernels.pages import unpaged
 from patterncc.kernels.score import Score
 from patterncc.kernels.terms import Terms
-from patterncc.kernels.ways import lse_dtype, way
+from patterncc.kernels.ways import way
 
 
 @torch.library.custom_op("patterncc::decode", mutates_args=())
@@ -45,7 +46,7 @@ def decode(
     score = Score(scale, softcap, slopes, bias, sinks, keys)
     check_step(q, k, v, carried, spec, score, position, block_table, key_lengths)
     if not (q.shape[0] and q.shape[1] and q.shape[2]):
-        return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=lse_dtype(q))
+        return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
     if isinstance(spec, Terms) or spec.backend == "reference":
         n_k = spec.first.n_k if isinstance(spec, Terms) else spec.n_k
 
@@ -60,10 +61,10 @@ def decode(
     else:
         given = (q, k, v, tables, spec, score, position)
         out, lse = way(spec).decode(*given, block_table, key_lengths)
-    return out.contiguous(), lse.to(lse_dtype(q)).contiguous()
+    return out.contiguous(), lse.to(wide(q.dtype)).contiguous()
 
 
 @decode.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object, **_more: object) -> tuple[Tensor, Tensor]:
     out = q.new_empty(*q.shape[:3], v.shape[-1])
-    return out, q.new_empty(q.shape[:3], dtype=lse_dtype(q))
+    return out, q.new_empty(q.shape[:3], dtype=wide(q.dtype))

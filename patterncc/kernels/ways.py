@@ -1,11 +1,8 @@
-"""What the registered ops share: which module runs a layout, and how wide its LSE is."""
+"""What the registered ops share: which module runs a layout."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
-
-import torch
-from torch import Tensor
 
 from patterncc.kernels import terms
 from patterncc.kernels.spec import Spec
@@ -24,8 +21,3 @@ def way(spec: Spec | Terms) -> ModuleType:
             return terms
         case _:
             assert_never(spec)
-
-
-def lse_dtype(q: Tensor) -> torch.dtype:
-    """Gradients start from the LSE: for float64 it is kept as wide."""
-    return torch.float64 if q.dtype == torch.float64 else torch.float32

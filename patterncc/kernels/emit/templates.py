@@ -96,36 +96,6 @@ MASK_BOTH = """
         s = tl.where(in_bits(bits, word - 1 - zone_count, $own, $start), s, -INF)
 """
 
-WHICH_ROW = """
-    # One program: $step_q queries of one head.  The last rows, longest if causal, go first.
-    pid = tl.program_id(0)
-    steps_down = tl.cdiv(n, $step_q)
-    row = steps_down - 1 - pid % steps_down
-    unit = pid // steps_down
-    batch = (unit // heads).to(tl.int64)
-    head = (unit % heads).to(tl.int64)
-    kv_head = head // group
-    first = (row * $step_q).to(tl.int64)
-    rows = tl.arange(0, $step_q)
-    cols = tl.arange(0, $step_k)
-    seen = row * $step_q + rows < n
-"""
-
-WHICH_COLUMN = """
-    # One program: $step_k keys of one key head, read by every query head of its group in turn.
-    pid = tl.program_id(0)
-    steps_across = tl.cdiv(n_k, $step_k)
-    column = pid % steps_across
-    unit = pid // steps_across
-    kv_heads = heads // group
-    batch = (unit // kv_heads).to(tl.int64)
-    kv_head = (unit % kv_heads).to(tl.int64)
-    first = (column * $step_k).to(tl.int64)
-    rows = tl.arange(0, $step_q)
-    cols = tl.arange(0, $step_k)
-    there = column * $step_k + cols < n_k
-"""
-
 # The runs of a line, and the loop's state.  A run is first tile, tile count, mask word, tiles
 # before it; two sentinels end the table, so that reading one run ahead is always within it.
 OPEN_LINE = """
@@ -205,33 +175,4 @@ DELTA_BODY = """
     tl.store(delta + at, tl.sum(o.to(tl.float32) * g.to(tl.float32), 1), mask=seen)
     natural = tl.load(lse + at, mask=seen, other=0.0)
     tl.store(lse2 + at, tl.where(natural == -INF, INF, natural * LOG2E), mask=seen)
-"""
-
-WHICH_TOKEN_PACKED = """
-    # One program: one query row, one key head and the query heads that read it.
-    pid = tl.program_id(0)
-    units = heads // group
-    kv_head = (pid % units).to(tl.int64)
-    first_head = pid % units * group
-"""
-
-WHICH_TOKEN = """
-    # One program: one query row of one head.
-    pid = tl.program_id(0)
-    units = heads
-    kv_head = (pid % units // group).to(tl.int64)
-    first_head = pid % units
-"""
-
-TOKEN_ROW = """
-    token = pid // units % count
-    batch = (pid // units // count).to(tl.int64)
-    members = tl.arange(0, $rows)
-    head = first_head + members
-    mine = members < $packed
-    cols = tl.arange(0, $step_k)
-    # The layout's row of this query; one that the layout does not have reads nothing.
-    place = tl.load(position + batch) + token - q_offset
-    inside = (place >= 0) & (place < n)
-    place = tl.where(inside, place, 0)
 """
