@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from patterncc.artifact import Artifact
     from patterncc.attend import SparseAttention, attention, attention_varlen
     from patterncc.cache import CachePlan, cache_plan
+    from patterncc.integrations import hf
     from patterncc.integrations.deepspeed import from_deepspeed, to_deepspeed
     from patterncc.integrations.fa4 import to_fa4
     from patterncc.integrations.flashinfer import to_flashinfer
@@ -123,6 +124,8 @@ _LAZY = {
     "from_mask_mod": "patterncc.integrations.maskmod",
 }
 
+_MODULES = {"hf": "patterncc.integrations.hf"}
+
 __all__ = [
     "load",
     "loads",
@@ -177,6 +180,7 @@ __all__ = [
     "documents_of",
     "SparseAttention",
     "PlannedCache",
+    "hf",
     "to_networkx",
     "from_networkx",
     "from_scipy",
@@ -203,12 +207,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name in _MODULES:
+        value = import_module(_MODULES[name])
+    elif name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+    else:
         raise AttributeError(f"module 'patterncc' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_LAZY))
+    return sorted(set(globals()) | set(_LAZY) | set(_MODULES))

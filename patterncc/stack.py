@@ -126,6 +126,22 @@ class Stack:
         """A layer's patterns: one a head, or a single one that all heads share."""
         return patterns_of(self.layer(index))
 
+    def repeated(self, layers: int) -> Stack:
+        """The stack at another depth: repeated cyclically, or cut.
+
+        Layers that share keys and values go along; key/value heads are left open.
+
+        >>> from patterncc import causal, window
+        >>> print(Stack([causal() & window(511), causal()]).repeated(3))
+        Stack of 3 layers
+          0: causal() & window(511)
+          1: causal()
+          2: causal() & window(511)
+        """
+        layers, size = check_int("Stack.repeated", "layers", layers, 1), len(self)
+        sources = [l - l % size + self.kv_from[l % size] for l in range(layers)]
+        return Stack([self.layer(l) for l in range(layers)], self.memory, kv_from=sources)
+
     @property
     def patterns(self) -> tuple[Pattern, ...]:
         """Every pattern of every layer and head, each once."""

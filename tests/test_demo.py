@@ -10,7 +10,7 @@ import torch
 
 import patterncc as pc
 from patterncc.demo import fidelity, longrun, pretrained, run
-from patterncc.integrations.hf import patterned
+from patterncc.integrations.hf import apply
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_each_layer_runs_its_own_pattern(model: tuple) -> None:
     ids = pretrained.batches(tokenizer, 1, 64)
     layers = [pc.causal() & pc.window(7), pc.causal(), pc.causal() & pc.sink(2) | pc.window(0)]
     with torch.no_grad():
-        with patterned(llama, pc.Stack(layers)):
+        with apply(llama, pc.Stack(layers).repeated(4)):
             found = llama(ids, use_cache=False).logits
         masks = [torch.from_numpy(pc.lower(p, 64).dense()) for p in layers]
         truth = _masked(llama, ids, masks)
@@ -69,21 +69,15 @@ def _masked(llama: object, ids: torch.Tensor, masks: list[torch.Tensor]) -> torc
 
 
 def test_what_is_not_answered_is_refused(model: tuple) -> None:
-    llama, tokenizer = model
-    ids = pretrained.batches(tokenizer, 2, 32)
+    llama, _ = model
     stack = pc.Stack([pc.causal()])
-    with torch.no_grad(), patterned(llama, stack):
-        with pytest.raises(pc.BackendError, match="already carries a pattern"):
-            patterned(llama, stack).__enter__()
-        padded = torch.ones_like(ids)
-        padded[0, :4] = 0
-        with pytest.raises(pc.BackendError, match="the batch is padded"):
-            llama(ids, attention_mask=padded, use_cache=False)
-        cache = llama(ids, use_cache=True).past_key_values
-        with pytest.raises(pc.BackendError, match="1 queries against 33 cached keys"):
-            llama(ids[:, :1], past_key_values=cache)
-    with pytest.raises(pc.BackendError, match="no attention modules"):
-        patterned(torch.nn.Linear(2, 2), stack).__enter__()
+    with (
+        apply(llama, stack),
+        pytest.raises(pc.BackendError, match="already carries a pattern"),
+    ):
+        apply(llama, stack)
+    with pytest.raises(pc.BackendError, match="has no module that takes its attention"):
+        apply(torch.nn.Linear(2, 2), stack)
 
 
 def test_the_long_run_is_exact_and_the_whole_demo_leaves_a_page(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from patterncc.integrations.hf import patterned
+from patterncc.integrations.hf import apply
 from patterncc.stack import Stack
 
 
@@ -28,7 +28,7 @@ def dense_log_probs(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def compare(model: Any, ids: torch.Tensor, stack: Stack, dense: torch.Tensor) -> Fidelity:
     """Run the model with `stack` in place of its attention and hold it to the dense answer."""
-    with torch.no_grad(), patterned(model, stack):
+    with torch.no_grad(), apply(model, stack):
         sparse = model(ids, use_cache=False).logits.log_softmax(-1)
     kl = (dense.exp() * (dense - sparse)).sum(-1).mean()
     agree = (dense.argmax(-1) == sparse.argmax(-1)).float().mean()

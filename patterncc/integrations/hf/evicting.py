@@ -1,12 +1,4 @@
-"""Patterns inside a Hugging Face transformers model: whole-sequence passes, exact undo.
-
-    with patterned(model, pc.Stack([pc.causal() & pc.window(31)])):
-        logits = model(ids, use_cache=False).logits
-
-Layer l of the model runs layer l of the stack (cyclically).  `patterned` takes passes over a whole,
-unpadded sequence; `evicting` decodes through a cache that holds only what can still be read.  The
-model's own KV cache and a padding mask are refused by name rather than answered wrongly.
-"""
+"""Decoding through a cache that holds only what can still be read."""
 
 from __future__ import annotations
 
@@ -27,7 +19,7 @@ from patterncc.layout import Layout, compile
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Layer, Stack
 
-NAME = "patterncc"
+NAME = "patterncc_evicting"
 
 
 @dataclass
@@ -54,27 +46,6 @@ _APPLIED: WeakKeyDictionary[torch.nn.Module, _Applied] = WeakKeyDictionary()
 
 
 @contextmanager
-def patterned(
-    model: Any, stack: Stack | Pattern | Heads, *, backend: str = "auto", **bindings: Any
-) -> Iterator[Any]:
-    """The model with its attention replaced, layer by layer, for the length of the block.
-
-    Weights, hooks and the configured attention are left as they were when the block ends.
-
-    Raises BackendError where the model does not route its attention through transformers'
-    AttentionInterface, or already carries a pattern.
-    Source: transformers' AttentionInterface and AttentionMaskInterface (version 5.17 and up).
-    """
-    stack = stack if isinstance(stack, Stack) else Stack(stack)
-    applied = {
-        m: _Applied(stack.layer(m.layer_idx), m.layer_idx, bindings, backend)
-        for m in _attention_modules(model)
-    }
-    with _replaced(model, applied):
-        yield model
-
-
-@contextmanager
 def evicting(
     model: Any,
     stack: Stack | Pattern | Heads,
@@ -97,7 +68,7 @@ def evicting(
 
     With `prefill` the first call holds that many tokens.  poison: as in `PlannedCache`.
 
-    Raises BackendError as `patterned` does, PatternValueError for patterns that cannot be decoded.
+    Raises BackendError as `apply` does, PatternValueError for patterns that cannot be decoded.
     """
     modules = _attention_modules(model)
     stack = stack if isinstance(stack, Stack) else Stack(stack)
@@ -108,7 +79,7 @@ def evicting(
         )
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    stack = _as_deep_as(stack, 1 + max(m.layer_idx for m in modules))
+    stack = stack.repeated(1 + max(m.layer_idx for m in modules))
     plan = cache_plan(
         stack,
         n,
@@ -125,16 +96,6 @@ def evicting(
     }
     with _replaced(model, applied):
         yield cache
-
-
-def _as_deep_as(stack: Stack, layers: int) -> Stack:
-    """The stack repeated, or cut, to a number of layers; shared keys and values go along.
-
-    Key/value heads are the model's, whatever a pattern file says of another model."""
-    size = len(stack)
-    sources = [l - l % size + stack.kv_from[l % size] for l in range(layers)]
-    each = [stack.layer(l) for l in range(layers)]
-    return Stack(each, kv_from=sources)
 
 
 def _attention_modules(model: Any) -> list[Any]:
