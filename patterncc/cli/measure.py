@@ -155,6 +155,7 @@ BENCHES = {  # and the options that each takes, so that others are refused befor
     "gpu": ("repeats", "only", "ways", "quick", "output", "resume"),
     "check": ("only", "quick", "output"),
     "build": ("repeats", "only"),
+    "train": ("n", "repeats"),
     "report": ("folder",),
 }
 
@@ -164,9 +165,9 @@ BENCHES = {  # and the options that each takes, so that others are refused befor
 @click.option(
     "--repeats",
     type=click.IntRange(1, 1000),
-    help="compile, reach, cpu, cost, gpu, build: runs of each way; medians are shown.",
+    help="compile, reach, cpu, cost, gpu, build, train: runs of each way; medians are shown.",
 )
-@n_option("cpu, plan: tokens.")
+@n_option("cpu, plan, train: tokens.")
 @click.option(
     "--only", metavar="TEXT", help="plan, gpu, check, build: only cases whose name holds TEXT."
 )
