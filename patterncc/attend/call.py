@@ -102,7 +102,7 @@ def attention(
     softcap: x = softcap * tanh(x / softcap).
     alibi_slopes: [H], x = x - slope * |i - j|, i and j positions of query and key.
     relative_bias: [H, 2 R + 1], x = x + bias[clamp(j - i, -R, R) + R].
-    key_mask: bool [B, n_k], only keys with True are read.
+    key_mask: bool [B, keys of k], only keys with True are read.
     sinks: [H], each row's sum counts exp(sink) once more; lse counts it too, so that a row that
     reads nothing has lse = sink.
 
@@ -114,8 +114,10 @@ def attention(
     position: a decode step, without gradient: q holds the rows that stand at the absolute positions
     position, position + 1, .. (int, or integers [B], one for each sequence), among the layout's
     queries [q_offset, q_offset + n).  A tensor's values are not checked on a GPU: a row that the
-    layout lacks reads nothing.  k and v still have n_k rows, a cache's buffer say: slots that no
-    row of the step reads may hold anything, NaN too (docs/decode.md).
+    layout lacks reads nothing.  k and v have n_k rows, a cache's buffer say: slots that no row of
+    the step reads may hold anything, NaN too (docs/decode.md).  Or they have fewer, those of a
+    cache that still grows: these are the layout's first keys, and the others count as absent, even
+    for a row that the pattern lets read them, as if key_lengths stopped there.
     key_lengths: int32 [B], with position: keys at and past a sequence's length are not read.
     block_table: int32 [B, pages of a sequence], with position: the cache is in pages, k
     [pages, Hkv, page, D] and v alike, a page a power of two from 16 to 4096 keys; key j of a

@@ -72,8 +72,14 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
 
 def check_layout(q: Tensor, k: Tensor, layout: AnyLayout, position: object) -> None:
     """Refuse tensors that do not fit the layout."""
-    rows = q.shape[2]
-    if k.shape[2] != layout.n_k or (position is None and rows != layout.n):
+    rows, held = q.shape[2], k.shape[2]
+    if position is not None and held > layout.n_k:
+        raise TensorError(
+            f"attention: q has shape {shape(q)} and k {shape(k)}, {held} keys; a decode step takes "
+            f"the first keys of the layout, at most its {layout.n_k}: compile it with n_k={held}, "
+            "or cut k and v"
+        )
+    if position is None and (held != layout.n_k or rows != layout.n):
         raise TensorError(
             f"attention: q has shape {shape(q)} and k {shape(k)}, the layout is for {layout.n} "
             f"queries and {layout.n_k} keys; compile one for n={rows}, n_k={k.shape[2]}"

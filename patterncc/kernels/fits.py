@@ -125,9 +125,9 @@ def check_step(
     if key_lengths is not None:
         _check_one("key_lengths", key_lengths, batch, torch.int32, q)
     if block_table is None:
-        if len(k) != len(q) or k.shape[2] != frame.n_k:
+        if len(k) != len(q) or k.shape[2] > frame.n_k:
             raise TensorError(
-                f"decode: q has shape {_shape(q)} and k {_shape(k)}, the layout is for "
+                f"decode: q has shape {_shape(q)} and k {_shape(k)}, the layout is for at most "
                 f"{frame.n_k} keys; batches must agree too"
             )
     else:
@@ -140,7 +140,7 @@ def check_step(
                 f"{PAGES[-1]} keys, and a table names all pages of ({len(q)}) sequences"
             )
         _check_one("block_table", block_table, (len(q), block_table.shape[1]), torch.int32, q)
-    _check_score(q, frame.n_k, score)
+    _check_score(q, k.shape[2] if block_table is None else frame.n_k, score)
     check_tables(q, *layout, spec)
 
 

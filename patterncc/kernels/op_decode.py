@@ -37,18 +37,20 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """out [B, H, L, Dv] in q's dtype and lse [B, H, L] of q's rows, which stand at `position` ..
 
-    q [B, H, L, D]; position: int32 [B].  k [B, Hkv, n_k, D] and v [B, Hkv, n_k, Dv], or with
-    block_table, int32 [B, pages of a sequence], k [pages, Hkv, page, D] and v alike.  key_lengths:
-    int32 [B]; keys at and past it are not read.  The rest are the options of `score.Score`.
+    q [B, H, L, D]; position: int32 [B].  k [B, Hkv, S, D] and v [B, Hkv, S, Dv], the first S of the
+    layout's keys, or with block_table, int32 [B, pages of a sequence], k [pages, Hkv, page, D] and
+    v alike.  key_lengths: int32 [B]; keys at and past it are not read.  The rest are the options of
+    `score.Score`.
     """
     spec, carried = planned(plan), Carried.of(layout)
     tables = carried.tables  # without the last one, which is for the whole forward pass
     score = Score(scale, softcap, slopes, bias, sinks, keys)
     check_step(q, k, v, carried, spec, score, position, block_table, key_lengths)
-    if not (q.shape[0] and q.shape[1] and q.shape[2]):
-        return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
+    if not (q.numel() and k.shape[2]):
+        return _of_no_keys(q, v, score)
     if isinstance(spec, Terms) or spec.backend == "reference":
-        n_k = spec.first.n_k if isinstance(spec, Terms) else spec.n_k
+        most = spec.first.n_k if isinstance(spec, Terms) else spec.n_k
+        n_k = k.shape[2] if block_table is None else most
 
         def read(k: Tensor, v: Tensor, score: Score) -> Tensor:
             """The output of such rows that weigh all their keys alike."""
@@ -62,6 +64,14 @@ def decode(
         given = (q, k, v, tables, spec, score, position)
         out, lse = way(spec).decode(*given, block_table, key_lengths)
     return out.contiguous(), lse.to(wide(q.dtype)).contiguous()
+
+
+def _of_no_keys(q: Tensor, v: Tensor, score: Score) -> tuple[Tensor, Tensor]:
+    """What rows give that have no key at all, or where there is no row."""
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
+    if score.sinks is not None:
+        lse = score.sinks.to(lse.dtype)[:, None].expand(lse.shape).clone()
+    return q.new_zeros(*q.shape[:3], v.shape[-1]), lse
 
 
 @decode.register_fake

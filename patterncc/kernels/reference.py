@@ -161,14 +161,15 @@ def decode(
     score: Score,
     position: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The backend's decode: the mask's rows at `position` .. of each sequence."""
+    """The backend's decode: the mask's rows at `position` .. of each sequence, k the first keys."""
     first = position.long() - spec.q_offset
     rows = first[:, None] + torch.arange(q.shape[2], device=q.device)
     inside = (rows >= 0) & (rows < spec.n)
     mask = tensors[0][(None,) * (4 - tensors[0].dim())].expand(len(q), -1, -1, -1)
     place = rows.clamp(0, max(0, spec.n - 1))[:, None, :, None]
-    mask = mask.gather(2, place.expand(-1, mask.shape[1], -1, spec.n_k))
-    at = torch.arange(spec.n_k, device=q.device) + spec.k_offset - spec.q_offset
+    mask = mask[..., : k.shape[2]]
+    mask = mask.gather(2, place.expand(-1, mask.shape[1], -1, k.shape[2]))
+    at = torch.arange(k.shape[2], device=q.device) + spec.k_offset - spec.q_offset
     distance = at - rows[:, None, :, None]
     mask = mask & inside[:, None, :, None]
     read = _readable(mask, score).any(2).any(1)[:, None, :, None]

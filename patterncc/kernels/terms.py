@@ -24,6 +24,7 @@ from patterncc.errors import TensorError
 from patterncc.kernels.cpu.heads import merged, wide
 from patterncc.kernels.score import Grads, Score, with_sinks
 from patterncc.kernels.spec import Backend, Spec
+from patterncc.kernels.terms_flat import Flat, FlatPart
 from patterncc.kernels.terms_keys import fill, slots_of_row
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Term:
     tiles before each run of the rows, int64 [runs + 1].
     placed: in token order, the last two tensors hold the positions of queries and keys, int32, for
     scores that know them.
+    tokens: 0, or how many tokens a sequence has where slots hold those of all sequences and heads
+    (`terms_flat`).  Then the last two tensors are the row of each slot and the slot of each row.
     """
 
     spec: Spec
@@ -51,10 +54,18 @@ class Term:
     keys: int | None = None
     reach: int = 0
     placed: bool = False
+    tokens: int = 0
+
+    @property
+    def frame(self) -> Spec:
+        """The spec, its lengths those of the tensors that a call brings."""
+        return replace(self.spec, n=self.tokens, n_k=self.tokens) if self.tokens else self.spec
 
     @property
     def tensors(self) -> int:
         """How many tensors the op carries for this term."""
+        if self.tokens:
+            return self.tables + 2
         sides = len({self.queries, self.keys} - {None})
         return self.tables + 2 * sides + (self.keys is not None) + 2 * self.placed
 
@@ -74,7 +85,7 @@ class Terms:
     @property
     def first(self) -> Spec:
         """The spec of the first term: frame and backend are those of all."""
-        return self.terms[0].spec
+        return self.terms[0].frame
 
     def text(self) -> str:
         """One line of JSON; equal terms have equal texts."""
@@ -151,15 +162,21 @@ def backend(name: Backend) -> ModuleType:
 class _Side:
     """Tokens of one side of a term: None stands for the order of tokens.
 
-    order: the token of each slot; slots: the slot of each token; int32.
+    order: the token of each slot; slots: the slot of each token; int32.  Where a decode step's
+    cache has fewer tokens, slots of others are given the last one, which no row is let read.
     """
 
     order: Tensor | None = None
     slots: Tensor | None = None
 
     def gather(self, x: Tensor) -> Tensor:
-        """[B, H, tokens, ...] as the slots hold it."""
-        return x if self.order is None else x.index_select(2, self.order)
+        """[B, H, tokens, ...] as the slots hold it; tokens that x lacks give its last one."""
+        return x if self.order is None else x.index_select(2, self.within(x.shape[2]))
+
+    def within(self, held: int) -> Tensor:
+        """The token of each slot, the last of `held` for those that are not there."""
+        assert self.order is not None
+        return self.order if held >= len(self.order) else self.order.clamp(max=held - 1)
 
     def tokens(self, count: int, score: Score) -> Tensor:
         """The token of each slot, int32."""
@@ -169,7 +186,7 @@ class _Side:
         assert like is not None
         return torch.arange(count, dtype=torch.int32, device=like.device)
 
-    def put_back(self, x: Tensor) -> Tensor:
+    def put_back(self, x: Tensor, *_shape: int) -> Tensor:
         """[B, H, slots, ...] in the order of tokens."""
         return x if self.slots is None else x.index_select(2, self.slots)
 
@@ -186,8 +203,11 @@ class _Part:
     before: Tensor
     places: Sequence[Tensor] = ()
 
-    def score(self, score: Score) -> Score:
-        """The options for this term: tokens by slot, and no sinks."""
+    def score(self, score: Score, k: Tensor | None = None) -> Score:
+        """The options for this term: tokens by slot, and no sinks.
+
+        k: keys by tokens where they may be fewer than the term's; slots of others do not count.
+        """
         query_at = key_at = None
         if not (score.slopes is None and score.bias is None):
             sides = (self.queries, self.spec.n), (self.keys, self.spec.n_k)
@@ -195,11 +215,20 @@ class _Part:
                 query_at, key_at = self.places
             elif any(side.order is not None for side, _ in sides):
                 query_at, key_at = (side.tokens(count, score) for side, count in sides)
-        keys = score.keys
-        if keys is not None and self.keys.order is not None:
-            keys = keys.index_select(1, self.keys.order)
         placed = replace(score, query_at=query_at, key_at=key_at)
-        return replace(placed, sinks=None, keys=keys, partly=True)
+        return replace(placed, sinks=None, keys=self._counting(score.keys, k), partly=True)
+
+    def _counting(self, keys: Tensor | None, k: Tensor | None) -> Tensor | None:
+        """Bool [B, slots], the keys that count, from a mask by tokens; None where all do."""
+        order = self.keys.order
+        if order is None:
+            return keys
+        if k is None or k.shape[2] == self.spec.n_k:
+            return None if keys is None else keys.index_select(1, order)
+        there = order[None] < k.shape[2]
+        if keys is None:
+            return there.expand(len(k), -1)
+        return there & keys.index_select(1, self.keys.within(k.shape[2]))
 
     def cached(self, k: Tensor, v: Tensor) -> _Cached:
         """K and V for decode steps: gathered whole where a row may read most of them."""
@@ -207,7 +236,8 @@ class _Part:
             return _Cached(self, k, v, k, v)
         if 2 * self.reach * self.spec.patterns * self.spec.block[1] >= self.spec.n_k:
             return _Cached(self, k, v, self.keys.gather(k), self.keys.gather(v))
-        return _Cached(self, k, v, k.new_empty(k.shape), v.new_empty(v.shape), partly=True)
+        key, value = (x.new_empty(*x.shape[:2], self.spec.n_k, x.shape[3]) for x in (k, v))
+        return _Cached(self, k, v, key, value, partly=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,12 +262,15 @@ class _Cached:
         return self.key, self.value
 
 
-def _parts(spec: Terms, tensors: Sequence[Tensor]) -> Iterator[_Part]:
+def _parts(spec: Terms, tensors: Sequence[Tensor]) -> Iterator[_Part | FlatPart]:
     """Each term with what the op carries for it."""
     start = 0
     for t in spec.terms:
         own = tensors[start : start + t.tensors]
         start += t.tensors
+        if t.tokens:
+            yield FlatPart(t.spec, own[: t.tables], Flat(own[-2], own[-1], t.tokens))
+            continue
         queries, keys = (
             _Side() if at is None else _Side(own[t.tables + at], own[t.tables + at + 1])
             for at in (t.queries, t.keys)
@@ -255,7 +288,8 @@ def forward(
     for part in _parts(spec, tensors):
         placed = part.queries.gather(q), part.keys.gather(k), part.keys.gather(v)
         out, lse = run.forward(*placed, part.tables, part.spec, part.score(score))
-        whole = _united(whole, part.queries.put_back(out), part.queries.put_back(lse))
+        placed_out, placed_lse = (part.queries.put_back(x, *q.shape[:2]) for x in (out, lse))
+        whole = _united(whole, placed_out, placed_lse)
     return _finished(whole, q, score)
 
 
@@ -300,8 +334,10 @@ def backward(
         over_keys = [part.keys.gather(x) for x in (k, v)]
         given = [*over_queries[:2], *over_keys, *over_queries[2:]]
         grads = run.backward(*given, part.tables, part.spec, part.score(score), repeatable)
-        sides = (part.queries, part.keys, part.keys)
-        placed = [side.put_back(g) for side, g in zip(sides, grads[:3], strict=True)]
+        sides = ((part.queries, q), (part.keys, k), (part.keys, v))
+        placed = [
+            side.put_back(g, *x.shape[:2]) for (side, x), g in zip(sides, grads[:3], strict=True)
+        ]
         options = [_sum(t, g) for t, g in zip(options, grads[3:5], strict=True)]
         if total:
             total = [t.to(wide(q.dtype)) + g for t, g in zip(total, placed, strict=True)]
@@ -339,7 +375,12 @@ def decode(
     _check_rows(rows, spec.first)
     whole = None
     for part in _parts(spec, tensors):
-        given, cached = (part.tables, part.spec, part.score(score)), part.cached(k, v)
+        if isinstance(part, FlatPart):
+            raise TensorError(
+                "decode: a layout of routed clusters is for whole sequences, for their members "
+                "are chosen among all tokens; run the whole sequence, without position="
+            )
+        given, cached = (part.tables, part.spec, part.score(score, k)), part.cached(k, v)
         if part.queries.slots is None and not cached.partly:
             out, lse = run.decode(q, cached.key, cached.value, *given, position)
         else:

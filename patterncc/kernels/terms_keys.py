@@ -37,6 +37,9 @@ def slots_of_row(
 
 
 def fill(buffer: Tensor, x: Tensor, slots: Tensor, order: Tensor) -> None:
-    """Write the keys of slots [B, m] into a buffer by slots, from x [B, Hkv, n_k, D] by tokens."""
+    """Write the keys of slots [B, m] into a buffer by slots, from x [B, Hkv, S, D] by tokens.
+
+    A token past the S that there are gives the last one.
+    """
     sequence = torch.arange(len(x), device=x.device)[:, None]
-    buffer[sequence, :, slots] = x[sequence, :, order[slots].long()]
+    buffer[sequence, :, slots] = x[sequence, :, order[slots].long().clamp(max=x.shape[2] - 1)]

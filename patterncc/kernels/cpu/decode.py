@@ -46,8 +46,9 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """Attention of queries that stand at `position`, `position + 1`, ... of each batch item.
 
-    q [B, H, L, D], k [B, Hkv, n_k, D], v [B, Hkv, n_k, Dv]; position: one absolute position, or
-    int [B].  Gives the output [B, H, L, Dv] and the LSE [B, H, L] as `forward` does, row for row.
+    q [B, H, L, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv], the layout's first S keys; position:
+    one absolute position, or int [B].  Gives the output [B, H, L, Dv] and the LSE [B, H, L] as
+    `forward` does, row for row.
     block_table, int32 [B, ..]: then k is [pages, Hkv, page, D], and v alike.  key_lengths, int32
     [B]: keys at and past it are not read.
 
@@ -58,7 +59,8 @@ def decode(
     cache, key_heads = Cache(k, v, block_table), k.shape[1]
     out = torch.empty(B, H, L, v.shape[-1], dtype=q.dtype)
     lse = torch.empty(B, H, L, dtype=wide(q.dtype))
-    for step in _steps(q, position, key_lengths, score, tensors[0], spec):
+    held = spec.n_k if block_table is not None else min(spec.n_k, k.shape[2])
+    for step in _steps(q, position, key_lengths, held, score, tensors[0], spec):
         for pattern, keys, members in head_groups(step.patterns, H, key_heads):
             scores = Scores.of(score, keys, members, key_heads, (spec.q_offset, spec.k_offset))
             group = _Group(step, cache, keys, prepared(tensors, spec, pattern), scores)
@@ -87,11 +89,12 @@ def _steps(
     q: Tensor,
     position: int | Tensor,
     key_lengths: Tensor | None,
+    held: int,
     score: Score,
     head_pattern: Tensor,
     spec: Spec,
 ) -> Iterator[_Step]:
-    """The steps of a batch.
+    """The steps of a batch; held: how many keys the cache has.
 
     Raises: TensorError for positions outside the layout.
     """
@@ -103,7 +106,7 @@ def _steps(
                 f"decode: {L} queries at position {first} leave the layout, whose queries stand at "
                 f"[{spec.q_offset}, {spec.q_offset + spec.n}); compile a longer layout"
             )
-    lengths = [spec.n_k] * B if key_lengths is None else key_lengths.clamp(0, spec.n_k).tolist()
+    lengths = [held] * B if key_lengths is None else key_lengths.clamp(0, held).tolist()
     patterns = head_pattern.view(spec.sequences, -1)
     of_each = [patterns[b % len(patterns)] for b in range(B)]
     alike = [

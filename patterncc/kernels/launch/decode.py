@@ -38,8 +38,9 @@ def decode(
 ) -> tuple[Tensor, Tensor]:
     """Query rows at `position` .. of each sequence; a row outside the layout reads nothing.
 
-    position: int32 [B], the absolute position of q's first row.  block_table: int32 [B, ..]; then k
-    is [pages, Hkv, page, D], and v alike; a key whose page is not there is not read.  key_lengths:
+    position: int32 [B], the absolute position of q's first row.  k and v hold the layout's first
+    keys, all or fewer.  block_table: int32 [B, ..]; then k is
+    [pages, Hkv, page, D], and v alike; a key whose page is not there is not read.  key_lengths:
     int32 [B], how many keys count.  Nothing here waits for the device, and the launch depends on
     shapes alone: a CUDA graph replays it at other positions, lengths and tables.
     """
@@ -56,7 +57,8 @@ def decode(
     jobs = batch * (heads // pack) * shape.chunks * shape.laps
     arguments = of_layout(q, k, tensors, spec, "rows") | options.arguments(score, spec)
     arguments |= {"q": q, "k": k, "v": v, "out": out, "lse": lse}
-    arguments |= {"n": spec.n, "n_k": spec.n_k, "q_offset": spec.q_offset, "position": position}
+    held = k.shape[2] if block_table is None else spec.n_k
+    arguments |= {"n": spec.n, "n_k": held, "q_offset": spec.q_offset, "position": position}
     arguments |= {"count": count, "pack": pack, "units": heads // pack, **shape._asdict()}
     arguments |= {"has_lengths": int(key_lengths is not None)}
     arguments |= {"key_lengths": position if key_lengths is None else key_lengths}
