@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patterncc.errors import TensorError
 from patterncc.kernels.spec import Spec
-from patterncc.kernels.terms import Terms
+from patterncc.kernels.terms import Term, Terms
 from patterncc.kernels.work import LEVELS
 
 if TYPE_CHECKING:
@@ -97,10 +97,13 @@ def _check_terms(q: Tensor, tables: Sequence[Tensor], spec: Terms) -> None:
         _refuse(first, f"it has {len(tables)} tensors and not {expected}")
     start = 0
     for t in spec.terms:
-        if (t.spec.n, t.spec.n_k, t.spec.backend) != (first.n, first.n_k, first.backend):
-            _refuse(first, f"a term has {t.spec.n} queries and {t.spec.n_k} keys")
+        frame = t.frame
+        if (frame.n, frame.n_k, frame.backend) != (first.n, first.n_k, first.backend):
+            _refuse(first, f"a term has {frame.n} queries and {frame.n_k} keys")
         _check_term(q, tables[start : start + t.tables], t.spec)
         own = tables[start + t.tables : start + t.tensors]
+        if t.tokens:
+            _check_flat(q, tables[start], own, t)
         for at, length in ((t.queries, first.n), (t.keys, first.n_k)):
             if at is not None:
                 for x in (*own[at : at + 2],):
@@ -109,6 +112,15 @@ def _check_terms(q: Tensor, tables: Sequence[Tensor], spec: Terms) -> None:
             _check_index(own[-2], first.n, None, t.spec)
             _check_index(own[-1], first.n_k, None, t.spec)
         start += t.tensors
+
+
+def _check_flat(q: Tensor, head_pattern: Tensor, own: Sequence[Tensor], t: Term) -> None:
+    """A term of all heads: one pattern, the row of each slot and the slot of each row."""
+    rows = q.shape[0] * q.shape[1] * t.tokens
+    if t.spec.n != t.spec.n_k or head_pattern.numel() != 1:
+        _refuse(t.spec, "a term of all heads has more patterns than one")
+    _check_index(own[0], t.spec.n, rows, t.spec)
+    _check_index(own[1], rows, t.spec.n, t.spec)
 
 
 def _check_index(x: Tensor, length: int, end: int | None, spec: Spec) -> None:
