@@ -131,7 +131,7 @@ def test_triton_is_imported_where_kernels_run() -> None:
 
 
 def test_optional_packages_stay_in_their_places() -> None:
-    users = users_of("transformers") - {"demo/pretrained"}
+    users = users_of("transformers") - {"demo/pretrained", "bench/swap"}
     assert {"/".join(u.split("/")[:2]) for u in users} <= {"integrations/hf"}
     assert users_of("matplotlib") <= {"show/figure"}
     assert {u.split("/")[0] for u in users_of("glassllm")} <= {"demo"}

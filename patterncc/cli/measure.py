@@ -156,6 +156,7 @@ BENCHES = {  # and the options that each takes, so that others are refused befor
     "check": ("only", "quick", "output"),
     "build": ("repeats", "only"),
     "train": ("n", "repeats"),
+    "swap": ("n", "repeats"),
     "report": ("folder",),
 }
 
@@ -165,9 +166,9 @@ BENCHES = {  # and the options that each takes, so that others are refused befor
 @click.option(
     "--repeats",
     type=click.IntRange(1, 1000),
-    help="compile, reach, cpu, cost, gpu, build, train: runs of each way; medians are shown.",
+    help="compile, reach, cpu, cost, gpu, build, train, swap: runs of each way; medians are shown.",
 )
-@n_option("cpu, plan, train: tokens.")
+@n_option("cpu, plan, train, swap: tokens.")
 @click.option(
     "--only", metavar="TEXT", help="plan, gpu, check, build: only cases whose name holds TEXT."
 )
