@@ -65,7 +65,14 @@ if TYPE_CHECKING:
     from patterncc.analysis import Report, analyze, explain
     from patterncc.analysis.compare.comparison import compare
     from patterncc.artifact import Artifact
-    from patterncc.attend import SparseAttention, attention, attention_varlen
+    from patterncc.attend import (
+        MultiheadAttention,
+        SparseAttention,
+        attention,
+        attention_varlen,
+        scaled_dot_product_attention,
+        sdpa_as,
+    )
     from patterncc.cache import CachePlan, cache_plan
     from patterncc.integrations import hf
     from patterncc.integrations.deepspeed import from_deepspeed, to_deepspeed
@@ -108,6 +115,9 @@ _LAZY = {
     "carry": "patterncc.kernels.carried",
     "documents_of": "patterncc.kernels.dynamic",
     "SparseAttention": "patterncc.attend",
+    "MultiheadAttention": "patterncc.attend",
+    "scaled_dot_product_attention": "patterncc.attend",
+    "sdpa_as": "patterncc.attend",
     "PlannedCache": "patterncc.integrations.planned_cache",
     "to_networkx": "patterncc.integrations.networkx",
     "from_networkx": "patterncc.integrations.networkx",
@@ -179,6 +189,9 @@ __all__ = [
     "carry",
     "documents_of",
     "SparseAttention",
+    "MultiheadAttention",
+    "scaled_dot_product_attention",
+    "sdpa_as",
     "PlannedCache",
     "hf",
     "to_networkx",

@@ -1,7 +1,16 @@
-"""`attention`: a layout's edges and nothing else, with gradients; packed, and as a module."""
+"""`attention`: a layout's edges and nothing else, with gradients; packed, and as modules."""
 
 from patterncc.attend.call import attention
 from patterncc.attend.module import SparseAttention
+from patterncc.attend.multihead import MultiheadAttention
+from patterncc.attend.sdpa import scaled_dot_product_attention, sdpa_as
 from patterncc.attend.varlen import attention_varlen
 
-__all__ = ["SparseAttention", "attention", "attention_varlen"]
+__all__ = [
+    "MultiheadAttention",
+    "SparseAttention",
+    "attention",
+    "attention_varlen",
+    "scaled_dot_product_attention",
+    "sdpa_as",
+]
