@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from patterncc.errors import BackendError, PatternValueError
+from patterncc.integrations.hf.bias import check_bias, hand_on_as_before, hand_on_tables
+from patterncc.integrations.hf.cross import check_cross, seats
 from patterncc.integrations.hf.layouts import Layouts
-from patterncc.integrations.hf.modules import Found, Part, attention_modules
+from patterncc.integrations.hf.modules import Found, Part, attention_modules, check_one_kind
 from patterncc.integrations.hf.run import STATE, Kept, Patterned, attention, mask
 from patterncc.pattern import Pattern
 from patterncc.stack import Heads, Stack, check_stack
@@ -49,7 +51,8 @@ class Applied:
     def undo(self) -> None:
         """The model as it was; a second call does nothing."""
         for found in self._modules:
-            vars(found.module).pop(STATE, None)
+            if vars(found.module).pop(STATE, None) is not None:
+                hand_on_as_before(found.module)
         for config, before in self._configs:
             if vars(config).pop(_BEFORE, None) is not None:
                 config._attn_implementation_internal = before
@@ -91,13 +94,17 @@ def apply(
     configs = {id(c): c for f in found if (c := getattr(f.module, "config", None)) is not None}
     before = tuple((c, c._attn_implementation_internal) for c in configs.values())
     layers = {}
+    shared = seats(found) if "cross" in stacks else {}
     for f in found:
-        stack = stacks.get(f.part)
+        stack, seat = stacks.get(f.part), shared.get(f.name)
         if stack is None:
-            setattr(f.module, STATE, Kept(f.module.config._attn_implementation or "eager"))
+            kept = f.module.config._attn_implementation or "eager"
+            setattr(f.module, STATE, Kept(f.name, kept, f.part, seat))
             continue
         each = stack.layer(f.layer)
-        setattr(f.module, STATE, Patterned(f.name, Layouts(each, f.layer, bindings), backend))
+        layouts = Layouts(each, f.layer, bindings)
+        setattr(f.module, STATE, Patterned(f.name, layouts, backend, f.part, seat))
+        hand_on_tables(f.module, f.part == "cross")
         layers[f.name] = str(each)
     for config, name in before:
         setattr(config, _BEFORE, name or "eager")
@@ -129,7 +136,12 @@ def _stacks(
         own = [f for f in found if f.part == part]
         if not own:
             raise PatternValueError(f"hf.apply: the model has no {part} attention; it has {there}")
+        check_one_kind(part, own)
         _check_fits(stack, part, own)
+        for f in own:
+            check_bias(f.module)
+        if part == "cross":
+            check_cross(stack)
     return stacks
 
 

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from patterncc.errors import BackendError
+from patterncc.errors import BackendError, PatternValueError
 
 Part = Literal["encoder", "decoder", "cross"]
-_CROSS = re.compile(r"cross|encoder_attn|EncDecAttention", re.IGNORECASE)
+_CROSS = re.compile(r"cross|encoder_attn|EncDecAttention|encoder_decoder", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
     """One attention module.
 
-    layer: its number within its part, from 0.  part: "encoder" (reads both ways), "decoder"
+    layer: its number among its kind, from 0.  part: "encoder" (reads both ways), "decoder"
     (causal) or "cross" (a decoder's queries read an encoder's keys).
     """
 
@@ -32,11 +33,17 @@ class Found:
     layer: int
 
     @property
+    def kind(self) -> str:
+        """The name without numbers: the same for all layers of one stack, and for no others."""
+        return _kind(self.name)
+
+    @property
     def heads(self) -> int | None:
         """Query heads, where the config of the module tells."""
         config = getattr(self.module, "config", None)
-        own = [getattr(self.module, name, None) for name in ("num_heads", "n_heads")]
-        said = [getattr(config, name, None) for name in ("num_attention_heads", "num_heads")]
+        names = ("num_attention_heads", "num_heads", "n_heads")
+        own = [getattr(self.module, name, None) for name in names]
+        said = [getattr(config, name, None) for name in names]
         return next((x for x in (*own, *said) if isinstance(x, int)), None)
 
 
@@ -46,13 +53,12 @@ def attention_modules(model: Any) -> tuple[Found, ...]:
     Raises BackendError for a model that has none.
     """
     found: list[Found] = []
-    counts: dict[Part, int] = {}
+    counts: Counter[str] = Counter()
     for name, module in _candidates(model):
-        part = _part(name, module)
-        layer = getattr(module, "layer_idx", None)
-        layer = layer if isinstance(layer, int) else counts.get(part, 0)
-        counts[part] = counts.get(part, 0) + 1
-        found.append(Found(name, module, part, layer))
+        kind, layer = _kind(name), getattr(module, "layer_idx", None)
+        layer = layer if isinstance(layer, int) else counts[kind]
+        counts[kind] += 1
+        found.append(Found(name, module, _part(name, module), layer))
     if not found:
         raise BackendError(
             f"{type(model).__name__} has no module that takes its attention from transformers' "
@@ -70,7 +76,22 @@ def _candidates(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def check_one_kind(part: Part, own: Iterable[Found]) -> None:
+    """Refuse a part that two stacks play, such as a model's tower for text and one for images."""
+    kinds = list(dict.fromkeys(f.kind for f in own))
+    if len(kinds) > 1:
+        raise PatternValueError(
+            f"hf.apply: the model has {len(kinds)} stacks that are its {part}: "
+            f"{', '.join(kinds)}; apply to the submodule that is meant, say "
+            f"pc.hf.apply(model.{kinds[0].split('.')[0]}, ...)"
+        )
+
+
+def _kind(name: str) -> str:
+    return ".".join(part for part in name.split(".") if not part.isdigit())
+
+
 def _part(name: str, module: Any) -> Part:
-    if _CROSS.search(name):
+    if _CROSS.search(".".join(name.split(".")[-2:])):
         return "cross"
     return "decoder" if getattr(module, "is_causal", False) else "encoder"

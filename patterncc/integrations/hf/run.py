@@ -12,7 +12,10 @@ from torch import Tensor
 
 from patterncc.attend import attention as sparse
 from patterncc.errors import BackendError
+from patterncc.integrations.hf.bias import table_of
+from patterncc.integrations.hf.cross import Seat, first_query
 from patterncc.integrations.hf.layouts import Layouts
+from patterncc.integrations.hf.modules import Part
 from patterncc.integrations.hf.own_mask import OwnMask, own_mask
 from patterncc.integrations.hf.placement import Placement
 from patterncc.primitives import causal, full
@@ -23,18 +26,23 @@ STATE = "_patterncc"
 
 @dataclass(frozen=True, eq=False)
 class Patterned:
-    """An attention module with a pattern."""
+    """An attention module with a pattern.  seat: shared by the modules of a layer with cross."""
 
     name: str
     layouts: Layouts
     backend: str
+    part: Part = "decoder"
+    seat: Seat | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
     """An attention module that keeps the attention it had, beside others with patterns."""
 
+    name: str
     implementation: str
+    part: Part = "decoder"
+    seat: Seat | None = None
 
 
 def attention(
@@ -53,6 +61,8 @@ def attention(
     query [B, H, n, D], key and value [B, Hkv, n_k, D].
     """
     state = getattr(module, STATE, None)
+    place = attention_mask if isinstance(attention_mask, Placement) else None
+    first = _first_query(state, place)
     if isinstance(state, Kept):
         mask = attention_mask.dense() if isinstance(attention_mask, Placement) else attention_mask
         run = _implementation(module, state.implementation)
@@ -61,10 +71,10 @@ def attention(
         return answer
     name = state.name if state is not None else type(module).__name__
     _check(name, attention_mask, dropout, kwargs)
-    place = attention_mask if isinstance(attention_mask, Placement) else None
     n, n_k = query.shape[2], key.shape[2]
-    q_offset = 0 if place is None else int(place.q_offset)
+    q_offset = int(first)
     k_offset = 0 if place is None else place.k_offset
+    bias = table_of(name, module, kwargs.get("position_bias"), q_offset, state is not None)
     if state is None:
         state = _own(module, place)
     out = sparse(
@@ -77,9 +87,21 @@ def attention(
         backend=state.backend,
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),
+        relative_bias=bias,
         key_mask=None if place is None else place.keys,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _first_query(state: Patterned | Kept | None, place: Placement | None) -> int | Tensor:
+    """The position of the first query; self-attention leaves it for its layer's cross-attention."""
+    first = 0 if place is None else place.q_offset
+    if state is None or state.seat is None:
+        return first
+    if state.part == "cross":
+        return first_query(state.name, state.seat)
+    state.seat.first = first
+    return first
 
 
 def _own(module: Any, place: Placement | None) -> Patterned:
