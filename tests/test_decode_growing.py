@@ -41,10 +41,10 @@ def run(step: Step, held: int, *, lengths: bool = True, **more: Any) -> Any:
     if "key_mask" in options:
         options["key_mask"] = options["key_mask"][:, :held]
     k, v = (x[:, :, :held] for x in cut(step, held).poisoned())
-    at = {"position": step.position} | ({"key_lengths": step.lengths} if lengths else {})
-    return pc.attention(
-        step.q, k, v, step.layout, enable_gqa=True, return_lse=True, **at, **options, **more
-    )
+    if lengths:
+        options["key_lengths"] = step.lengths
+    given: dict[str, Any] = {"enable_gqa": True, "return_lse": True, "position": step.position}
+    return pc.attention(step.q, k, v, step.layout, **given, **options, **more)
 
 
 @st.composite

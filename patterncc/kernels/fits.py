@@ -8,6 +8,7 @@ layout's tables at what they hold (`fits_tables`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -50,14 +51,22 @@ def planned(plan: str, q: Tensor | None = None, k: Tensor | None = None) -> Spec
     """
     try:
         if q is None or k is None or q.dim() != 4 or k.dim() != 4:
-            spec = parsed(plan)
-        else:
-            spec = sized(plan, q.shape[2], k.shape[2])
-        check_text(spec)
+            return _sound(plan)
+        return _sound(plan, q.shape[2], k.shape[2])
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise TensorError(
             f"attention: the plan text is none that a layout gives ({error}); it is {plan[:80]!r}"
         ) from error
+
+
+@lru_cache(maxsize=1024)
+def _sound(plan: str, n: int | None = None, n_k: int | None = None) -> Spec | Terms:
+    """The checked spec or terms of a text; for so many queries and keys where it leaves them open.
+
+    Raises what a wrong text raises.
+    """
+    spec = parsed(plan) if n is None or n_k is None else sized(plan, n, n_k)
+    check_text(spec)
     return spec
 
 

@@ -73,17 +73,19 @@ def attend(
     v: Tensor,
     allowed: Tensor | None,
     scores: Scores,
-    rows: Tensor,
+    first: int,
     keys: Keys,
 ) -> Result:
     """q [b, K, G, L, D] over keys k [b, K, S, D] and values v [b, K, S, Dv].
 
-    allowed: bool [L, S], which query may read which key; None: all.
+    allowed: bool [L, S], which query may read which key; None: all.  first: the layout's row of the
+    first query.
     """
     if scores.plain:
         return _by_flash(q.flatten(2, 3), k, v, allowed, scores.scale)
     precise = wide(q.dtype)
     k, v = k.to(precise)[:, :, None], v.to(precise)[:, :, None]
+    rows = torch.arange(first, first + q.shape[3])
     s = scores.apply(q.to(precise) @ k.transpose(-1, -2) * scores.scale, rows, keys)
     dead = None
     if allowed is not None:

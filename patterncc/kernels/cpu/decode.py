@@ -21,7 +21,7 @@ from patterncc.errors import TensorError
 from patterncc.kernels.cpu.attend import Scores, attend
 from patterncc.kernels.cpu.cache import Piece, Prepared, pieces, prepared
 from patterncc.kernels.cpu.heads import check, head_groups, merged, of_group, wide
-from patterncc.kernels.cpu.pages import Cache, Keys
+from patterncc.kernels.cpu.pages import Cache, Joined, Keys, Stretch
 from patterncc.kernels.score import Score, with_sinks
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from patterncc.kernels.spec import Spec
 
 IN_PLACE = 256  # keys; a full stretch at least so long is read without a copy
+ALONE = 512  # keys; the same for one query, whose keys are copied in few pieces
+JOINED = 16  # stretches; more of them are copied key by key
 AT_ONCE = 8192  # keys that are copied or scored at once
 
 
@@ -57,16 +59,23 @@ def decode(
     check(q)
     B, H, L, _ = q.shape
     cache, key_heads = Cache(k, v, block_table), k.shape[1]
-    out = torch.empty(B, H, L, v.shape[-1], dtype=q.dtype)
-    lse = torch.empty(B, H, L, dtype=wide(q.dtype))
     held = spec.n_k if block_table is not None else min(spec.n_k, k.shape[2])
+    out = lse = None
     for step in _steps(q, position, key_lengths, held, score, tensors[0], spec):
         for pattern, keys, members in head_groups(step.patterns, H, key_heads):
             scores = Scores.of(score, keys, members, key_heads, (spec.q_offset, spec.k_offset))
             group = _Group(step, cache, keys, prepared(tensors, spec, pattern), scores)
-            part = group.rows(of_group(q[step.some], keys, members, key_heads))
+            some = q if step.some == slice(0, B) else q[step.some]
+            part = group.rows(of_group(some, keys, members, key_heads))
+            if part[1].shape[:3] == (B, key_heads, H // key_heads):  # all there is
+                out, lse = part[0].reshape(B, H, L, -1).to(q.dtype), part[1].reshape(B, H, L)
+                continue
+            if out is None or lse is None:
+                out = torch.empty(B, H, L, v.shape[-1], dtype=q.dtype)
+                lse = torch.empty(B, H, L, dtype=wide(q.dtype))
             for whole, value in zip((out, lse), part, strict=True):
                 of_group(whole[step.some], keys, members, key_heads).copy_(value)
+    assert out is not None and lse is not None  # there is a sequence, and a head
     return (out, lse) if score.sinks is None else with_sinks(out, lse, score.sinks)
 
 
@@ -149,10 +158,9 @@ class _Group:
         """Queries first .. of one tile row."""
         b, K, G, L, _ = q.shape
         precise, found = wide(q.dtype), None
-        rows = torch.arange(first, first + L)
         for keys, allowed in self._kept(line, first - line * self.plan.rows.block[0], L):
             k, v = self.cache.take(self.step.some, self.heads, keys)
-            part, part_lse, dead = attend(q, k, v, allowed, self.scores, rows, keys)
+            part, part_lse, dead = attend(q, k, v, allowed, self.scores, first, keys)
             if found is None and dead is None:
                 found = part.to(precise), part_lse.to(precise)
                 continue
@@ -180,6 +188,9 @@ class _Group:
 
     def _pieces(self, line: int, low: int, count: int) -> Iterator[Piece]:
         """What queries low .. of a tile row read."""
+        if count == 1:
+            yield from self._of_one(line, low)
+            return
         side = self.plan.rows.block[1]
         places: list[NDArray[np.int64]] = []
         masks: list[NDArray[np.bool_]] = []
@@ -195,6 +206,34 @@ class _Group:
             masks.append(np.tile(tile, tiles)[:, : b - a])
         if places:
             yield from self._partial(np.concatenate(places), np.concatenate(masks, axis=1))
+
+    def _of_one(self, line: int, low: int) -> Iterator[Piece]:
+        """What one query reads: the same keys, however they fall into tiles."""
+        side, ends = self.plan.rows.block[1], []
+        for first, tiles, word in self.plan.rows.line(line):
+            a, b = first * side, min((first + tiles) * side, self.step.length)
+            if a >= b:
+                continue
+            if word == 0 and self._all_count(a, b):
+                ends.append(np.array([[a, b]]))
+                continue
+            allowed = np.tile(self.plan.masks.tile(word, low, low + 1)[0], tiles)[: b - a]
+            if self.step.mask is not None:
+                allowed = allowed & self.step.mask[a:b].numpy()
+            ends.append(a + _runs(allowed))
+        read = _united(np.concatenate(ends)) if ends else []
+        apart = self._read_in_place(read)
+        yield from ((stretch, None) for stretch in apart)
+        yield from ((keys, None) for keys in _together([s for s in read if s not in apart]))
+
+    def _read_in_place(self, read: list[Stretch]) -> list[Stretch]:
+        """The stretches that are worth a call of their own, so that they need not be copied."""
+        if self.cache.table is not None or not self.scores.plain:
+            return []
+        if len(read) == 1:
+            return read
+        many = sum(last - first for first, last in read) > 2 * ALONE
+        return [s for s in read if many and s[1] - s[0] >= ALONE]
 
     def _partial(self, index: NDArray[np.int64], allowed: NDArray[np.bool_]) -> Iterator[Piece]:
         """The keys of an index that some query may read, a limited number at once."""
@@ -216,3 +255,53 @@ class _Group:
         if self.cache.table is None and self.scores.plain:
             return [(first, last)]
         return [(at, min(at + AT_ONCE, last)) for at in range(first, last, AT_ONCE)]
+
+
+def _runs(allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The stretches of True, [m, 2].
+
+    >>> _runs(np.array([True, False, True, True])).tolist()
+    [[0, 1], [2, 4]]
+    """
+    return np.flatnonzero(np.diff(allowed, prepend=False, append=False)).reshape(-1, 2)
+
+
+def _united(ends: NDArray[np.int64]) -> list[Stretch]:
+    """Ascending stretches [m, 2], those that touch as one.
+
+    >>> _united(np.array([[0, 1], [2, 4], [4, 9]]))
+    [(0, 1), (2, 9)]
+    """
+    if not len(ends):
+        return []
+    apart = ends[1:, 0] != ends[:-1, 1]
+    first, last = ends[np.append(True, apart), 0], ends[np.append(apart, True), 1]
+    return list(zip(first.tolist(), last.tolist(), strict=True))
+
+
+def _together(stretches: list[Stretch]) -> Iterator[Keys]:
+    """Stretches side by side, a limited number of keys at once."""
+    part: list[Stretch] = []
+    room = AT_ONCE
+    for first, last in stretches:
+        while first < last:
+            end = min(last, first + room)
+            part.append((first, end))
+            room -= end - first
+            first = end
+            if not room:
+                yield _side_by_side(part)
+                part, room = [], AT_ONCE
+    if part:
+        yield _side_by_side(part)
+
+
+def _side_by_side(stretches: list[Stretch]) -> Keys:
+    if len(stretches) == 1:
+        return stretches[0]
+    if len(stretches) <= JOINED:
+        return Joined(tuple(stretches))
+    first, last = np.array(stretches).T
+    ends = np.cumsum(last - first)
+    within = np.arange(ends[-1]) - np.repeat(ends - (last - first), last - first)
+    return torch.from_numpy(np.repeat(first, last - first) + within)

@@ -49,7 +49,8 @@ def split(x: Tensor, axis: int, size: int) -> Tensor:
     torch.Size([2, 3, 2, 3])
     """
     whole = x.shape[axis] // size
-    x = x.narrow(axis, 0, whole * size)
+    if whole * size < x.shape[axis]:
+        x = x.narrow(axis, 0, whole * size)
     return x.view(*x.shape[:axis], whole, size, *x.shape[axis + 1 :])
 
 
@@ -104,7 +105,11 @@ def head_groups(
 
 def of_group(x: Tensor, keys: slice, members: slice, key_heads: int) -> Tensor:
     """A group's part of a tensor over queries: [B, H, n, ...] -> [B, K, G, n, ...], a view."""
-    return split(x, 1, x.shape[1] // key_heads)[:, keys, members]
+    ratio = x.shape[1] // key_heads
+    whole = split(x, 1, ratio)
+    if keys == slice(0, key_heads) and members == slice(0, ratio):
+        return whole
+    return whole[:, keys, members]
 
 
 def fold_queries(
