@@ -20,9 +20,10 @@ from patterncc.attend.checks import (
 )
 from patterncc.attend.checks_decode import Cache, as_one_piece, cache_of
 from patterncc.errors import TensorError
-from patterncc.kernels import carried, dynamic, op, upload
+from patterncc.kernels import carried, dynamic, op, routed, upload
 from patterncc.kernels.carried import CarriedLayout
 from patterncc.kernels.dynamic import DynamicLayout
+from patterncc.kernels.routed import RoutedLayout
 from patterncc.kernels.score import Score
 from patterncc.layout.layout import Layout
 
@@ -137,7 +138,7 @@ def attention(
     Raises TensorError for tensors that do not fit each other or the layout, BackendError for a
     backend that cannot run here.
     """
-    if not isinstance(layout, Layout | DynamicLayout | CarriedLayout):
+    if not isinstance(layout, AnyLayout):
         raise TensorError(
             f"attention: the layout is a {type(layout).__name__}; give what pc.compile returns, "
             "one layer at a time"
@@ -208,6 +209,8 @@ def _prepare(
             return dynamic.prepared(layout, device, backend)
         case CarriedLayout():
             return carried.prepared(layout, device, backend, step=step)
+        case RoutedLayout():
+            return routed.prepared(layout, device, backend, step=step)
         case _:
             assert_never(layout)
 

@@ -14,12 +14,14 @@ from patterncc.errors import TensorError
 from patterncc.kernels.carried import CarriedLayout
 from patterncc.kernels.dynamic import DynamicLayout
 from patterncc.kernels.plan import HEAD_DIMS
+from patterncc.kernels.routed import RoutedLayout
 from patterncc.kernels.score import Score
 from patterncc.kernels.spec import Backend
 from patterncc.layout.layout import Layout
 
-AnyLayout = Layout | DynamicLayout | CarriedLayout
-"""What `attention` takes: made on the host, on the device, or on the host and carried to it."""
+AnyLayout = Layout | DynamicLayout | CarriedLayout | RoutedLayout
+"""What `attention` takes: made on the host, on the device, on the host and carried to it, or of
+what a router chose."""
 
 DTYPES: dict[Backend, tuple[torch.dtype, ...]] = {
     "triton": (torch.float16, torch.bfloat16, torch.float32),
@@ -90,7 +92,8 @@ def check_layout(q: Tensor, k: Tensor, layout: AnyLayout, position: object) -> N
             f"attention: q has {q.shape[1]} heads (shape {shape(q)}), the layout is for "
             f"{layout.heads}"
         )
-    if layout.sequences not in (1, q.shape[0]):
+    of_all = not isinstance(layout, RoutedLayout)  # a routed one is for its sequences alone
+    if layout.sequences != q.shape[0] and not (of_all and layout.sequences == 1):
         raise TensorError(
             f"attention: q has a batch of {q.shape[0]} (shape {shape(q)}), the layout holds a mask "
             f"for each of {layout.sequences} sequences; compile one for the sequences of this batch"

@@ -1,0 +1,324 @@
+"""Layouts of what a router chose: clusters of tokens or key blocks, each head's own.
+
+They are made anew at each step, on the device that holds the choice, and united exactly with the
+edges of a static layout: a pair that both hold counts once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patterncc.errors import BackendError, PatternValueError, SizeError, TensorError
+from patterncc.kernels import upload
+from patterncc.kernels.reference import LIMIT
+from patterncc.kernels.routed_blocks import Choice, check_chosen, layout_of_blocks, sides_for
+from patterncc.kernels.routed_slots import check_members, check_once, cuts_of, slots_of
+from patterncc.kernels.routed_static import intervals_of
+from patterncc.kernels.routed_tiles import grid_of, layout_of
+from patterncc.kernels.spec import Spec
+from patterncc.kernels.terms import Term, Terms, parsed
+from patterncc.kernels.unread import unread_keys
+from patterncc.layout.layout import Layout
+from patterncc.pattern import check_int
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedLayout:
+    """A mask for `attention` of its own for each head of each sequence, as a router chose it.
+
+    tiles: of clusters those of slots, of all heads one behind the other; of blocks those of tokens,
+    a pattern for each head of each sequence, the static edges among them.
+    order, place: of clusters the row of each slot and the slot of each row (`routed_slots.Slots`).
+    static: what clusters are united with; its edges are not in `tiles`.
+    """
+
+    n: int
+    heads: int
+    sequences: int
+    pattern: str
+    tiles: Layout
+    order: Tensor | None = None
+    place: Tensor | None = None
+    static: Layout | None = None
+    q_offset: int = 0
+    k_offset: int = 0
+
+    @property
+    def n_k(self) -> int:
+        """Keys are the same tokens as queries."""
+        return self.n
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Queries x keys of a tile."""
+        return self.tiles.block
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tables are."""
+        return torch.device("cpu")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables that this step made."""
+        own = [x for x in (self.order, self.place) if x is not None]
+        return self.tiles.nbytes + sum(x.numel() * x.element_size() for x in own)
+
+    @cached_property
+    def edges(self) -> tuple[int, ...]:
+        """How many pairs each head of each sequence reads, B * H numbers; static ones count."""
+        if self.order is None:
+            return tuple(self.tiles.edges[u] for u in self.tiles.head_pattern.tolist())
+        found = intervals_of(self.tiles)
+        by_slot = (found.high - found.low).sum(axis=(0, 1))[:-1]
+        own = by_slot.reshape(self.sequences * self.heads, -1).sum(axis=1)
+        if self.static is not None:
+            own += np.array(self.static.edges)[_pattern_of_heads(self)]
+        return tuple(own.tolist())
+
+    def dense(self) -> Tensor:
+        """The mask, bool [B, H, n, n].
+
+        Raises SizeError for more than `reference.LIMIT` entries.
+        """
+        sides = (self.sequences, self.heads, self.n, self.n)
+        if np.prod(sides, dtype=object) > LIMIT:
+            raise SizeError(f"dense() of {' x '.join(map(str, sides))} passes {LIMIT} entries")
+        if self.order is None:
+            return torch.from_numpy(self.tiles.dense()).view(sides)
+        mask = np.zeros(sides, dtype=bool)
+        if self.static is not None:
+            mask |= self.static.dense()
+        rows = mask.reshape(-1, self.n)
+        order = self.order.numpy()
+        found = intervals_of(self.tiles)
+        for low, high in zip(found.low[:, 0], found.high[:, 0], strict=True):
+            for slot in np.flatnonzero(low < high).tolist():
+                keys = order[low[slot] : high[slot]] % self.n
+                assert not rows[order[slot], keys].any()  # else a pair would count twice
+                rows[order[slot], keys] = True
+        return torch.from_numpy(mask)
+
+    def __repr__(self) -> str:
+        return (
+            f"<RoutedLayout {self.pattern[:100]}: {self.sequences} x {self.heads} heads, {self.n} "
+            f"tokens, block {self.block[0]} x {self.block[1]}, on {self.device}>"
+        )
+
+
+def routed_clusters(
+    members: Tensor,
+    *,
+    n: int,
+    static: Layout | None = None,
+    causal: bool = False,
+    block: tuple[int, int] | None = None,
+) -> RoutedLayout:
+    """Tokens of one cluster read each other, of later ones only earlier if causal; or static edges.
+
+    members: int64 [B, H, clusters, width], the tokens of each cluster, ascending, then -1 in empty
+    slots; a token stands in at most one cluster of its head.  On a GPU their values are not looked
+    at.  static: a layout of n tokens, in token order.  block: sides of a tile; powers of two.
+
+    >>> members = torch.tensor([[[[0, 3, 4], [1, 5, -1]]]])
+    >>> routed_clusters(members, n=6, causal=True).dense()[0, 0].int()
+    tensor([[1, 0, 0, 0, 0, 0],
+            [0, 1, 0, 0, 0, 0],
+            [0, 0, 0, 0, 0, 0],
+            [1, 0, 0, 1, 0, 0],
+            [1, 0, 0, 1, 1, 0],
+            [0, 1, 0, 0, 0, 1]], dtype=torch.int32)
+
+    Raises PatternValueError for members and a static layout that do not fit, SizeError.
+    """
+    n = check_int("routed_clusters", "n", n, 1)
+    members = check_members(members, n)
+    sequences, heads, clusters, width = members.shape
+    which = _check_static("routed_clusters", static, n, sequences, heads)
+    cuts = None
+    if static is not None:
+        cuts = cuts_of(intervals_of(static), torch.from_numpy(np.array(which)), members.device)
+    slots = slots_of(members, n, causal, cuts, by_key=False)
+    check_once(slots, members)
+    sides = block or _sides(width)
+    grid = grid_of(sequences * heads * clusters, width, sides, causal)
+    text = f"routed({clusters} clusters of {width})" + _beside(static, causal)
+    return RoutedLayout(
+        n,
+        heads,
+        sequences,
+        text,
+        replace(layout_of(slots, grid), pattern=text),
+        slots.order,
+        slots.place,
+        static,
+    )
+
+
+def routed_blocks(
+    chosen: Tensor,
+    *,
+    n: int,
+    block: int,
+    grain: int | None = None,
+    static: Layout | None = None,
+    causal: bool = False,
+) -> RoutedLayout:
+    """Queries read the keys of the blocks that they chose, causally if so asked; or static edges.
+
+    chosen: int64 [B, H, groups, count], blocks of `block` keys for each `grain` queries in turn (by
+    default as many), -1 for none; a block named twice counts once.  grain 1: each query by itself.
+    Tiles are those of the static layout where there is one.
+
+    >>> chosen = torch.tensor([[[[0, -1], [0, 1], [2, 0]]]])
+    >>> routed_blocks(chosen, n=6, block=2, causal=True).dense()[0, 0].int()
+    tensor([[1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 0],
+            [1, 1, 0, 0, 1, 1]], dtype=torch.int32)
+
+    Raises PatternValueError for blocks and a static layout that do not fit, SizeError.
+    """
+    n = check_int("routed_blocks", "n", n, 1)
+    block = check_int("routed_blocks", "block", block, 1)
+    grain = block if grain is None else check_int("routed_blocks", "grain", grain, 1)
+    chosen = check_chosen(chosen, n, block, grain)
+    sequences, heads, groups, count = chosen.shape
+    which = _check_static("routed_blocks", static, n, sequences, heads)
+    tile = sides_for(block, grain) if static is None else static.block
+    rows = chosen.reshape(sequences * heads, groups, count).numpy()
+    choice = Choice(rows, n, block, grain, causal, tile, static, which)
+    text = f"routed({count} blocks of {block} for {grain} queries)" + _beside(static, causal)
+    tiles = replace(layout_of_blocks(choice, sequences), pattern=text)
+    return RoutedLayout(n, heads, sequences, text, tiles)
+
+
+def _sides(width: int) -> tuple[int, int]:
+    """Tiles for clusters of one width: not much wider than these."""
+    side = min(128, max(32, 1 << width.bit_length() - 1))
+    return max(64, side), side
+
+
+def _beside(static: Layout | None, causal: bool) -> str:
+    text = " & causal()" if causal else ""
+    return text if static is None else f"{text} | {static.pattern}"
+
+
+def _check_static(
+    name: str, static: Layout | None, n: int, sequences: int, heads: int
+) -> NDArray[np.int32]:
+    """The pattern of a static layout for each head of each sequence; refuse one that does not fit.
+
+    Raises PatternValueError.
+    """
+    if static is None:
+        return np.zeros(sequences * heads, dtype=np.int32)
+    if not isinstance(static, Layout):
+        raise PatternValueError(
+            f"{name}: static is a {type(static).__name__}; give what pc.compile(pattern, n={n}) "
+            "returns, one layer, or None"
+        )
+    if (static.n, static.n_k) != (n, n) or static.q_offset != static.k_offset:
+        raise PatternValueError(
+            f"{name}: the static layout is for {static.n} queries at {static.q_offset} and "
+            f"{static.n_k} keys at {static.k_offset}, the router's tokens are {n}; compile it "
+            f"with n={n}"
+        )
+    if static.order is not None or static.rest:
+        raise PatternValueError(
+            f"{name}: the static layout stands in an order of its own; compile it with "
+            'order="token"'
+        )
+    if static.heads not in (None, heads) or static.sequences not in (1, sequences):
+        raise PatternValueError(
+            f"{name}: the static layout is for {static.heads} heads and {static.sequences} "
+            f"sequences, the router chose for {heads} heads and {sequences} sequences"
+        )
+    listed = static.head_pattern.reshape(static.sequences, -1)
+    return np.broadcast_to(listed, (sequences, heads)).reshape(-1)
+
+
+def _pattern_of_heads(layout: RoutedLayout) -> NDArray[np.int32]:
+    return _check_static("routed", layout.static, layout.n, layout.sequences, layout.heads)
+
+
+_prepared: WeakKeyDictionary[RoutedLayout, dict[str, upload.Prepared]] = WeakKeyDictionary()
+
+
+def prepared(
+    layout: RoutedLayout, device: torch.device, requested: str, *, step: bool = False
+) -> upload.Prepared:
+    """What the op takes of it, kept as long as it lives.
+
+    Raises BackendError for another device, TensorError for a decode step.
+    """
+    if step:
+        raise TensorError(
+            "attention: a routed layout is for whole sequences, a decode step (position=) has "
+            "none; run the whole sequence, or route with the keys so far"
+        )
+    if device != layout.device:
+        raise BackendError(
+            f"attention: tensors on {device}, a layout routed on {layout.device}; route where "
+            "they are"
+        )
+    kept = _prepared.setdefault(layout, {})
+    if requested not in kept:
+        kept[requested] = _made(layout, device, requested)
+    return kept[requested]
+
+
+def _made(layout: RoutedLayout, device: torch.device, requested: str) -> upload.Prepared:
+    if layout.order is None or layout.place is None:
+        return upload.prepared(layout.tiles, device, requested)
+    if requested == "reference":
+        return _dense(layout)
+    tensors, text, backend = upload.prepared(layout.tiles, device, requested)
+    tables = tensors[:-1]
+    term = Term(Spec.parse(text), len(tables), tokens=layout.n)
+    unread = layout.place.view(layout.sequences, layout.heads, layout.n) == layout.tiles.n - 1
+    if layout.static is None:
+        whole = Terms((term,))
+        return [*tables, layout.order, layout.place, unread], whole.text(), backend
+    (*others, _), text, _ = upload.prepared(layout.static, device, requested)
+    made = parsed(text)
+    terms = (Term(made, len(others)),) if isinstance(made, Spec) else made.terms
+    read_by_static = unread_keys(layout.static)
+    if read_by_static.size:
+        unread &= torch.from_numpy(read_by_static)
+    else:
+        unread = unread[:, :1, :0]
+    whole = Terms((*terms, term))
+    return [*others, *tables, layout.order, layout.place, unread], whole.text(), backend
+
+
+def _dense(layout: RoutedLayout) -> upload.Prepared:
+    mask = layout.dense()
+    spec = Spec(
+        n=layout.n,
+        n_k=layout.n,
+        q_offset=0,
+        k_offset=0,
+        block=layout.block,
+        patterns=layout.sequences * layout.heads,
+        full=True,
+        zones=1,
+        bits=True,
+        layout_hash="",
+        backend="reference",
+        share=1,
+        sequences=layout.sequences,
+    )
+    return [mask, ~mask.any(2)], spec.text(), "reference"
