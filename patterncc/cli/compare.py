@@ -70,7 +70,7 @@ def compare(
     check_output(output, ENDINGS)
     if len(candidates) > MOST:
         raise PatternValueError(f"compare: {len(candidates)} candidates; at most {MOST}")
-    named = _read_all(candidates, params, bind, n)
+    named = read_all(candidates, params, bind, n)
     patterns = chain(*(file.stack.patterns for file in named.values()))
     check_bindings("compare", patterns, pairs(bind, "--bind"))
     length = n or max((s for file in named.values() for s in sizes_of(file)), default=DEFAULT_N)
@@ -97,7 +97,7 @@ def compare(
     return Answer(found.to_json(), text, styled=lambda: show(found, wrote))
 
 
-def _read_all(
+def read_all(
     candidates: tuple[str, ...], params: tuple[str, ...], bind: tuple[str, ...], n: int | None
 ) -> dict[str, PatternFile]:
     """Every candidate by its label; a shared parameter goes to those that have it, and it must be

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patterncc._version import __version__
-from patterncc.cli import build, cache, compare, inspect, measure, tune
+from patterncc.cli import build, cache, compare, fidelity, inspect, measure, tune
 from patterncc.cli.answer import Commands
 
 _COMMANDS = (
@@ -16,6 +16,7 @@ _COMMANDS = (
     compare.compare,
     cache.cache,
     build.compile_,
+    fidelity.fidelity,
     measure.bench,
     tune.tune,
     build.doctor,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from patterncc import gallery
-from patterncc.analysis import Report, analyze
 from patterncc.demo.page import page
 from patterncc.language import PatternFile, load
 from patterncc.zones.lower import lower
@@ -67,32 +66,26 @@ def main(
 
 
 def _fidelity(files: list[PatternFile], say: Callable[[str], None]) -> list[Row]:
-    from patterncc.demo.fidelity import compare, dense_log_probs
-    from patterncc.demo.pretrained import batches
-    from patterncc.demo.pretrained import load as load_model
+    from patterncc.fidelity import Candidate, default_text, fidelity, open_model, sequences
 
-    model, tokenizer = load_model()
-    ids = batches(tokenizer, SEQUENCES, TOKENS)
-    dense = dense_log_probs(model, ids)
-    layers = model.config.num_hidden_layers
+    model = open_model("glassllm")
+    cut = sequences(model, [default_text()], TOKENS, SEQUENCES)
     say(
-        f"A pretrained Llama of {model.num_parameters():,} parameters and {layers} layers; "
-        f"{SEQUENCES} x {TOKENS} tokens of real text.\n"
+        f"A pretrained Llama of {model.model.num_parameters():,} parameters and {model.layers} "
+        f"layers; {SEQUENCES} x {TOKENS} tokens of real text.\n"
         "Its attention replaced by compiled patterns:\n\n"
         f"{'pattern':<16}{'of causal':>10}{'reach':>9}{'full at':>9}{'KL':>9}{'top-1':>8}"
     )
+    candidates = {file.name: Candidate(file.stack, file.bindings) for file in files}
     rows = []
-    for file in files:
-        bindings: dict[str, Any] = dict(file.bindings)
-        report = analyze(file.stack, TOKENS, depth=layers, pairs="causal", **bindings)
-        close = compare(model, ids, file.stack, dense)
+    for found in fidelity(model, candidates, cut).rows:
         row = Row(
-            file.name,
-            _density(report),
-            report.reach[layers].share,
-            report.depth_to_full,
-            close.kl,
-            close.top1,
+            found.name,
+            found.foreseen.figures["density"],
+            found.foreseen.figures["reach"],
+            found.foreseen.depth_to_full,
+            found.measured["kl"].mean,
+            found.measured["top1"].mean,
         )
         rows.append(row)
         say(
@@ -105,12 +98,6 @@ def _fidelity(files: list[PatternFile], say: Callable[[str], None]) -> list[Row]
         "the predicted next tokens against the same model with dense attention."
     )
     return rows
-
-
-def _density(report: Report) -> float:
-    """Edges over causal pairs, mean over the layers of the curve and the heads of each."""
-    means = [sum(cost.edges) / len(cost.edges) for cost in report.costs]
-    return sum(means) / (len(means) * (TOKENS * (TOKENS + 1) // 2))
 
 
 def _depth(row: Row) -> str:

