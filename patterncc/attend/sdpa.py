@@ -196,6 +196,8 @@ class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call sit
         """Reroute the one function, refuse what would attend otherwise, let the rest pass."""
         if func in _SERVED:
             return self._serve(*args, **(kwargs or {}))
+        if func in _BACKWARD:
+            return self._differentiate(func, args, kwargs or {})
         if func in _REFUSED or getattr(func, "__name__", "").startswith(_KERNELS):
             raise TensorError(
                 f"sdpa_as: a call of {getattr(func, '__name__', func)}, which attends without "
@@ -212,10 +214,35 @@ class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call sit
                 "come in another order than the layers of the stack; give one pattern for all, or "
                 "pass pattern= at the call sites (pc.scaled_dot_product_attention)"
             )
-        out = scaled_dot_product_attention(query, key, *args, pattern=self.layers[layer], **kwargs)
-        self.calls += 1
+        self.calls += 1  # first: a checkpoint that is computed again may stop within the call
         self.seen[layer, query.shape[-2], key.shape[-2]] += 1
-        return out
+        over = self.layers[layer]
+        return scaled_dot_product_attention(query, key, *args, pattern=over, **kwargs)
+
+    def _differentiate(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A backward pass with the rerouting on, for what checkpoints compute again.
+
+        torch turns rerouting off within a function that it hands over, as it does each that takes
+        tensors.  So this one gets edges of the graph, which stand for the same tensors.
+        """
+        outputs, *rest = args
+        given = dict(kwargs)
+        into = given.pop("inputs", None)
+        if func is torch.autograd.grad:
+            into, *rest = rest if into is None else (into, *rest)
+        edges, targets = _edges(outputs), None if into is None else _edges(into)
+        if edges is None or (into is not None and targets is None):
+            return func(*args, **kwargs)  # which says what is wrong with them
+        if targets is not None:
+            given["inputs"] = targets
+        again = torch.autograd.backward if func is Tensor.backward else func
+        if func is Tensor.backward and "gradient" in given:
+            given["grad_tensors"] = given.pop("gradient")
+        self.__enter__()  # type: ignore[no-untyped-call]
+        try:
+            return again(edges, *rest, **given)
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __exit__(
         self,
@@ -241,6 +268,15 @@ class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call sit
             )
 
 
+def _edges(tensors: Any) -> tuple[Any, ...] | None:
+    """Where tensors stand in the graph of a backward pass; None if one stands nowhere."""
+    listed = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    if not all(isinstance(x, Tensor) and x.requires_grad for x in listed):
+        return None
+    return tuple(torch.autograd.graph.get_gradient_edge(x) for x in listed)
+
+
+_BACKWARD = {Tensor.backward, torch.autograd.backward, torch.autograd.grad}
 _SERVED = {
     F.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention,
