@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import patterncc as pc
-from patterncc.demo.pretrained import load, text
 from patterncc.errors import BackendError, PatternValueError
+from patterncc.fidelity import named_text, open_model
 from patterncc.integrations.hf import apply
 from patterncc.integrations.hf.evicting import evicting
 
@@ -23,8 +23,8 @@ def model() -> Iterator[tuple[Any, torch.Tensor]]:
     since tensors here are tiny."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found, tokenizer = load()
-    yield found, torch.tensor([tokenizer.encode(text(40))[:48]])
+    found = open_model("glassllm")
+    yield found.model, torch.tensor([found.encode(named_text("kjv").words[:4000])[:48]])
     torch.set_num_threads(threads)
 
 
