@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from patterncc.language import PatternFile, load, loads
     from patterncc.layout import Layout, compile
     from patterncc.layout.packed import compile_packed
+    from patterncc.routers import NearestKeys, RoutedAttention, SphericalKMeans, TopBlocks, trace
     from patterncc.zones import Frame, ZoneSet
     from patterncc.zones.lower import lower
 
@@ -118,6 +119,11 @@ _LAZY = {
     "MultiheadAttention": "patterncc.attend",
     "scaled_dot_product_attention": "patterncc.attend",
     "sdpa_as": "patterncc.attend",
+    "RoutedAttention": "patterncc.routers",
+    "SphericalKMeans": "patterncc.routers",
+    "NearestKeys": "patterncc.routers",
+    "TopBlocks": "patterncc.routers",
+    "trace": "patterncc.routers",
     "PlannedCache": "patterncc.integrations.planned_cache",
     "to_networkx": "patterncc.integrations.networkx",
     "from_networkx": "patterncc.integrations.networkx",
@@ -192,6 +198,11 @@ __all__ = [
     "MultiheadAttention",
     "scaled_dot_product_attention",
     "sdpa_as",
+    "RoutedAttention",
+    "SphericalKMeans",
+    "NearestKeys",
+    "TopBlocks",
+    "trace",
     "PlannedCache",
     "hf",
     "to_networkx",

@@ -1,0 +1,359 @@
+"""`RoutedAttention` beside dense attention over the edges that its trace names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import patterncc as pc
+from patterncc.errors import PatternError, PatternValueError, TensorError
+from patterncc.kernels import reference
+from patterncc.routers import NearestKeys, RoutedAttention, SphericalKMeans, TopBlocks, trace
+from patterncc.routers.tracing import Trace
+from patterncc.stack import patterns_of
+
+N = 41
+NEAR = pc.causal() & pc.window(5)
+ROUTERS = [
+    SphericalKMeans(4, decay=0.9),
+    SphericalKMeans(4, width=6, decay=0.9),
+    SphericalKMeans(4, tied=False),
+    NearestKeys(5),
+    TopBlocks(3, block=8),
+    TopBlocks(3, block=8, shared=True),
+    TopBlocks(2, block=8, grain=4),
+]
+KMEANS, STEPPING = ROUTERS[:3], [ROUTERS[1], ROUTERS[3], ROUTERS[4], ROUTERS[5]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def layer(router: Any, *, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+    return RoutedAttention(32, 4, 2, router, **options).to(dtype)
+
+
+def mask_of(seen: Trace, n: int, batch: int) -> Tensor:
+    """Bool [batch, heads, n, n] of the first layer, by lowering what was bound."""
+    found = []
+    for b in range(batch):
+        bound = seen.bindings(b)
+        rows = [pc.lower(p, n, head=h, **bound).dense() for h, p in enumerate(seen.stack.heads(0))]
+        found.append(torch.stack([torch.from_numpy(row) for row in rows]))
+    return torch.stack(found)
+
+
+def dense(m: Any, x: Tensor, mask: Tensor) -> Tensor:
+    out, _ = reference.attention(*m._project(x), mask)
+    found: Tensor = m.out(out.transpose(1, 2).flatten(2))
+    return found
+
+
+@pytest.mark.parametrize("static", [None, NEAR, pc.heads([NEAR, pc.sink(2) & pc.causal()] * 2)])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both"])
+@pytest.mark.parametrize("router", ROUTERS, ids=str)
+def test_outputs_and_gradients_are_those_of_dense_attention(
+    router: Any, causal: bool, static: Any
+) -> None:
+    m = layer(router, static=static, causal=causal)
+    x = torch.randn(2, N, 32, dtype=torch.float64, requires_grad=True)
+    with trace(m) as seen:
+        y = m(x)
+    mask = mask_of(seen, N, 2)
+    if static is not None:
+        for h, p in enumerate(patterns_of(static) * (4 // len(patterns_of(static)))):
+            own = torch.from_numpy(pc.lower(p, N).dense())
+            assert mask[:, h][:, own].all()
+    assert not causal or not mask.triu(1).any()
+    expected, w = dense(m, x, mask), torch.randn(2, N, 32, dtype=torch.float64)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    wanted = [x, *m.parameters()]
+    found = torch.autograd.grad((y * w).sum(), wanted)
+    for a, b in zip(found, torch.autograd.grad((expected * w).sum(), wanted), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("router", [ROUTERS[0], ROUTERS[1], ROUTERS[3], ROUTERS[4]], ids=str)
+def test_padding_is_chosen_by_none_and_changes_nothing(router: Any) -> None:
+    m = layer(router, static=NEAR, causal=not isinstance(router, SphericalKMeans))
+    x = torch.randn(2, N, 32, dtype=torch.float64)
+    keys = torch.ones(2, N, dtype=torch.bool)
+    keys[1, 30:] = False
+    whole = m(x, key_mask=keys)
+    x[1, 30:] = 7.0
+    torch.testing.assert_close(m(x, key_mask=keys)[keys], whole[keys])
+    torch.testing.assert_close(whole[1:, :30], m(x[1:, :30]))  # balanced by the tokens there are
+
+
+@pytest.mark.parametrize("router", STEPPING, ids=str)
+def test_later_tokens_change_no_earlier_output(router: Any) -> None:
+    m = layer(router, static=NEAR).eval()
+    x = torch.randn(2, N, 32, dtype=torch.float64)
+    whole = m(x)
+    for first in (1, 8, 19, 40):
+        other = x.clone()
+        other[:, first:] = torch.randn(2, N - first, 32, dtype=torch.float64)
+        torch.testing.assert_close(m(other)[:, :first], whole[:, :first])
+        torch.testing.assert_close(m(x[:, :first]), whole[:, :first])
+
+
+def test_balanced_clusters_do_look_at_later_tokens() -> None:
+    """As the page says: who has room in a cluster depends on the whole sequence."""
+    m = layer(SphericalKMeans(4)).eval()
+    x = torch.randn(1, N, 32, dtype=torch.float64)
+    whole, other = m(x), x.clone()
+    other[:, 20:] = torch.randn(1, N - 20, 32, dtype=torch.float64)
+    assert not torch.allclose(m(other)[:, :20], whole[:, :20])
+
+
+@pytest.mark.parametrize("router", STEPPING, ids=str)
+def test_steps_with_a_cache_are_the_rows_of_the_whole_pass(router: Any) -> None:
+    m = layer(router, static=pc.heads([NEAR, pc.causal() & pc.sink(2)] * 2)).eval()
+    x = torch.randn(2, N, 32, dtype=torch.float64)
+    with torch.no_grad():
+        whole = m(x)
+        for prompt in (0, 1, 17):
+            cache = m.new_cache(2, 64)
+            rows = [m(x[:, :prompt], cache=cache, position=0)] if prompt else []
+            rows += [m(x[:, i : i + 1], cache=cache, position=i) for i in range(prompt, N)]
+            torch.testing.assert_close(torch.cat(rows, 1), whole)
+
+
+# --- centroids
+
+
+def stepped(m: nn.Module, x: Tensor) -> list[Tensor]:
+    m.zero_grad()
+    m(x).square().sum().backward()
+    return [p.grad.clone() for p in m.parameters() if p.grad is not None]
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.reentrant = inner, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = checkpoint(self.inner, x, use_reentrant=self.reentrant)
+        return found
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("router", KMEANS, ids=str)
+def test_recomputing_moves_centroids_once_and_chooses_the_same(
+    router: Any, reentrant: bool
+) -> None:
+    plain = nn.Sequential(layer(router, static=NEAR), layer(router))
+    other = copy.deepcopy(plain)
+    again = nn.Sequential(*(Checkpointed(m, reentrant) for m in other))
+    x = torch.randn(2, N, 32, dtype=torch.float64, requires_grad=True)
+    for _ in range(3):
+        before = [m.centroids.clone() for m in plain]
+        for a, b in zip(stepped(plain, x), stepped(again, x), strict=True):
+            torch.testing.assert_close(a, b)
+        for m, o, old in zip(plain, other, before, strict=True):
+            assert (m.centroids != old).any()
+            torch.testing.assert_close(m.centroids, o.centroids)
+
+
+@pytest.mark.parametrize("router", KMEANS, ids=str)
+def test_centroids_rest_in_evaluation_and_without_gradient_and_are_saved(router: Any) -> None:
+    m = layer(router)
+    x = torch.randn(2, N, 32, dtype=torch.float64)
+    start = m.centroids.clone()
+    with torch.no_grad():
+        m(x)
+    m(x)  # no gradient comes back
+    m.eval()
+    stepped(m, x)
+    assert (m.centroids == start).all()
+    m.train()
+    stepped(m, x)
+    assert (m.centroids != start).any()
+    torch.testing.assert_close(m.centroids.norm(dim=-1), torch.ones(4, 4, dtype=torch.float64))
+    other = layer(router)
+    other.load_state_dict(m.state_dict())
+    assert (other(x) == m(x)).all()
+    names = {"q.weight", "v.weight", "out.weight", "centroids"}
+    assert set(m.state_dict()) == (names if m.tied else names | {"k.weight"})
+
+
+def test_names_of_weights_are_those_of_sparse_attention() -> None:
+    m = RoutedAttention(32, 4, 2, TopBlocks(2), bias=True)
+    assert set(m.state_dict()) == set(pc.SparseAttention(32, 4, 2, NEAR, bias=True).state_dict())
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    def run() -> list[Tensor]:
+        torch.manual_seed(3)
+        m = layer(ROUTERS[0], dtype=torch.float32, static=NEAR)
+        x = torch.randn(2, N, 32)
+        return [*stepped(m, x), m.centroids, m(x)]
+
+    for a, b in zip(run(), run(), strict=True):
+        assert (a == b).all()
+
+
+def test_half_precision() -> None:
+    m = layer(SphericalKMeans(4, decay=0.999), dtype=torch.float32, static=NEAR)
+    x = torch.randn(2, N, 32)
+    whole = m(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = m(x)
+        half.float().sum().backward()
+    assert half.dtype == torch.bfloat16 and (half - whole).abs().mean() < 0.1
+    narrow = copy.deepcopy(m).to(torch.bfloat16)
+    assert narrow.centroids.dtype == torch.float32 and narrow.q.weight.dtype == torch.bfloat16
+    before = narrow.centroids.clone()
+    narrow(x.bfloat16()).float().sum().backward()
+    assert (narrow.centroids != before).any()
+    moved = copy.deepcopy(m).half().centroids
+    assert moved.dtype == torch.float32
+
+
+def test_ranks_share_what_they_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks with half of a batch each move their centroids as one with all of it does."""
+    whole = layer(ROUTERS[0])
+    ranks, x = [copy.deepcopy(whole) for _ in range(2)], torch.randn(4, N, 32, dtype=torch.float64)
+    stepped(whole, x)
+    given: list[list[Tensor]] = [[], []]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in (0, 1):  # what each would hand over
+        monkeypatch.setattr(torch.distributed, "all_reduce", given[rank].append)
+        copy.deepcopy(ranks[rank])(x[rank::2])
+    for rank in (0, 1):
+        others = iter(given[1 - rank])
+        add = partial(lambda left, t: t.add_(next(left)), others)
+        monkeypatch.setattr(torch.distributed, "all_reduce", add)
+        stepped(ranks[rank], x[rank::2])
+        torch.testing.assert_close(ranks[rank].centroids, whole.centroids)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _: pytest.fail("sync=False"))
+    layer(SphericalKMeans(4, sync=False))(x)
+
+
+# --- traces
+
+
+@pytest.mark.parametrize("router", [ROUTERS[0], ROUTERS[1], ROUTERS[3], ROUTERS[6]], ids=str)
+def test_a_trace_is_what_analyze_takes(router: Any) -> None:
+    model = nn.Sequential(
+        pc.SparseAttention(32, 4, pattern=NEAR),
+        RoutedAttention(32, 4, 2, router, static=NEAR),
+        RoutedAttention(32, 4, 2, router),
+    )
+    x = torch.randn(2, N, 32)
+    with trace(model) as seen:
+        model(x)
+    model(x)
+    assert len(seen.stack) == len(seen.calls) == 3 and seen.n == N
+    for sequence in (0, 1):
+        report = pc.analyze(seen.stack, N, **seen.bindings(sequence))
+        content = report.content
+        assert content is not None and content.traced is not None
+        for low, at, high in zip(
+            content.guaranteed.figures,
+            content.traced.figures,
+            content.possible.figures,
+            strict=True,
+        ):
+            assert low.lo <= at.lo <= at.hi <= high.hi
+        assert content.guaranteed.figures[-1].lo < content.traced.figures[-1].lo
+    with pytest.raises(PatternValueError, match="sequence 2 of a batch of 2"):
+        seen.bindings(2)
+    with trace(model) as nothing, pytest.raises(PatternError, match="no routed or sparse layer"):
+        nothing.stack  # noqa: B018
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (partial(RoutedAttention, 32, 4), PatternError, "None is not a router; give pc.Spher"),
+        (partial(RoutedAttention, 30, 4, router=TopBlocks(2)), PatternValueError, "dim 30 is not"),
+        (partial(RoutedAttention, 32, 4, 3, TopBlocks(2)), PatternValueError, "heads 4 is not"),
+        (
+            partial(RoutedAttention, 32, 4, router=TopBlocks(2), static="causal"),
+            PatternError,
+            "'causal' is not a pattern",
+        ),
+        (
+            partial(RoutedAttention, 32, 4, router=TopBlocks(2), static=pc.heads([NEAR])),
+            PatternValueError,
+            "4 heads, but a pattern for 1",
+        ),
+    ],
+)
+def test_layers_that_cannot_be(make: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        make()
+
+
+def test_calls_that_cannot_be() -> None:
+    x = torch.randn(1, 8, 32)
+    m = RoutedAttention(32, 2, router=TopBlocks(2, block=4), static=pc.window(2, 2))
+    with pytest.raises(
+        PatternValueError, match=r"window\(2, 2\) reads later positions in a causal"
+    ):
+        m(x)
+    m = RoutedAttention(32, 2, router=TopBlocks(2, block=4))
+    with pytest.raises(
+        TensorError, match=r"x has shape \(1, 8, 16\); it must be \(batch, length, 32\)"
+    ):
+        m(x[..., :16])
+    with pytest.raises(TensorError, match="cache and position go together"):
+        m(x, position=3)
+    cache = m.new_cache(1, 9)
+    with pytest.raises(TensorError, match="2 tokens at position 3; after the prompt"):
+        m(x[:, :2], cache=cache, position=3)
+    with pytest.raises(
+        TensorError, match=r"at position 9 do not fit a cache of shape \(1, 2, 9, 16\)"
+    ):
+        m(x[:, :1], cache=cache, position=9)
+    with pytest.raises(TensorError, match="with a cache there is scale alone, not softcap"):
+        m(x, cache=cache, position=0, softcap=2.0)
+
+
+@pytest.mark.parametrize(
+    ("router", "options", "message"),
+    [
+        (SphericalKMeans(4), {}, "balanced clusters are known once the sequence is whole; give"),
+        (TopBlocks(2, block=8, grain=4), {}, "4 queries choose together .* take grain=1"),
+        (NearestKeys(2), {"causal": False}, "it reads later positions"),
+        (
+            NearestKeys(2),
+            {"static": pc.causal() & pc.random_blocks(1, block=16)},
+            r"the edges of random_blocks\(1, .* depend on the length; use past=True",
+        ),
+    ],
+)
+def test_layers_without_decode_steps(router: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PatternValueError, match=message):
+        RoutedAttention(32, 2, router=router, **options).new_cache(1, 8)
+
+
+def test_one_token_and_fewer_tokens_than_clusters() -> None:
+    for router in ROUTERS:
+        for n in (1, 3):
+            m = layer(router)
+            y = m(torch.randn(1, n, 32, dtype=torch.float64))
+            assert y.shape == (1, n, 32) and y.isfinite().all()
+
+
+def test_a_layer_prints_what_it_is() -> None:
+    text = str(RoutedAttention(32, 4, 2, TopBlocks(2), static=NEAR))
+    assert "32, heads=4, kv_heads=2, router=TopBlocks(count=2, block=64" in text
