@@ -2,8 +2,20 @@
 
 with pc.hf.apply(model, pc.causal() & (pc.window(511) | pc.sink(4))):
     model.generate(...)
+
+Importing this makes `attn_implementation="patterncc"` known to transformers, where that is
+installed: a model that asks for it runs its own mask sparsely.
 """
 
-from patterncc.integrations.hf.apply import NAME, Applied, apply, register
+from contextlib import suppress
+from importlib.util import find_spec
 
-__all__ = ["NAME", "Applied", "apply", "register"]
+from patterncc.errors import BackendError
+from patterncc.integrations.hf.apply import NAME, Applied, apply, register, undo
+from patterncc.integrations.hf.state import Fallback
+
+__all__ = ["NAME", "Applied", "Fallback", "apply", "register", "undo"]
+
+if find_spec("transformers") is not None:
+    with suppress(BackendError):  # too old; `apply` says so
+        register()

@@ -4,34 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from patterncc.errors import BackendError, PatternValueError
 from patterncc.integrations.hf.bias import check_bias, hand_on_as_before, hand_on_tables
+from patterncc.integrations.hf.caches import WATCH, Watch, stays, unwatch, watch, windows
 from patterncc.integrations.hf.cross import check_cross, seats
 from patterncc.integrations.hf.layouts import Layouts
 from patterncc.integrations.hf.modules import Found, Part, attention_modules, check_one_kind
-from patterncc.integrations.hf.run import STATE, Kept, Patterned, attention, mask
-from patterncc.pattern import Pattern
-from patterncc.stack import Heads, Stack, check_stack
+from patterncc.integrations.hf.run import attention, mask
+from patterncc.integrations.hf.state import STATE, Dropout, Fallback, Kept, Patterned, Record
+from patterncc.pattern import Pattern, check_int
+from patterncc.stack import Heads, Layer, Stack, check_stack, patterns_of
+from patterncc.zones.lower import keyed
 
 NAME = "patterncc"
-_BEFORE = "_patterncc_before"
+LEAST = (5, 17)  # of transformers
+_NEEDED = "transformers 5.17 or newer; install it with: pip install 'patterncc[hf]'"
 
 
 def register() -> None:
     """Make `attn_implementation="patterncc"` known to transformers.
 
     A model that asks for it, and has had no pattern applied, runs its own mask sparsely.
+
+    Raises BackendError where transformers is not installed, or too old.
     """
     try:
-        from transformers import AttentionInterface
+        from transformers import AttentionInterface, __version__
         from transformers.masking_utils import AttentionMaskInterface
     except ImportError:
+        raise BackendError(f"patterns in transformers models need {_NEEDED}") from None
+    major, minor = (int(x) for x in __version__.split(".")[:2])
+    if (major, minor) < LEAST:
         raise BackendError(
-            "patterns in transformers models need transformers 5.17 or newer; install it with: "
-            "pip install 'patterncc[hf]'"
-        ) from None
+            f"transformers {__version__} is installed; patterns in its models need {_NEEDED}"
+        )
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
 
@@ -45,17 +53,21 @@ class Applied:
 
     model: Any
     layers: Mapping[str, str]
-    _modules: tuple[Found, ...]
-    _configs: tuple[tuple[Any, str | None], ...]
+    _record: Record
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was changed beside the attention itself, such as caches made longer."""
+        return tuple(self._record.notes)
+
+    @property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """Calls that ran the model's own attention, because `fallback="dense"` was asked for."""
+        return self._record.fallbacks
 
     def undo(self) -> None:
         """The model as it was; a second call does nothing."""
-        for found in self._modules:
-            if vars(found.module).pop(STATE, None) is not None:
-                hand_on_as_before(found.module)
-        for config, before in self._configs:
-            if vars(config).pop(_BEFORE, None) is not None:
-                config._attn_implementation_internal = before
+        undo(self.model)
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +83,9 @@ def apply(
     encoder: Stack | Pattern | Heads | None = None,
     decoder: Stack | Pattern | Heads | None = None,
     cross: Stack | Pattern | Heads | None = None,
+    length: int | None = None,
+    dropout: Dropout = "error",
+    fallback: Literal["error", "dense"] = "error",
     backend: str = "auto",
     **bindings: Any,
 ) -> Applied:
@@ -78,6 +93,10 @@ def apply(
 
     pattern: for a model with one kind of attention; a Stack gives each layer its own.  encoder,
     decoder, cross: for encoder-decoder models; a part that is not given keeps its attention.
+    length: the graph is that of so many positions, for patterns that are drawn for one length.
+    dropout: "ignore" trains without the attention dropout that the model asks for.
+    fallback: "dense" runs calls that cannot be served with the attention that the model had and
+    its own mask, and counts them in `fallbacks` of what is returned.
     bindings: what the patterns' names stand for, as in `compile`.
 
         with pc.hf.apply(model, pc.causal() & (pc.window(511) | pc.sink(4))):
@@ -86,30 +105,60 @@ def apply(
     Raises BackendError for a model whose attention cannot be replaced or that already carries a
     pattern, PatternValueError for patterns of another number of layers or heads.
     """
+    _check_options(length, dropout, fallback)
     register()
     found = attention_modules(model)
     if any(hasattr(f.module, STATE) for f in found):
         raise BackendError("this model already carries a pattern; undo that first")
     stacks = _stacks(found, pattern, {"encoder": encoder, "decoder": decoder, "cross": cross})
-    configs = {id(c): c for f in found if (c := getattr(f.module, "config", None)) is not None}
-    before = tuple((c, c._attn_implementation_internal) for c in configs.values())
-    layers = {}
     shared = seats(found) if "cross" in stacks else {}
+    record, layers = Record(), {}
+    made: dict[tuple[Layer, int], Layouts] = {}
+    full: dict[int, str] = {}
+    kinds = {id(f.module.config): windows(f.module.config) for f in found}
     for f in found:
         stack, seat = stacks.get(f.part), shared.get(f.name)
+        before = f.module.config._attn_implementation or "eager"
         if stack is None:
-            kept = f.module.config._attn_implementation or "eager"
-            setattr(f.module, STATE, Kept(f.name, kept, f.part, seat))
+            setattr(f.module, STATE, Kept(f.name, before, f.part, seat))
             continue
         each = stack.layer(f.layer)
-        layouts = Layouts(each, f.layer, bindings)
-        setattr(f.module, STATE, Patterned(f.name, layouts, backend, f.part, seat))
+        key = each, f.layer if any(keyed(p, bindings)[0] for p in patterns_of(each)) else 0
+        layouts = made.setdefault(key, Layouts(each, f.layer, bindings, length))
+        options = f.part, seat, dropout, fallback == "dense", record
+        setattr(f.module, STATE, Patterned(f.name, layouts, backend, before, *options))
         hand_on_tables(f.module, f.part == "cross")
         layers[f.name] = str(each)
-    for config, name in before:
-        setattr(config, _BEFORE, name or "eager")
-        config._attn_implementation_internal = NAME
-    return Applied(model, layers, found, before)
+        slides = kinds[id(f.module.config)].get(f.layer) if f.part == "decoder" else None
+        if slides is not None and not stays(layouts, slides):
+            full[f.layer] = f.name
+    if dropout == "ignore":
+        record.notes["attention dropout is left out"] = None
+    placed = not all(x.relative for x in made.values())
+    watch(model, Watch(full, placed, fallback == "dense", record))
+    for f in found:
+        f.module.config._attn_implementation_internal = NAME
+    return Applied(model, layers, record)
+
+
+def undo(model: Any) -> None:
+    """Take patterns out of a model, or of a copy of one; a model without any is left as it is."""
+    for module in model.modules():
+        state = vars(module).pop(STATE, None)
+        if state is not None:
+            hand_on_as_before(module)
+            module.config._attn_implementation_internal = state.before
+        if vars(module).pop(WATCH, None) is not None:
+            unwatch(module)
+
+
+def _check_options(length: object, dropout: object, fallback: object) -> None:
+    if length is not None:
+        check_int("hf.apply", "length", length, 1)
+    if dropout not in ("error", "ignore"):
+        raise PatternValueError(f'hf.apply: dropout is "error" or "ignore", not {dropout!r}')
+    if fallback not in ("error", "dense"):
+        raise PatternValueError(f'hf.apply: fallback is "error" or "dense", not {fallback!r}')
 
 
 def _stacks(

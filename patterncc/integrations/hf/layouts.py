@@ -5,31 +5,133 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
+from patterncc.errors import BackendError, PatternValueError
+from patterncc.integrations.hf import traits
 from patterncc.layout import Layout, compile
+from patterncc.layout.packed import compile_packed
+from patterncc.pattern import Pattern
 from patterncc.stack import Layer
 
-KEPT = 16  # frames; more of them than a prefill in chunks and a decode need at once
+KEPT = 64  # frames; more than a prefill in chunks, a decode and a few lengths need at once
+LEAST = 256  # positions of the smallest layout that decode steps share
 
 
 @dataclass(eq=False)
 class Layouts:
-    """Layouts of one layer, made when they are first asked for."""
+    """Layouts of one layer, made when they are first asked for; shared by layers of one pattern.
+
+    length: the graph is that of so many positions, whatever the length of a call.
+    """
 
     layer: Layer
     index: int
     bindings: Mapping[str, Any]
-    made: OrderedDict[tuple[int, int, int, int], Layout] = field(default_factory=OrderedDict)
+    length: int | None = None
+    made: OrderedDict[object, Layout] = field(default_factory=OrderedDict)
+
+    def __deepcopy__(self, memo: object) -> Layouts:
+        return self  # a copied model runs the same patterns
+
+    @cached_property
+    def relative(self) -> bool:
+        """Edges follow from i - j alone."""
+        return traits.relative(self.layer)
+
+    @cached_property
+    def only_past(self) -> bool:
+        """No query reads a later key."""
+        return traits.only_past(self.layer)
+
+    @cached_property
+    def drawn(self) -> str | None:
+        """The part that is drawn for one length, where no length was given."""
+        part = traits.drawn(self.layer)
+        return None if part is None or self.length is not None else str(part)
 
     def of(self, n: int, n_k: int, q_offset: int = 0, k_offset: int = 0) -> Layout:
-        """The layout of n queries from q_offset and n_k keys from k_offset."""
-        frame = n, n_k, q_offset, k_offset
+        """The layout of n queries from q_offset and n_k keys from k_offset.
+
+        Raises PatternValueError for a slice of a graph that is drawn for one length.
+        """
+        if (q_offset or k_offset) and self.drawn is not None:
+            raise self._grown()
+        if self.length is not None and max(q_offset + n, k_offset + n_k) > self.length:
+            raise PatternValueError(
+                f"layer {self.index}: {max(q_offset + n, k_offset + n_k)} positions, but the "
+                f"pattern was applied with length={self.length}; apply it with a larger one"
+            )
+        return self._kept((n, n_k, q_offset, k_offset))
+
+    def step(self, queries: int, n_k: int, *, alone: bool = True) -> Layout:
+        """A layout that decode steps up to that many queries share, at least n_k keys of it.
+
+        alone: queries and keys are of one sequence; else (cross-attention) keys do not grow.
+        """
+        if self.drawn is not None:
+            raise self._grown()
+        if not alone:
+            return self._kept((_room(queries), n_k, 0, 0))
+        most = max(queries, n_k)
+        if self.length is not None:
+            return self.of(self.length, self.length) if most <= self.length else self.of(most, n_k)
+        return self._kept((_room(most), _room(most), 0, 0))
+
+    def packed(self, starts: tuple[int, ...], positions: tuple[int, ...] | None) -> Layout:
+        """Sequences behind each other, from starts[b] to starts[b + 1], the first token of each at
+        its position."""
+        if self.length is not None and traits.drawn(self.layer) is not None:
+            raise BackendError(
+                f"layer {self.index}: packed sequences under length={self.length}, one graph for "
+                "all; apply without length=, so that each sequence has the graph of its own length"
+            )
+        key = starts, positions
+        if key not in self.made:
+            made = compile_packed(
+                self.layer,
+                starts,
+                q_offset=positions,
+                k_offset=positions or 0,
+                layer=self.index,
+                **dict(self.bindings),
+            )
+            self._keep(key, made)
+        return self.made[key]
+
+    def _kept(self, frame: tuple[int, int, int, int]) -> Layout:
         if frame not in self.made:
-            layout = compile(self.layer, *frame, layer=self.index, **self.bindings)
-            assert isinstance(layout, Layout)
-            self.made[frame] = layout
-            while len(self.made) > KEPT:
-                self.made.popitem(last=False)
-        self.made.move_to_end(frame)
+            self._keep(frame, self._compiled(*frame))
         return self.made[frame]
+
+    def _compiled(self, n: int, n_k: int, q_offset: int, k_offset: int) -> Layout:
+        keys = n_k if self.length is None else self.length - k_offset
+        made = compile(
+            self.layer, n, keys, q_offset, k_offset, layer=self.index, **dict(self.bindings)
+        )
+        assert isinstance(made, Layout)
+        return made if keys == n_k else made.at(n, n_k)
+
+    def _keep(self, key: object, made: Layout) -> None:
+        self.made[key] = made
+        while len(self.made) > KEPT:
+            self.made.popitem(last=False)
+
+    def _grown(self) -> PatternValueError:
+        return PatternValueError(
+            f"layer {self.index}: the edges of {self.drawn} are drawn for one length, so that a "
+            "sequence that grows in a cache would change its graph at every token; write it with "
+            "past=True where it takes that, or say for how many positions: "
+            "pc.hf.apply(model, pattern, length=N)"
+        )
+
+
+@lru_cache(maxsize=256)
+def of_pattern(pattern: Pattern) -> Layouts:
+    """The layouts of a model's own mask, shared by all models and layers that have it."""
+    return Layouts(pattern, 0, {})
+
+
+def _room(n: int) -> int:
+    return max(LEAST, 1 << (n - 1).bit_length())

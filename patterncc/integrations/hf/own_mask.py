@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from patterncc.errors import BackendError
@@ -17,25 +18,36 @@ from patterncc.primitives import causal, chunked, full, window
 
 
 @dataclass(frozen=True, eq=False)
-class OwnMask:
-    """The model's own pattern, and the documents that it packs behind each other, if any.
+class Packed:
+    """Sequences behind each other, those of all rows of the batch in one line.
 
-    documents: ids [B, n] of each token's document.
+    starts: where each begins, and the end of the last.  positions: that of each one's first token,
+    None where all are 0.
     """
 
+    starts: tuple[int, ...]
+    positions: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class OwnMask:
+    """The model's own pattern, and the sequences that it packs behind each other, if any."""
+
     pattern: Pattern
-    documents: Tensor | None = None
+    packed: Packed | None = None
 
 
-def own_mask(mask_function: Callable[..., Any]) -> OwnMask:
+def own_mask(mask_function: Callable[..., Any] | None, **given: Any) -> OwnMask:
     """Read the mask function that transformers hands to a mask interface.
 
     Raises BackendError for a function that transformers did not make, by its name.
     """
+    if mask_function is None:
+        return OwnMask(full())
     pattern: Pattern = full()
-    documents = None
-    for leaf, held in _leaves(mask_function):
-        match leaf:
+    documents = positions = None
+    for name, held in _leaves(mask_function):
+        match name:
             case "causal_mask_function":
                 pattern = pattern & causal()
             case "bidirectional_mask_function":
@@ -48,24 +60,90 @@ def own_mask(mask_function: Callable[..., Any]) -> OwnMask:
                 pattern = pattern & chunked(held["chunk_size"])
             case "packed_sequence_mask_function":
                 documents = held["packed_sequence_mask"]
+            case "remap_positions_for_packed_sequence":
+                positions = held["position_ids"]
             case _:
-                raise BackendError(
-                    f"the model adds a mask of its own, {leaf}, that patterncc does not know; "
-                    "state it in the pattern and leave it out, or pass fallback='dense' to run "
-                    "those calls with the attention that the model had"
-                )
-    return OwnMask(pattern, documents)
+                raise _unknown(name)
+    return OwnMask(pattern, None if documents is None else _packed(documents, positions))
 
 
 def _leaves(function: Callable[..., Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and variables of each function of an intersection."""
-    name = function.__qualname__.split(".")[0]
-    cells = function.__closure__ or ()
+    name = getattr(function, "__qualname__", type(function).__name__).split(".")[0]
+    if not (getattr(function, "__module__", None) or "").startswith("transformers."):
+        raise _unknown(name)
+    cells = getattr(function, "__closure__", None) or ()
     held = {k: c.cell_contents for k, c in zip(function.__code__.co_freevars, cells, strict=True)}
     if name == "and_masks":
         for each in held["mask_functions"]:
             yield from _leaves(each)
-    elif name == "remap_positions_for_packed_sequence":
+        return
+    if name == "remap_positions_for_packed_sequence":
         yield from _leaves(held["mask_function"])
-    else:
-        yield name, held
+    yield name, held
+
+
+def _unknown(name: str) -> BackendError:
+    return BackendError(
+        f"the model adds a mask of its own, {name}, that patterncc does not know; state it in the "
+        "pattern and leave it out, or pass fallback='dense' to run those calls with the attention "
+        "that the model had"
+    )
+
+
+def _packed(documents: Tensor, positions: Tensor | None) -> Packed:
+    """From ids [B, n] of each token's sequence: numbers that rise where the next one begins."""
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    at = begins.flatten().nonzero().flatten()
+    first: list[int] = [] if positions is None else positions.flatten()[at].tolist()
+    return Packed((*at.tolist(), documents.numel()), tuple(first) if any(first) else None)
+
+
+def traced_own_mask(
+    mask_function: Callable[..., Any] | None,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    config: Any = None,
+    **given: Any,
+) -> OwnMask:
+    """The same in a graph that torch traces, where functions cannot be read.
+
+    The kind of mask follows from what is given with it.  That no sequences are packed and nothing
+    is added is asserted while the graph runs, on neighbours: each token reads the one before it and
+    not the one behind it.
+    """
+    both_ways = "allow_is_bidirectional_skip" in given
+    size = given.get("local_size")
+    pattern: Pattern = full() if both_ways else causal()
+    if given.get("use_vmap"):
+        raise _unknown("or_mask_function or and_mask_function")
+    slides = size is not None and size == getattr(config, "sliding_window", None)
+    if size is not None and size == getattr(config, "attention_chunk_size", None):
+        if slides:
+            raise _unknown(f"of {size} tokens, a window or a chunk: the config says both,")
+        pattern = pattern & chunked(size)
+    elif size is not None:
+        pattern = pattern & (window(size, size) if both_ways else window(size - 1))
+    whole = q_length == kv_length and q_length > 1 and given.get("attention_mask") is None
+    if mask_function is not None and whole and not both_ways and (size is None or slides):
+        _check_plain(mask_function, batch_size, q_length, given["device"], previous=size != 1)
+    return OwnMask(pattern)
+
+
+def _check_plain(
+    mask_function: Callable[..., Any], batch: int, n: int, device: Any, previous: bool
+) -> None:
+    """Assert on the device that every token reads the one before it and none the one behind it."""
+    rows, tokens = torch.arange(batch, device=device)[:, None], torch.arange(n - 1, device=device)
+    behind = mask_function(rows, 0, tokens, tokens + 1)
+    plain = ~behind.any()
+    if previous:
+        plain = plain & mask_function(rows, 0, tokens + 1, tokens).all()
+    torch._assert_async(
+        plain,
+        "patterncc: in a graph traced by torch.compile, sequences were packed behind each other "
+        "(position_ids that restart) or the model added a mask of its own; run the model without "
+        "torch.compile, or give one sequence a row with attention_mask",
+    )

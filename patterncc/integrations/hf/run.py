@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from patterncc.attend import attention as sparse
-from patterncc.errors import BackendError
+from patterncc.errors import PatternError
 from patterncc.integrations.hf.bias import table_of
-from patterncc.integrations.hf.cross import Seat, first_query
-from patterncc.integrations.hf.layouts import Layouts
-from patterncc.integrations.hf.modules import Part
-from patterncc.integrations.hf.own_mask import OwnMask, own_mask
+from patterncc.integrations.hf.checks import check_call
+from patterncc.integrations.hf.cross import first_query
+from patterncc.integrations.hf.layouts import of_pattern
+from patterncc.integrations.hf.own_mask import OwnMask
 from patterncc.integrations.hf.placement import Placement
+from patterncc.integrations.hf.serve import serve, serve_across
+from patterncc.integrations.hf.state import STATE, Kept, Patterned
 from patterncc.primitives import causal, full
-
-STATE = "_patterncc"
-"""The attribute of an attention module that says what it runs; absent where nothing was applied."""
-
-
-@dataclass(frozen=True, eq=False)
-class Patterned:
-    """An attention module with a pattern.  seat: shared by the modules of a layer with cross."""
-
-    name: str
-    layouts: Layouts
-    backend: str
-    part: Part = "decoder"
-    seat: Seat | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """An attention module that keeps the attention it had, beside others with patterns."""
-
-    name: str
-    implementation: str
-    part: Part = "decoder"
-    seat: Seat | None = None
 
 
 def attention(
@@ -63,33 +39,52 @@ def attention(
     state = getattr(module, STATE, None)
     place = attention_mask if isinstance(attention_mask, Placement) else None
     first = _first_query(state, place)
+    call = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
     if isinstance(state, Kept):
-        mask = attention_mask.dense() if isinstance(attention_mask, Placement) else attention_mask
-        run = _implementation(module, state.implementation)
-        kwargs |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
-        answer: tuple[Tensor, Tensor | None] = run(module, query, key, value, mask, **kwargs)
-        return answer
-    name = state.name if state is not None else type(module).__name__
-    _check(name, attention_mask, dropout, kwargs)
-    n, n_k = query.shape[2], key.shape[2]
-    q_offset = int(first)
-    k_offset = 0 if place is None else place.k_offset
-    bias = table_of(name, module, kwargs.get("position_bias"), q_offset, state is not None)
+        return _dense(module, state.before, query, key, value, attention_mask, call)
+    if state is None or not state.dense:
+        return _sparse(module, state, first, query, key, value, attention_mask, call)
+    try:
+        return _sparse(module, state, first, query, key, value, attention_mask, call)
+    except PatternError as trouble:
+        if getattr(call.get("position_bias"), "ndim", 4) != 4:
+            raise  # the model was made to hand on a table, which other attention does not take
+        state.record.dense[state.name, str(trouble)] += 1
+        return _dense(module, state.before, query, key, value, attention_mask, call)
+
+
+def _sparse(
+    module: torch.nn.Module,
+    state: Patterned | None,
+    first: int | Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Placement | Tensor | None,
+    call: dict[str, Any],
+) -> tuple[Tensor, None]:
+    name = type(module).__name__ if state is None else state.name
+    ignored = state is not None and state.dropout == "ignore"
+    check_call(name, module, mask, call["dropout"], ignored, call)
+    place = mask if isinstance(mask, Placement) else _unsaid(module, q, k, call["is_causal"])
+    options = {
+        "scale": call["scaling"],
+        "enable_gqa": q.shape[1] != k.shape[1],
+        "softcap": call.get("softcap"),
+        "sinks": call.get("s_aux"),
+        "backend": "auto" if state is None else state.backend,
+    }
+    bias = call.get("position_bias")
+    if bias is not None:
+        options["relative_bias"] = table_of(name, module, bias, int(first), state is not None)
     if state is None:
-        state = _own(module, place)
-    out = sparse(
-        query,
-        key,
-        value,
-        state.layouts.of(n, n_k, q_offset, k_offset),
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-        backend=state.backend,
-        softcap=kwargs.get("softcap"),
-        sinks=kwargs.get("s_aux"),
-        relative_bias=bias,
-        key_mask=None if place is None else place.keys,
-    )
+        layouts = of_pattern(place.own.pattern)
+        across = not layouts.only_past  # both ways: an encoder, or a decoder that reads one
+        out = (serve_across if across else serve)(layouts, place, q, k, v, **options)
+    elif state.part == "cross":
+        out = serve_across(state.layouts, place, q, k, v, first=first, **options)
+    else:
+        out = serve(state.layouts, place, q, k, v, strict=True, **options)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -104,80 +99,48 @@ def _first_query(state: Patterned | Kept | None, place: Placement | None) -> int
     return first
 
 
-def _own(module: Any, place: Placement | None) -> Patterned:
-    """The model's own mask as a pattern, for models that ask for patterncc and nothing else."""
-    if place is not None:
-        pattern = place.own.pattern
-    else:
-        pattern = causal() if getattr(module, "is_causal", False) else full()
-    return Patterned(type(module).__name__, Layouts(pattern, 0, {}), "auto")
+def _unsaid(module: Any, q: Tensor, k: Tensor, is_causal: bool | None) -> Placement:
+    """Where queries stand if the model asked for no mask: the last ones, or all of them."""
+    causally = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    own = OwnMask(causal() if causally else full())
+    first = max(0, k.shape[2] - q.shape[2]) if causally else 0
+    return Placement(first, 0, None, {}, {"own": own})
 
 
-def _check(name: str, mask: object, dropout: float, kwargs: dict[str, Any]) -> None:
-    if isinstance(mask, Tensor):
-        raise BackendError(
-            f"{name}: a mask of shape {tuple(mask.shape)} was given by hand; state it as a pattern "
-            "(pc.from_mask_mod, pc.from_scipy), and give attention_mask as [batch, tokens]"
-        )
-    if dropout:
-        raise BackendError(
-            f"{name}: attention dropout {dropout} is not supported; set it to 0 in the config"
-        )
-    if kwargs.get("output_attentions"):
-        raise BackendError(
-            f"{name}: output_attentions asks for weights, which are never formed; leave it out"
-        )
-
-
-def _implementation(module: Any, name: str) -> Callable[..., Any]:
-    """The attention function that a module had before."""
-    import sys
-
+def _dense(
+    module: Any,
+    implementation: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Placement | Tensor | None,
+    call: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """The attention that a module had before, with the model's own mask."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    if isinstance(mask, Placement):
+        mask = mask.dense(implementation, k.shape[2])
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
-    return found
+    run: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    answer: tuple[Tensor, Tensor | None] = run(module, q, k, v, mask, **call)
+    return answer
 
 
 def mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
+    *sizes: Any,
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
-    mask_function: Callable[..., Any] | None = None,
     attention_mask: Tensor | Placement | None = None,
-    config: Any = None,
-    **kwargs: Any,
+    **given: Any,
 ) -> Placement:
     """What AttentionMaskInterface asks for: a `Placement` in the place of a mask."""
     if isinstance(attention_mask, Placement):
         return attention_mask
-    own = OwnMask(full()) if mask_function is None else own_mask(mask_function)
-    keys = None
-    if attention_mask is not None and not bool(attention_mask.all()):
-        keys = torch.nn.functional.pad(
-            attention_mask, (0, max(0, kv_length + kv_offset - attention_mask.shape[1]))
-        )[:, kv_offset : kv_offset + kv_length].bool()
-    dense = partial(
-        _dense,
-        batch_size=batch_size,
-        q_length=q_length,
-        kv_length=kv_length,
-        q_offset=q_offset,
-        kv_offset=kv_offset,
-        mask_function=mask_function,
-        attention_mask=attention_mask,
-        config=config,
-        **kwargs,
-    )
-    return Placement(q_offset, kv_offset, kv_length, keys, own, dense)
-
-
-def _dense(**given: Any) -> Any:
-    """The mask that the implementation before would have been given."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    before = getattr(given["config"], "_patterncc_before", "sdpa")
-    return ALL_MASK_ATTENTION_FUNCTIONS[before](**given)
+    given |= dict(zip(("batch_size", "q_length", "kv_length"), sizes, strict=False))
+    given |= {"attention_mask": attention_mask, "kv_offset": kv_offset}
+    given.setdefault("mask_function", None)
+    if isinstance(q_offset, Tensor):
+        q_offset = q_offset.clone()  # a static cache counts on in this tensor as layers write
+    tokens = None if attention_mask is None else attention_mask.bool()
+    return Placement(q_offset, kv_offset, tokens, given)

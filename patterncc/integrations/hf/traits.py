@@ -1,0 +1,90 @@
+"""What a pattern's text says of its edges: whether they shift, look back only, or need a length.
+
+Each answer is read from the tree alone and errs on the safe side.
+"""
+
+from __future__ import annotations
+
+from patterncc import primitives as leaf
+from patterncc.pattern import Difference, Intersection, Pattern, Primitive, Union
+from patterncc.stack import Layer, patterns_of
+from patterncc.zones.lower import leaves
+
+_RELATIVE = leaf.Full, leaf.Causal, leaf.Window, leaf.Dilated, leaf.Strided, leaf.LogSparse
+
+
+def relative(layer: Layer) -> bool:
+    """Whether every edge (i, j) follows from i - j alone, wherever the sequence begins.
+
+    >>> relative(leaf.causal() & leaf.window(7)), relative(leaf.causal() & leaf.sink(1))
+    (True, False)
+    """
+    parts = [x for p in patterns_of(layer) for x in leaves(p)]
+    return all(isinstance(x, _RELATIVE) and getattr(x, "block", 1) == 1 for x in parts)
+
+
+def only_past(layer: Layer) -> bool:
+    """Whether no query reads a later key, as far as the tree tells.
+
+    >>> only_past(leaf.causal() & leaf.full()), only_past(leaf.window(3, 3))
+    (True, False)
+    """
+    return all(map(_only_past, patterns_of(layer)))
+
+
+def _only_past(p: Pattern) -> bool:
+    match p:
+        case Union(parts):
+            return all(map(_only_past, parts))
+        case Intersection(parts):
+            return any(map(_only_past, parts))
+        case Difference(left, _):
+            return _only_past(left)
+        case leaf.Causal() | leaf.LogSparse() | leaf.Tree():
+            return True
+        case leaf.Window(_, 0, 1) | leaf.Dilated(_, 0):
+            return True
+        case _:
+            return False
+
+
+def reach_back(layer: Layer) -> int | None:
+    """How many positions back the farthest key stands, None where there is no bound.
+
+    >>> reach_back(leaf.causal() & leaf.window(7)), reach_back(leaf.window(7) | leaf.sink(1))
+    (7, None)
+    """
+    reaches = [_reach_back(p) for p in patterns_of(layer)]
+    return None if None in reaches else max(r for r in reaches if r is not None)
+
+
+def _reach_back(p: Pattern) -> int | None:
+    match p:
+        case Union(parts):
+            each = [_reach_back(x) for x in parts]
+            return None if None in each else max(r for r in each if r is not None)
+        case Intersection(parts):
+            return min((r for x in parts if (r := _reach_back(x)) is not None), default=None)
+        case Difference(left, _):
+            return _reach_back(left)
+        case leaf.Window(left, _, block):
+            return None if left < 0 else (left + 1) * block - 1
+        case leaf.Dilated(left):
+            return left
+        case leaf.Chunked(size):
+            return size - 1
+        case _:
+            return None
+
+
+def drawn(layer: Layer) -> Primitive | None:
+    """A part whose edges are drawn for one length, so that another length is another graph.
+
+    >>> drawn(leaf.causal() & leaf.random_blocks(2)), drawn(leaf.random_blocks(2, past=True))
+    (random_blocks(2), None)
+    """
+    for p in patterns_of(layer):
+        for x in leaves(p):
+            if isinstance(x, leaf.Expander) or not getattr(x, "past", True):
+                return x
+    return None
