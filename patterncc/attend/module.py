@@ -222,8 +222,12 @@ class SparseAttention(nn.Module):
 
 
 @constant
-@lru_cache(maxsize=64)
 def _check_cached(pattern: Layer, n: int) -> bool:
+    return _is_cached(pattern, n)  # torch traces into a cache that it meets first
+
+
+@lru_cache(maxsize=64)
+def _is_cached(pattern: Layer, n: int) -> bool:
     """Refuse patterns whose rows a cache of n positions would not answer as the whole pass does."""
     for head, p in enumerate(patterns_of(pattern)):
         for leaf in leaves(p):
