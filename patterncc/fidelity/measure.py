@@ -21,11 +21,12 @@ def run(model: Pretrained, ids: Tensor) -> Tensor:
 
     No sequence is padded, so the mean over a sequence's states is the masked mean.
     """
+    whole = torch.ones_like(ids)  # said, as a first token may be the padding token too
     with torch.no_grad():
         if model.kind == "causal":
-            logits: Tensor = model.model(ids, use_cache=False).logits
+            logits: Tensor = model.model(ids, attention_mask=whole, use_cache=False).logits
             return logits
-        states: Tensor = model.model(ids).last_hidden_state
+        states: Tensor = model.model(ids, attention_mask=whole).last_hidden_state
         return states[:, 0] if model.pooling == "first" else states.mean(1)
 
 

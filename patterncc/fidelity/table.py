@@ -20,8 +20,10 @@ def render(found: Fidelity) -> str:
     causal = found.kind == "causal"
     rows = [_cells(row, causal) for row in found.rows]
     parts = [
-        f"{found.model}: {found.layers} layers, {found.sequences} sequences of {found.length} "
-        f"tokens ({', '.join(found.texts)})",
+        _wrapped(
+            f"{found.model}: {found.layers} layers, {found.sequences} sequences of {found.length} "
+            f"tokens ({', '.join(found.texts)})"
+        ),
         _table(_CAUSAL if causal else _ENCODER, rows),
     ]
     if len(found.texts) > 1:
@@ -119,4 +121,6 @@ def _agreement(found: Fidelity) -> str:
 
 
 def _wrapped(line: str) -> str:
-    return textwrap.fill(line, WIDTH, subsequent_indent="    ")
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
