@@ -11,7 +11,13 @@ from patterncc.integrations.hf.bias import check_bias, hand_on_as_before, hand_o
 from patterncc.integrations.hf.caches import WATCH, Watch, stays, unwatch, watch, windows
 from patterncc.integrations.hf.cross import check_cross, seats
 from patterncc.integrations.hf.layouts import Layouts
-from patterncc.integrations.hf.modules import Found, Part, attention_modules, check_one_kind
+from patterncc.integrations.hf.modules import (
+    Found,
+    Part,
+    above,
+    attention_modules,
+    check_one_kind,
+)
 from patterncc.integrations.hf.run import attention, mask
 from patterncc.integrations.hf.state import STATE, Dropout, Fallback, Kept, Patterned, Record
 from patterncc.pattern import Pattern, check_int
@@ -19,6 +25,7 @@ from patterncc.stack import Heads, Layer, Stack, check_stack, patterns_of
 from patterncc.zones.lower import keyed
 
 NAME = "patterncc"
+ABOVE = "_patterncc_above"  # on modules above attention: what their config said
 LEAST = (5, 17)  # of transformers
 _NEEDED = "transformers 5.17 or newer; install it with: pip install 'patterncc[hf]'"
 
@@ -136,14 +143,18 @@ def apply(
         record.notes["attention dropout is left out"] = None
     placed = not all(x.relative for x in made.values())
     watch(model, Watch(full, placed, fallback == "dense", record))
-    for f in found:
-        f.module.config._attn_implementation_internal = NAME
+    for module, config in above(model, found):
+        setattr(module, ABOVE, config._attn_implementation_internal)
+    for config in (*(f.module.config for f in found), *(c for _, c in above(model, found))):
+        config._attn_implementation_internal = NAME
     return Applied(model, layers, record)
 
 
 def undo(model: Any) -> None:
     """Take patterns out of a model, or of a copy of one; a model without any is left as it is."""
     for module in model.modules():
+        if ABOVE in vars(module):
+            module.config._attn_implementation_internal = vars(module).pop(ABOVE)
         state = vars(module).pop(STATE, None)
         if state is not None:
             hand_on_as_before(module)

@@ -87,6 +87,26 @@ def check_one_kind(part: Part, own: Iterable[Found]) -> None:
         )
 
 
+def above(model: Any, found: Iterable[Found]) -> list[tuple[Any, Any]]:
+    """Modules above attention with a config of their own, such as T5 itself, whose stacks have
+    copies: `generate` asks for masks by theirs."""
+    listed = tuple(found)
+    own = {id(f.module.config) for f in listed}
+    names = {n for f in listed for n in _prefixes(f.name)}
+    answer = []
+    for name, module in model.named_modules():
+        config = getattr(module, "config", None)
+        if name in names and hasattr(config, "_attn_implementation") and id(config) not in own:
+            own.add(id(config))
+            answer.append((module, config))
+    return answer
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[:n]) for n in range(len(parts)))
+
+
 def _kind(name: str) -> str:
     return ".".join(part for part in name.split(".") if not part.isdigit())
 
@@ -94,4 +114,5 @@ def _kind(name: str) -> str:
 def _part(name: str, module: Any) -> Part:
     if _CROSS.search(".".join(name.split(".")[-2:])):
         return "cross"
-    return "decoder" if getattr(module, "is_causal", False) else "encoder"
+    causal = any(getattr(module, name, False) for name in ("is_causal", "is_decoder"))
+    return "decoder" if causal else "encoder"
