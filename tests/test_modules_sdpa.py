@@ -234,6 +234,51 @@ def test_checkpoints_within_the_block(reentrant: bool, call: str) -> None:
         run().sum().backward()
 
 
+def test_checkpoints_whose_backward_pass_comes_after_the_block_are_told() -> None:
+    """Their calls would be dense there; one kind of checkpoint notices that, the other does not."""
+    model, x = Foreign(2), tensor(2, N, 8)
+
+    def run(reentrant: bool) -> Tensor:
+        h = x
+        for layer in model.layers:  # one in the other
+            h = checkpoint(
+                lambda h: checkpoint(model.one, layer, h, None, use_reentrant=reentrant),  # noqa: B023
+                h,
+                use_reentrant=reentrant,
+            )
+        return h
+
+    told = r"2 calls in checkpoints \(use_reentrant=True\).*keep backward\(\) within"
+    with pytest.raises(pc.PatternError, match=told), pc.sdpa_as(WINDOW):
+        run(True)
+    with pc.sdpa_as(WINDOW):
+        run(True).sum().backward()
+    warned = pytest.warns(UserWarning, match="None of the inputs have requires_grad")
+    with warned, torch.no_grad(), pc.sdpa_as(WINDOW):
+        run(True)
+    with pc.sdpa_as(WINDOW):
+        loss = run(False).sum()
+    with pytest.raises(RuntimeError, match="number of tensors was saved"):
+        loss.backward()
+
+
+def test_where_queries_stand_is_asked_where_it_is_open() -> None:
+    q, k = tensor(1, 2, 5, 8), tensor(1, 2, N, 8)
+    with pytest.raises(pc.TensorError, match="5 queries on 24 keys; say where"), pc.sdpa_as(WINDOW):
+        F.scaled_dot_product_attention(q, k, k)
+    for queries, mask in (("first", MASK[:5]), ("last", MASK[-5:])):
+        with pc.sdpa_as(WINDOW, queries=queries):
+            ours = F.scaled_dot_product_attention(q, k, k)
+        same(ours, F.scaled_dot_product_attention(q, k, k, mask), q, k)
+    with pc.sdpa_as(pc.Stack([WINDOW], memory=N - 5)):
+        ours = F.scaled_dot_product_attention(q, k, k)
+    same(ours, F.scaled_dot_product_attention(q, k, k, MASK[-5:]), q, k)
+    with pytest.raises(pc.TensorError, match="q_offset=3 beside is_causal=True"):
+        pc.scaled_dot_product_attention(q, k, k, is_causal=True, pattern=WINDOW, q_offset=3)
+    with pytest.raises(pc.PatternValueError, match='queries is "first" or "last", not'):
+        pc.sdpa_as(WINDOW, queries="end")  # type: ignore[arg-type]
+
+
 def test_gradients_within_the_block_are_those_of_torch() -> None:
     q = tensor(1, 2, N, 8)
     with pc.sdpa_as(WINDOW):

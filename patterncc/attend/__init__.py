@@ -3,7 +3,8 @@
 from patterncc.attend.call import attention
 from patterncc.attend.module import SparseAttention
 from patterncc.attend.multihead import MultiheadAttention
-from patterncc.attend.sdpa import scaled_dot_product_attention, sdpa_as
+from patterncc.attend.reroute import sdpa_as
+from patterncc.attend.sdpa import scaled_dot_product_attention
 from patterncc.attend.varlen import attention_varlen
 
 __all__ = [

@@ -1,23 +1,17 @@
-"""Call sites of `torch.nn.functional.scaled_dot_product_attention`, one by one or rerouted."""
+"""Call sites of `torch.nn.functional.scaled_dot_product_attention`, one by one."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from patterncc.attend.checks import AnyLayout, shape
 from patterncc.attend.over import How, attend, keys_kept
-from patterncc.errors import PatternError, TensorError
+from patterncc.errors import TensorError
 from patterncc.pattern import Pattern
-from patterncc.stack import Heads, Layer, Stack
+from patterncc.stack import Heads, Layer
 
 _OWNER = "scaled_dot_product_attention"
 
@@ -33,6 +27,7 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     *,
     pattern: Layer | AnyLayout,
+    q_offset: int = 0,
 ) -> Tensor:
     """torch.nn.functional.scaled_dot_product_attention over a pattern's edges and nothing else.
 
@@ -42,7 +37,8 @@ def scaled_dot_product_attention(
     aligned at the top left, as in torch.
 
     attn_mask: only one of keys, [.., 1, 1, n_k], bool with True for keys that are read, or 0 and
-    -inf.  pattern: of a layer, or a layout for n and n_k in its place.
+    -inf.  pattern: of a layer, or a layout for n and n_k in its place.  q_offset: where query 0
+    stands among the keys; n_k - n for the last tokens of a cache.
 
     A row that reads nothing gives 0.
 
@@ -58,6 +54,11 @@ def scaled_dot_product_attention(
             f"{_OWNER}: dropout_p={dropout_p} of attention weights, which are never made; pass "
             "dropout_p=0.0 (in a model's config the dropout of attention)"
         )
+    if q_offset and (is_causal or not isinstance(pattern, Pattern | Heads)):
+        raise TensorError(
+            f"{_OWNER}: q_offset={q_offset} beside is_causal=True, which counts from query 0, or "
+            "beside a layout, which has its own; intersect the pattern with causal() instead"
+        )
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.is_nested or x.dim() < 2:
             raise TensorError(
@@ -70,7 +71,13 @@ def scaled_dot_product_attention(
         of_keys = _of_keys(attn_mask, lead, k.shape[2])
         keep = keys_kept(_OWNER, "attn_mask", of_keys, q.shape[0], k.shape[2])
     q, k, v = _as_autocast(q), _as_autocast(k), _as_autocast(v)
-    over = attend(_OWNER, q, k, v, pattern, How(), only_past=is_causal, scale=scale, key_mask=keep)
+    over = attend(
+        *(_OWNER, q, k, v, pattern, How()),
+        q_offset=q_offset,
+        only_past=is_causal,
+        scale=scale,
+        key_mask=keep,
+    )
     out = over.reshape(*lead, *over.shape[1:])
     axes = max(x.dim() for x in (query, key, value))
     return out if axes > 3 else out[0] if axes == 3 else out[0, 0]
@@ -139,152 +146,3 @@ def _as_autocast(x: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(device))
-
-
-class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call site
-    """Calls of F.scaled_dot_product_attention within a with block run over a pattern.
-
-    Of one pattern (or layout) every call.  Of a Stack the k-th call takes layer k, counted from the
-    start of the block; after the last layer the count starts anew with the first, so a forward pass
-    must make exactly as many calls as the stack has layers.  When the block ends the count must
-    stand at the first layer again.
-
-    The block must hold the backward pass too where activations are checkpointed: the calls are made
-    again there.  A stack of several patterns refuses that, since calls come in another order.
-
-    calls: how many were rerouted.  seen: of each (layer, n, n_k) how many.
-
-    What cannot be told by a pattern raises, as in `scaled_dot_product_attention`, and so does
-    attention that torch computes by other functions (nn.MultiheadAttention: see
-    `pc.MultiheadAttention.swap`).
-
-    >>> from patterncc import causal, window
-    >>> q, k, v = torch.randn(3, 1, 2, 50, 16).unbind()
-    >>> with sdpa_as(causal() & window(15)) as swapped:
-    ...     out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    >>> swapped.calls
-    1
-
-    Raises PatternError at the end where there was no call, or not a multiple of the layers.
-    """
-
-    def __init__(self, pattern: Stack | Layer | AnyLayout | Sequence[AnyLayout]) -> None:
-        super().__init__()
-        match pattern:
-            case Stack():
-                self.layers: tuple[Layer | AnyLayout, ...] = pattern.layers
-            case _ if isinstance(pattern, Pattern | Heads | AnyLayout):
-                self.layers = (pattern,)
-            case tuple() | list() if pattern and all(isinstance(x, AnyLayout) for x in pattern):
-                self.layers = tuple(pattern)
-            case _:
-                hint = "; pass its .stack" if hasattr(pattern, "stack") else ""
-                raise PatternError(
-                    "sdpa_as: give a pattern, pc.heads([...]), a Stack, or what pc.compile makes "
-                    f"of one, not a {type(pattern).__name__}{hint}"
-                )
-        self.calls = 0
-        self.seen: Counter[tuple[int, int, int]] = Counter()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Reroute the one function, refuse what would attend otherwise, let the rest pass."""
-        if func in _SERVED:
-            return self._serve(*args, **(kwargs or {}))
-        if func in _BACKWARD:
-            return self._differentiate(func, args, kwargs or {})
-        if func in _REFUSED or getattr(func, "__name__", "").startswith(_KERNELS):
-            raise TensorError(
-                f"sdpa_as: a call of {getattr(func, '__name__', func)}, which attends without "
-                "F.scaled_dot_product_attention; replace nn.MultiheadAttention by "
-                "pc.MultiheadAttention.swap(model, pattern)"
-            )
-        return func(*args, **(kwargs or {}))
-
-    def _serve(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        layer = self.calls % len(self.layers)
-        if len(set(self.layers)) > 1 and torch._C._current_graph_task_id() != -1:
-            raise PatternError(
-                "sdpa_as: a call within a backward pass (activation checkpointing), where calls "
-                "come in another order than the layers of the stack; give one pattern for all, or "
-                "pass pattern= at the call sites (pc.scaled_dot_product_attention)"
-            )
-        self.calls += 1  # first: a checkpoint that is computed again may stop within the call
-        self.seen[layer, query.shape[-2], key.shape[-2]] += 1
-        over = self.layers[layer]
-        return scaled_dot_product_attention(query, key, *args, pattern=over, **kwargs)
-
-    def _differentiate(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A backward pass with the rerouting on, for what checkpoints compute again.
-
-        torch turns rerouting off within a function that it hands over, as it does each that takes
-        tensors.  So this one gets edges of the graph, which stand for the same tensors.
-        """
-        outputs, *rest = args
-        given = dict(kwargs)
-        into = given.pop("inputs", None)
-        if func is torch.autograd.grad:
-            into, *rest = rest if into is None else (into, *rest)
-        edges, targets = _edges(outputs), None if into is None else _edges(into)
-        if edges is None or (into is not None and targets is None):
-            return func(*args, **kwargs)  # which says what is wrong with them
-        if targets is not None:
-            given["inputs"] = targets
-        again = torch.autograd.backward if func is Tensor.backward else func
-        if func is Tensor.backward and "gradient" in given:
-            given["grad_tensors"] = given.pop("gradient")
-        self.__enter__()  # type: ignore[no-untyped-call]
-        try:
-            return again(edges, *rest, **given)
-        finally:
-            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        """End the rerouting; after a block without an error look at the count."""
-        super().__exit__(kind, error, at)  # type: ignore[no-untyped-call]
-        if kind is not None:
-            return
-        if not self.calls:
-            raise PatternError(
-                "sdpa_as: no call of F.scaled_dot_product_attention within the block, so nothing "
-                "was replaced; the model attends by code of its own, or was compiled before "
-                '(transformers: attn_implementation="sdpa", or pc.hf.apply)'
-            )
-        if self.calls % len(self.layers):
-            raise PatternError(
-                f"sdpa_as: {self.calls} calls of F.scaled_dot_product_attention, the stack has "
-                f"{len(self.layers)} layers; a forward pass must make one call for each, in their "
-                "order"
-            )
-
-
-def _edges(tensors: Any) -> tuple[Any, ...] | None:
-    """Where tensors stand in the graph of a backward pass; None if one stands nowhere."""
-    listed = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
-    if not all(isinstance(x, Tensor) and x.requires_grad for x in listed):
-        return None
-    return tuple(torch.autograd.graph.get_gradient_edge(x) for x in listed)
-
-
-_BACKWARD = {Tensor.backward, torch.autograd.backward, torch.autograd.grad}
-_SERVED = {
-    F.scaled_dot_product_attention,
-    torch.ops.aten.scaled_dot_product_attention,
-    torch.ops.aten.scaled_dot_product_attention.default,
-}
-_REFUSED = {
-    F.multi_head_attention_forward,
-    torch._native_multi_head_attention,
-    torch._transformer_encoder_layer_fwd,
-}
-_KERNELS = ("_scaled_dot_product_", "_flash_attention_", "_efficient_attention_")
