@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
 from typing import Any
 
+import torch
+
+from patterncc.attend.call import constant
 from patterncc.errors import BackendError, PatternValueError
 from patterncc.integrations.hf import traits
 from patterncc.layout import Layout, compile
@@ -24,6 +26,8 @@ class Layouts:
     """Layouts of one layer, made when they are first asked for; shared by layers of one pattern.
 
     length: the graph is that of so many positions, whatever the length of a call.
+    relative: edges follow from i - j alone.  only_past: no query reads a later key.
+    drawn: the part that is drawn for one length, where no length was given.
     """
 
     layer: Layer
@@ -31,25 +35,17 @@ class Layouts:
     bindings: Mapping[str, Any]
     length: int | None = None
     made: OrderedDict[object, Layout] = field(default_factory=OrderedDict)
+    relative: bool = field(init=False)
+    only_past: bool = field(init=False)
+    drawn: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.relative, self.only_past = traits.relative(self.layer), traits.only_past(self.layer)
+        part = traits.drawn(self.layer)
+        self.drawn = None if part is None or self.length is not None else str(part)
 
     def __deepcopy__(self, memo: object) -> Layouts:
         return self  # a copied model runs the same patterns
-
-    @cached_property
-    def relative(self) -> bool:
-        """Edges follow from i - j alone."""
-        return traits.relative(self.layer)
-
-    @cached_property
-    def only_past(self) -> bool:
-        """No query reads a later key."""
-        return traits.only_past(self.layer)
-
-    @cached_property
-    def drawn(self) -> str | None:
-        """The part that is drawn for one length, where no length was given."""
-        part = traits.drawn(self.layer)
-        return None if part is None or self.length is not None else str(part)
 
     def of(self, n: int, n_k: int, q_offset: int = 0, k_offset: int = 0) -> Layout:
         """The layout of n queries from q_offset and n_k keys from k_offset.
@@ -63,7 +59,7 @@ class Layouts:
                 f"layer {self.index}: {max(q_offset + n, k_offset + n_k)} positions, but the "
                 f"pattern was applied with length={self.length}; apply it with a larger one"
             )
-        return self._kept((n, n_k, q_offset, k_offset))
+        return _kept(self, n, n_k, q_offset, k_offset)
 
     def step(self, queries: int, n_k: int, *, alone: bool = True) -> Layout:
         """A layout that decode steps up to that many queries share, at least n_k keys of it.
@@ -73,11 +69,11 @@ class Layouts:
         if self.drawn is not None:
             raise self._grown()
         if not alone:
-            return self._kept((_room(queries), n_k, 0, 0))
+            return _kept(self, _room(queries), n_k, 0, 0)
         most = max(queries, n_k)
         if self.length is not None:
             return self.of(self.length, self.length) if most <= self.length else self.of(most, n_k)
-        return self._kept((_room(most), _room(most), 0, 0))
+        return _kept(self, _room(most), _room(most), 0, 0)
 
     def packed(self, starts: tuple[int, ...], positions: tuple[int, ...] | None) -> Layout:
         """Sequences behind each other, from starts[b] to starts[b + 1], the first token of each at
@@ -97,15 +93,10 @@ class Layouts:
                 layer=self.index,
                 **dict(self.bindings),
             )
-            self._keep(key, made)
+            self.keep(key, made)
         return self.made[key]
 
-    def _kept(self, frame: tuple[int, int, int, int]) -> Layout:
-        if frame not in self.made:
-            self._keep(frame, self._compiled(*frame))
-        return self.made[frame]
-
-    def _compiled(self, n: int, n_k: int, q_offset: int, k_offset: int) -> Layout:
+    def compiled(self, n: int, n_k: int, q_offset: int, k_offset: int) -> Layout:
         keys = n_k if self.length is None else self.length - k_offset
         made = compile(
             self.layer, n, keys, q_offset, k_offset, layer=self.index, **dict(self.bindings)
@@ -113,7 +104,7 @@ class Layouts:
         assert isinstance(made, Layout)
         return made if keys == n_k else made.at(n, n_k)
 
-    def _keep(self, key: object, made: Layout) -> None:
+    def keep(self, key: object, made: Layout) -> None:
         self.made[key] = made
         while len(self.made) > KEPT:
             self.made.popitem(last=False)
@@ -127,10 +118,35 @@ class Layouts:
         )
 
 
-@lru_cache(maxsize=256)
+def _kept(layouts: Layouts, n: int, n_k: int, q_offset: int, k_offset: int) -> Layout:
+    made: Layout
+    if torch.compiler.is_compiling():  # a graph that torch traces sees what stands on an object
+        name = f"frame_{n}_{n_k}_{q_offset}_{k_offset}"
+        _told(layouts, name, n, n_k, q_offset, k_offset)
+        made = getattr(layouts, name)
+        return made
+    frame = n, n_k, q_offset, k_offset
+    if frame not in layouts.made:
+        layouts.keep(frame, layouts.compiled(*frame))
+    return layouts.made[frame]
+
+
+@constant
+def _told(layouts: Layouts, name: str, n: int, n_k: int, q_offset: int, k_offset: int) -> bool:
+    if not hasattr(layouts, name):
+        setattr(layouts, name, layouts.compiled(n, n_k, q_offset, k_offset))
+    return True
+
+
+_OWN: dict[Pattern, Layouts] = {}
+
+
+@constant
 def of_pattern(pattern: Pattern) -> Layouts:
     """The layouts of a model's own mask, shared by all models and layers that have it."""
-    return Layouts(pattern, 0, {})
+    if pattern not in _OWN:
+        _OWN[pattern] = Layouts(pattern, 0, {})
+    return _OWN[pattern]
 
 
 def _room(n: int) -> int:

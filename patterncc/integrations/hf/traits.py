@@ -88,3 +88,13 @@ def drawn(layer: Layer) -> Primitive | None:
             if isinstance(x, leaf.Expander) or not getattr(x, "past", True):
                 return x
     return None
+
+
+def most_queries(layer: Layer) -> int | None:
+    """How many queries a pattern holds that was computed for a number of them; None for any.
+
+    >>> most_queries(leaf.Boxes((), n=448, n_k=1500) | leaf.sink(1)), most_queries(leaf.sink(1))
+    (448, None)
+    """
+    parts = [x for p in patterns_of(layer) for x in leaves(p)]
+    return min((x.n for x in parts if isinstance(x, leaf.Boxes) and x.n is not None), default=None)
