@@ -12,9 +12,9 @@ import torch
 from patterncc.attend.call import constant
 from patterncc.errors import BackendError, PatternValueError
 from patterncc.integrations.hf import traits
+from patterncc.integrations.hf.own_mask import pattern_of
 from patterncc.layout import Layout, compile
 from patterncc.layout.packed import compile_packed
-from patterncc.pattern import Pattern
 from patterncc.stack import Layer
 
 KEPT = 64  # frames; more than a prefill in chunks, a decode and a few lengths need at once
@@ -69,7 +69,9 @@ class Layouts:
         if self.drawn is not None:
             raise self._grown()
         if not alone:
-            return _kept(self, _room(queries), n_k, 0, 0)
+            most = traits.most_queries(self.layer)
+            rows = _room(queries) if most is None else max(queries, min(most, _room(queries)))
+            return _kept(self, rows, n_k, 0, 0)
         most = max(queries, n_k)
         if self.length is not None:
             return self.of(self.length, self.length) if most <= self.length else self.of(most, n_k)
@@ -138,15 +140,16 @@ def _told(layouts: Layouts, name: str, n: int, n_k: int, q_offset: int, k_offset
     return True
 
 
-_OWN: dict[Pattern, Layouts] = {}
+_OWN: dict[tuple[bool, int, int, int], Layouts] = {}
 
 
 @constant
-def of_pattern(pattern: Pattern) -> Layouts:
+def of_own(past: bool, left: int, right: int, chunk: int) -> Layouts:
     """The layouts of a model's own mask, shared by all models and layers that have it."""
-    if pattern not in _OWN:
-        _OWN[pattern] = Layouts(pattern, 0, {})
-    return _OWN[pattern]
+    told = past, left, right, chunk
+    if told not in _OWN:
+        _OWN[told] = Layouts(pattern_of(*told), 0, {})
+    return _OWN[told]
 
 
 def _room(n: int) -> int:
