@@ -192,7 +192,7 @@ def _to_come() -> int:
     first = again = 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is _FORWARD and any(frame.f_locals["ctx"].needs_input_grad):
+        if frame.f_code is _FORWARD and frame.f_locals["ctx"].next_functions:  # will have gradients
             first = 1
         elif frame.f_code is _AGAIN:
             again = 1

@@ -87,6 +87,9 @@ def _four_dimensional(
     query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
 ) -> tuple[torch.Size, Tensor, Tensor, Tensor]:
     """What stands before the heads, [1] if nothing does, and tensors [B, H, L, D] of one batch."""
+    shared = 3 if enable_gqa else 2  # axes from the right that need not agree
+    if query.dim() == 4 and query.shape[:-shared] == key.shape[:-shared] == value.shape[:-shared]:
+        return query.shape[:1], query, key, value  # as a rule, so in little time
     axes = max(4, query.dim(), key.dim(), value.dim())
     given = [x.reshape(*[1] * (axes - x.dim()), *x.shape) for x in (query, key, value)]
     try:
