@@ -12,9 +12,9 @@ import torch
 from patterncc.attend.call import constant
 from patterncc.errors import BackendError, PatternValueError
 from patterncc.integrations.hf import traits
-from patterncc.integrations.hf.own_mask import pattern_of
 from patterncc.layout import Layout, compile
 from patterncc.layout.packed import compile_packed
+from patterncc.pattern import Pattern
 from patterncc.stack import Layer
 
 KEPT = 64  # frames; more than a prefill in chunks, a decode and a few lengths need at once
@@ -140,16 +140,15 @@ def _told(layouts: Layouts, name: str, n: int, n_k: int, q_offset: int, k_offset
     return True
 
 
-_OWN: dict[tuple[bool, int, int, int], Layouts] = {}
+_OWN: dict[Pattern, Layouts] = {}
 
 
 @constant
-def of_own(past: bool, left: int, right: int, chunk: int) -> Layouts:
+def of_pattern(pattern: Pattern) -> Layouts:
     """The layouts of a model's own mask, shared by all models and layers that have it."""
-    told = past, left, right, chunk
-    if told not in _OWN:
-        _OWN[told] = Layouts(pattern_of(*told), 0, {})
-    return _OWN[told]
+    if pattern not in _OWN:
+        _OWN[pattern] = Layouts(pattern, 0, {})
+    return _OWN[pattern]
 
 
 def _room(n: int) -> int:
