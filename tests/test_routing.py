@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import runpy
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,3 +359,9 @@ def test_one_token_and_fewer_tokens_than_clusters() -> None:
 def test_a_layer_prints_what_it_is() -> None:
     text = str(RoutedAttention(32, 4, 2, TopBlocks(2), static=NEAR))
     assert "32, heads=4, kv_heads=2, router=TopBlocks(count=2, block=64" in text
+
+
+def test_the_example_runs() -> None:
+    path = Path(__file__).parent.parent / "examples" / "route_by_content.py"
+    found = runpy.run_path(str(path))["main"](steps=2)
+    assert found["window"].reached < 0.3 < found["window and routing"].reached
