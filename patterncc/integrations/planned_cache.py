@@ -7,23 +7,21 @@
             cache.append(l, k, v)          # [batch, key heads, 1, head dim]
             out = cache.attend(l, q)       # [batch, query heads, 1, head dim]
 
-A head has as many slots as its plan's peak.  A key takes a free slot when it is written and leaves
-it after its last reader; a key that nobody will read takes none.  Attention gathers the keys of
-the query's row in the order of positions, so its sums are those of a cache that keeps everything.
+Attention gathers the keys of the query's row in the order of positions, so its sums are those of a
+cache that keeps everything.  `held` says how keys find their slots.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patterncc.cache import CachePlan, LayerCache, Spans
+from patterncc.cache import CachePlan, LayerCache
 from patterncc.errors import TensorError
+from patterncc.integrations.held import Group, Slots, groups_of
 from patterncc.pattern import check_int
 
 if TYPE_CHECKING:
@@ -38,55 +36,6 @@ _DTYPES = {
     **dict.fromkeys(("float16", "fp16"), torch.float16),
     "float64": torch.float64,
 }
-
-
-class _Slots:
-    """Which slot holds which key: a free slot for every key that is alive."""
-
-    def __init__(self, spans: Spans, capacity: int) -> None:
-        self.spans = spans
-        self.key = np.full(capacity, -1, dtype=np.int64)
-        self._free = list(range(capacity - 1, -1, -1))
-        self._due: dict[int, list[int]] = {}
-
-    def evict(self, step: int) -> list[int]:
-        """Free the slots of keys that `step` is the last to read."""
-        gone = self._due.pop(step, [])
-        self.key[gone] = -1
-        self._free += gone
-        return gone
-
-    def take(self, key: int, last: int) -> int:
-        """A slot for a key until its last step."""
-        slot = self._free.pop()
-        self.key[slot] = key
-        self._due.setdefault(last, []).append(slot)
-        return slot
-
-    def find(self, wanted: I64) -> I64:
-        """The slots of the keys in some intervals [m, 2], in the order of keys."""
-        if not len(wanted):
-            return np.zeros(0, dtype=np.int64)
-        place = np.searchsorted(wanted[:, 0], self.key, side="right") - 1
-        held = np.flatnonzero((place >= 0) & (self.key < wanted[place, 1]))
-        found: I64 = held[np.argsort(self.key[held])]
-        if len(found) < int((wanted[:, 1] - wanted[:, 0]).sum()):
-            missing = _first_missing(wanted, self.key[found])
-            raise TensorError(
-                f"PlannedCache: key {missing} is not held; the plan evicted it, or it is not "
-                "written yet: ask for keys that the planned patterns read"
-            )
-        return found
-
-
-@dataclass
-class _Group:
-    """Key/value heads of a layer with equal spans: their slots, buffers [B, heads, slots, D]."""
-
-    heads: list[int]
-    slots: _Slots
-    k: Tensor
-    v: Tensor
 
 
 class PlannedCache:
@@ -120,19 +69,15 @@ class PlannedCache:
         self.batch = check_int("PlannedCache", "batch", batch, 1)
         dim = plan.head_dim if head_dim is None else head_dim
         dims = (dim, dim if value_dim is None else value_dim)
-        self._groups: dict[int, list[_Group]] = {}
+        self._groups: dict[int, list[Group]] = {}
         self._written = {c.layer: 0 for c in plan.caches}
         for cache in plan.caches:
-            groups = []
-            for index, spans in enumerate(cache.spans):
-                heads = [h for h, k in enumerate(cache.each) if k == index]
-                room = cache.curves[index].peak[0]
-                k, v = (
-                    torch.zeros(batch, len(heads), room, d, dtype=self.dtype, device=device)
-                    for d in dims
-                )
-                groups.append(_Group(heads, _Slots(spans, room), k, v))
-            self._groups[cache.layer] = groups
+            slots = [
+                Slots(spans, curve.peak[0])
+                for spans, curve in zip(cache.spans, cache.curves, strict=True)
+            ]
+            like = self.dtype, device
+            self._groups[cache.layer] = groups_of(slots, cache.each, batch, dims, like)
 
     def __repr__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -142,7 +87,7 @@ class PlannedCache:
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         groups = (g for each in self._groups.values() for g in each)
-        return sum(x.nbytes for g in groups for x in (g.k, g.v))
+        return sum(g.nbytes for g in groups)
 
     def position(self, layer: int) -> int:
         """The position that the next key of a layer stands at."""
@@ -163,11 +108,8 @@ class PlannedCache:
         count = max(1, cache.start) if first == 0 else 1
         self._check(cache, k, v, first, count)
         for group in self._groups[layer]:
-            gone = group.slots.evict(first - 1)
-            if self.poison and gone:
-                group.k[:, :, gone] = math.nan
-                group.v[:, :, gone] = math.nan
-            self._store(group, k, v, first, count)
+            written = group.slots.write(first, count, max(first, cache.start))
+            group.store(k, v, written, poison=self.poison)
         self._written[layer] = first + count
 
     def attend(self, layer: int, q: Tensor, *, scale: float | None = None) -> Tensor:
@@ -217,17 +159,6 @@ class PlannedCache:
         raise TensorError(
             f"PlannedCache: layer {layer} has {cache.heads} key/value heads, no head {head}"
         )
-
-    def _store(self, group: _Group, k: Tensor, v: Tensor, first: int, count: int) -> None:
-        spans, start = group.slots.spans, self.plan.start
-        kept = spans.read_at_or_after(max(first, start), first + count)
-        wanted = [j for a, b in kept.tolist() for j in range(max(a, first), b)]
-        if not wanted:
-            return
-        slots = [group.slots.take(j, _known(spans.last(j))) for j in wanted]
-        at = [j - first for j in wanted]
-        for buffer, new in ((group.k, k), (group.v, v)):
-            buffer[:, :, slots] = new.detach()[:, group.heads][:, :, at].to(buffer.device)
 
     def _cache(self, layer: int) -> LayerCache:
         if not 0 <= layer < len(self.plan.layers):
@@ -283,10 +214,9 @@ def _dtype(given: object) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _picked(group: _Group, local: list[int], slots: I64) -> tuple[Tensor, Tensor]:
+def _picked(group: Group, local: list[int], slots: I64) -> tuple[Tensor, Tensor]:
     """K and V [batch, len(local), keys, dim] of some heads of a group."""
-    index = torch.from_numpy(slots).to(group.k.device)
-    k, v = group.k.index_select(2, index), group.v.index_select(2, index)
+    k, v = group.take(slots)
     return k[:, local], v[:, local]
 
 
@@ -296,13 +226,3 @@ def _softmax_product(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return q.new_zeros(*q.shape[:3], v.shape[3])
     scores = q.float() @ k.float().transpose(2, 3) * scale
     return (scores.softmax(-1) @ v.float()).to(q.dtype)
-
-
-def _first_missing(wanted: I64, found: I64) -> int:
-    keys = np.concatenate([np.arange(a, b) for a, b in wanted.tolist()])
-    return int(np.setdiff1d(keys, found)[0])
-
-
-def _known(step: int | None) -> int:
-    assert step is not None  # keys are stored because some step reads them
-    return step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from patterncc.errors import PatternError
 from patterncc.integrations.hf.bias import table_of
 from patterncc.integrations.hf.checks import check_call
 from patterncc.integrations.hf.cross import first_query
-from patterncc.integrations.hf.layouts import of_pattern
+from patterncc.integrations.hf.layouts import of_own
 from patterncc.integrations.hf.own_mask import OwnMask
 from patterncc.integrations.hf.placement import Placement
+from patterncc.integrations.hf.reading import held_by
 from patterncc.integrations.hf.serve import serve, serve_across
 from patterncc.integrations.hf.state import STATE, Kept, Patterned
-from patterncc.primitives import causal, full
 
 
 def attention(
@@ -42,7 +43,7 @@ def attention(
     call = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
     if isinstance(state, Kept):
         return _dense(module, state.before, query, key, value, attention_mask, call)
-    if state is None or not state.dense:
+    if state is None or not state.dense or held_by(key) is not None:
         return _sparse(module, state, first, query, key, value, attention_mask, call)
     try:
         return _sparse(module, state, first, query, key, value, attention_mask, call)
@@ -78,12 +79,18 @@ def _sparse(
     if bias is not None:
         options["relative_bias"] = table_of(name, module, bias, int(first), state is not None)
     if state is None:
-        layouts = of_pattern(place.own.pattern)
-        across = not layouts.only_past  # both ways: an encoder, or a decoder that reads one
-        out = (serve_across if across else serve)(layouts, place, q, k, v, **options)
+        own = place.own
+        layouts = of_own(own.past, own.left, own.right, own.chunk)
+        # both ways: an encoder, or a decoder that reads one
+        out = (serve if own.past else serve_across)(layouts, place, q, k, v, **options)
+    elif (held := held_by(k)) is not None:
+        out = held.attend(q, place, options)
     elif state.part == "cross":
         out = serve_across(state.layouts, place, q, k, v, first=first, **options)
     else:
+        if state.part == "decoder" and state.record.packed is not None and place.packed is None:
+            # the model tells its mask nothing of packed sequences, as gpt-oss does not
+            place.memo["own"] = replace(place.own, packed=state.record.packed)
         out = serve(state.layouts, place, q, k, v, strict=True, **options)
     return out.transpose(1, 2).contiguous(), None
 
@@ -102,7 +109,7 @@ def _first_query(state: Patterned | Kept | None, place: Placement | None) -> int
 def _unsaid(module: Any, q: Tensor, k: Tensor, is_causal: bool | None) -> Placement:
     """Where queries stand if the model asked for no mask: the last ones, or all of them."""
     causally = getattr(module, "is_causal", False) if is_causal is None else is_causal
-    own = OwnMask(causal() if causally else full())
+    own = OwnMask(past=bool(causally))
     first = max(0, k.shape[2] - q.shape[2]) if causally else 0
     return Placement(first, 0, None, {}, {"own": own})
 

@@ -40,6 +40,12 @@ def serve(
     start, n = place.start(), q.shape[2]
     if isinstance(start, int) and not place.k_offset and k.shape[2] > start + n:
         k, v = k[:, :, : start + n], v[:, :, : start + n]  # a static cache: the rest is not written
+    if isinstance(start, int) and not place.k_offset and k.shape[2] < start + n:
+        raise BackendError(
+            f"layer {layouts.index}: {n} queries from position {start} on, and the cache hands "
+            f"over {k.shape[2]} keys without saying which; use DynamicCache() or StaticCache(), or "
+            "make a pc.hf.EvictingCache(model) for this very model"
+        )
     padding = place.padding(k.shape[2])
     if padding is None:
         return _laid(layouts, start, place.k_offset, q, k, v, None, options)
