@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from patterncc.errors import BackendError, PatternValueError, SizeError, TensorError
-from patterncc.kernels import upload
+from patterncc.kernels import runtime, upload
 from patterncc.kernels.reference import LIMIT
 from patterncc.kernels.routed_blocks import Choice, check_chosen, layout_of_blocks, sides_for
 from patterncc.kernels.routed_slots import check_members, check_once, cuts_of, slots_of
@@ -285,9 +285,9 @@ def _made(layout: RoutedLayout, device: torch.device, requested: str) -> upload.
         return upload.prepared(layout.tiles, device, requested)
     if requested == "reference":
         return _dense(layout)
-    tensors, text, backend = upload.prepared(layout.tiles, device, requested)
-    tables = tensors[:-1]
-    term = Term(Spec.parse(text), len(tables), tokens=layout.n)
+    backend = runtime.pick_backend(requested, device).backend
+    tables = _tables(layout.tiles)
+    term = Term(Spec.of(layout.tiles, backend), len(tables), tokens=layout.n)
     unread = layout.place.view(layout.sequences, layout.heads, layout.n) == layout.tiles.n - 1
     if layout.static is None:
         whole = Terms((term,))
@@ -302,6 +302,12 @@ def _made(layout: RoutedLayout, device: torch.device, requested: str) -> upload.
         unread = unread[:, :1, :0]
     whole = Terms((*terms, term))
     return [*others, *tables, layout.order, layout.place, unread], whole.text(), backend
+
+
+def _tables(tiles: Layout) -> list[Tensor]:
+    """What the CPU backend takes of a layout that names itself by a tensor."""
+    arrays = [torch.from_numpy(x) for x in tiles.arrays.values()]
+    return [*arrays, torch.tensor(list(bytes.fromhex(tiles.hash)))]
 
 
 def _dense(layout: RoutedLayout) -> upload.Prepared:

@@ -90,20 +90,25 @@ def drawn(
     below: [block[1] + 1, words], bits 0 .. b - 1 of a row in the order that is wanted.
     """
     height, width = block
-    row = line[:, None] * height + torch.arange(height, device=line.device)
-    live = row < len(slots.start)
-    row = row.clamp(max=len(slots.start) - 1)
+    missing = -len(slots.start) % height
     left = (column * width)[:, None]
 
     def between(low: Tensor, high: Tensor) -> Tensor:
-        ends = ((x[row] - left).clamp(0, width) for x in (low, high))
-        first, past = (below[x] for x in ends)
-        return past & ~first
+        first, past = (
+            torch.nn.functional.pad(x, (0, missing))  # rows past the last read nothing
+            .view(-1, height)
+            .index_select(0, line)
+            .sub_(left)
+            .clamp_(0, width)
+            .flatten()
+            for x in (low, high)
+        )
+        return below.index_select(0, past) & ~below.index_select(0, first)
 
     words = between(slots.start, slots.end)
     for low, high in slots.cuts:
-        words = words & ~between(low, high)
-    return torch.where(live[..., None], words, 0)
+        words &= ~between(low, high)
+    return words.view(-1, height, below.shape[1])
 
 
 def layout_of(slots: Slots, grid: Grid) -> Layout:
