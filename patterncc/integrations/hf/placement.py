@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patterncc.integrations.hf.not_a_mask import NotAMask
 from patterncc.integrations.hf.own_mask import OwnMask, Packed, own_mask, traced_own_mask
 
 
@@ -30,7 +31,7 @@ class Padding:
 
 
 @dataclass(frozen=True, eq=False)
-class Placement:
+class Placement(NotAMask):
     """Where the queries and keys of one forward pass stand.
 
     q_offset: the slot of the first query, a tensor where a static cache tells it so.  k_offset: the
