@@ -50,11 +50,12 @@ def test_what_is_direct_computes_what_the_pattern_computes() -> None:
     ids = torch.arange(64)[None]
     with swap._op_clocked(clock), torch.no_grad():
         swapped, direct = swap._models(64, 32)
-        with hf.apply(swapped, train.pattern_of(64)), swap._functions_clocked(clock):
+        with hf.apply(swapped, train.pattern_of(64)), swap._functions_clocked(clock, swapped):
             here = swapped(ids, labels=ids).loss
             assert len(clock.calls) == swap.LAYERS and clock.inside > clock.op > 0
             there = direct(ids, labels=ids).loss
         assert not clock.calls and here == there
+        assert not any(m._forward_pre_hooks for m in swapped.modules())  # undone, clocks and all
 
 
 def test_train_measures_both_precisions_and_the_loss_is_that_of_masked_dense() -> None:
