@@ -21,14 +21,16 @@ QUERIES = 64  # whose rollouts are compared, evenly spread
 F64 = NDArray[np.float64]
 
 
-def reference(model: Pretrained, own: Stack, length: int, alpha: float) -> F64:
-    """The rollout of the model's own attention."""
+def reference(model: Pretrained, own: Stack, length: int, alpha: float) -> F64 | None:
+    """The rollout of the model's own attention; None where a layer of it is something else."""
     report = analyze(own, length, model.layers, alpha=alpha)
+    if report.influence is None:
+        return None
     return rows_of(rollout_of(report.topology, alpha, model.layers))
 
 
 def foresee(
-    model: Pretrained, candidate: Candidate, length: int, alpha: float, own: F64
+    model: Pretrained, candidate: Candidate, length: int, alpha: float, own: F64 | None
 ) -> Foreseen:
     """The figures of one stack at one length.
 
@@ -53,8 +55,10 @@ def foresee(
         "reach": report.reach[-1].share,
     }
     if report.influence is not None:
-        rows = rows_of(rollout_of(report.topology, alpha, model.layers))
-        figures |= {"kept": kept(own, rows), "half_within": float(report.influence.q50)}
+        figures["half_within"] = float(report.influence.q50)
+        if own is not None:
+            rows = rows_of(rollout_of(report.topology, alpha, model.layers))
+            figures["kept"] = kept(own, rows)
     full = report.full
     return Foreseen(figures, full.lo if full.decided and not full.never else None)
 
