@@ -205,6 +205,18 @@ def test_rerouted_calls_are_traced() -> None:
     assert torch.equal(traced(q), dense)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_a_model_that_was_compiled_before_is_traced_again_when_swapped(train: bool) -> None:
+    torch._dynamo.reset()
+    layer = nn.TransformerEncoderLayer(DIM, 2, DIM, dropout=0.0, batch_first=True).train(train)
+    traced, x = torch.compile(layer, fullgraph=True, backend="eager"), torch.randn(2, N, DIM)
+    with torch.set_grad_enabled(train):
+        dense, expected = traced(x), layer(x, src_mask=~MASK)
+        with pc.MultiheadAttention.swap(layer, WINDOW):
+            torch.testing.assert_close(traced(x), expected)
+        torch.testing.assert_close(traced(x), dense)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_exported_programs_are_saved_and_loaded(name: str) -> None:
     model, x = MODULES[name](), torch.randn(2, N, DIM)
