@@ -18,6 +18,7 @@ from torch import Tensor
 from patterncc.errors import BackendError
 from patterncc.integrations.hf import traits
 from patterncc.integrations.hf.layouts import Layouts
+from patterncc.integrations.hf.own_mask import PACKED_IN_A_TRACE, Packed, packed_of
 from patterncc.integrations.hf.state import Record
 
 WATCH = "_patterncc_watch"
@@ -93,17 +94,41 @@ def _before(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         )
     if watched.full:
         given = _with_full_cache(module, given, watched)
-    if watched.placed and not watched.dense and not torch.compiler.is_compiling():
-        _check_positions(module, given)
+    cached, watched.record.packed = _cached(module, given), None
+    if given.get("attention_mask") is None:
+        if not cached:
+            watched.record.packed = _packed(given)
+        elif watched.placed and not watched.dense and not torch.compiler.is_compiling():
+            _check_positions(module, given)
     return (), given
+
+
+def _cached(module: Any, given: Mapping[str, Any]) -> bool:
+    use = given.get("use_cache")
+    use = getattr(module.config, "use_cache", False) if use is None else use
+    return bool(use) or given.get("past_key_values") is not None
+
+
+def _packed(given: Mapping[str, Any]) -> Packed | None:
+    """Sequences behind each other as position_ids tell, which not every model tells its mask."""
+    positions = given.get("position_ids")
+    tokens = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if tokens is None else tokens
+    if not (isinstance(positions, Tensor) and positions.ndim == 2 and isinstance(tokens, Tensor)):
+        return None
+    positions = positions.expand(len(tokens), -1)
+    begins = positions[:, 1:] != positions[:, :-1] + 1
+    if torch.compiler.is_compiling():
+        torch._assert_async(~begins.any(), PACKED_IN_A_TRACE)
+        return None
+    if not bool(begins.any()):
+        return None
+    return packed_of(torch.nn.functional.pad(begins.cumsum(1), (1, 0)), positions)
 
 
 def _with_full_cache(module: Any, given: dict[str, Any], watched: Watch) -> dict[str, Any]:
     cache = given.get("past_key_values")
-    use = given.get("use_cache")
-    if use is None:
-        use = getattr(module.config, "use_cache", False)
-    if cache is None and use and not module.config.is_encoder_decoder:
+    if cache is None and _cached(module, given) and not module.config.is_encoder_decoder:
         from transformers import DynamicCache
 
         cache = DynamicCache(config=module.config)
@@ -167,14 +192,11 @@ def _dropped(name: str, seen: int, kept: int) -> BackendError:
 
 def _check_positions(module: Any, given: Mapping[str, Any]) -> None:
     """Refuse calls from which it shows that slots are not positions, where nothing tells these."""
-    if given.get("attention_mask") is not None:
-        return
     ids, positions = given.get("input_ids"), given.get("position_ids")
     cache = given.get("past_key_values")
     seen = 0 if cache is None else cache.get_seq_length()
-    cached = cache is not None or given.get("use_cache", getattr(module.config, "use_cache", False))
     if isinstance(positions, Tensor) and positions.ndim == 2:
-        if cached and positions.shape[1] > 1 and _jump(positions):
+        if positions.shape[1] > 1 and _jump(positions):
             raise BackendError(
                 "position_ids jump and there is a cache, so that nothing tells where a pattern's "
                 "sinks and chunks stand; for a batch padded on the left give attention_mask as "

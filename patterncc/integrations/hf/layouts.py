@@ -12,9 +12,9 @@ import torch
 from patterncc.attend.call import constant
 from patterncc.errors import BackendError, PatternValueError
 from patterncc.integrations.hf import traits
+from patterncc.integrations.hf.own_mask import pattern_of
 from patterncc.layout import Layout, compile
 from patterncc.layout.packed import compile_packed
-from patterncc.pattern import Pattern
 from patterncc.stack import Layer
 
 KEPT = 64  # frames; more than a prefill in chunks, a decode and a few lengths need at once
@@ -140,15 +140,26 @@ def _told(layouts: Layouts, name: str, n: int, n_k: int, q_offset: int, k_offset
     return True
 
 
-_OWN: dict[Pattern, Layouts] = {}
+class _Own:
+    """Layouts of models' own masks, each under its name."""
+
+
+_OWN = _Own()
+
+
+def of_own(past: bool, left: int, right: int, chunk: int) -> Layouts:
+    """The layouts of a model's own mask, shared by all models and layers that have it."""
+    name = f"{past}_{left}_{right}_{chunk}"
+    _own(name, past, left, right, chunk)
+    made: Layouts = getattr(_OWN, name)
+    return made
 
 
 @constant
-def of_pattern(pattern: Pattern) -> Layouts:
-    """The layouts of a model's own mask, shared by all models and layers that have it."""
-    if pattern not in _OWN:
-        _OWN[pattern] = Layouts(pattern, 0, {})
-    return _OWN[pattern]
+def _own(name: str, past: bool, left: int, right: int, chunk: int) -> bool:
+    if not hasattr(_OWN, name):
+        setattr(_OWN, name, Layouts(pattern_of(past, left, right, chunk), 0, {}))
+    return True
 
 
 def _room(n: int) -> int:

@@ -16,6 +16,12 @@ from patterncc.errors import BackendError
 from patterncc.pattern import Pattern
 from patterncc.primitives import causal, chunked, full, window
 
+PACKED_IN_A_TRACE = (
+    "patterncc: in a graph traced by torch.compile, sequences were packed behind each other "
+    "(position_ids that restart) or the model added a mask of its own; run the model without "
+    "torch.compile, or give one sequence a row with attention_mask"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Packed:
@@ -31,10 +37,28 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class OwnMask:
-    """The model's own pattern, and the sequences that it packs behind each other, if any."""
+    """The model's own pattern, in numbers, and the sequences that are packed behind each other.
 
-    pattern: Pattern
+    past: queries read no later key.  left, right: a window, -1 for none.  chunk: 0 for none.
+    """
+
+    past: bool
+    left: int = -1
+    right: int = -1
+    chunk: int = 0
     packed: Packed | None = None
+
+
+def pattern_of(past: bool, left: int, right: int, chunk: int) -> Pattern:
+    """A model's own mask as a pattern.
+
+    >>> pattern_of(True, 7, 0, 0)
+    causal() & window(7)
+    """
+    pattern: Pattern = causal() if past else full()
+    if (left, right) != (-1, -1):
+        pattern = pattern & window(left, right)
+    return pattern & chunked(chunk) if chunk else pattern
 
 
 def own_mask(mask_function: Callable[..., Any] | None, **given: Any) -> OwnMask:
@@ -42,29 +66,28 @@ def own_mask(mask_function: Callable[..., Any] | None, **given: Any) -> OwnMask:
 
     Raises BackendError for a function that transformers did not make, by its name.
     """
-    if mask_function is None:
-        return OwnMask(full())
-    pattern: Pattern = full()
+    past, left, right, chunk = False, -1, -1, 0
     documents = positions = None
-    for name, held in _leaves(mask_function):
+    for name, held in () if mask_function is None else _leaves(mask_function):
         match name:
             case "causal_mask_function":
-                pattern = pattern & causal()
+                past = True
             case "bidirectional_mask_function":
                 pass
             case "sliding_window_overlay":
-                pattern = pattern & window(held["sliding_window"] - 1, 0)
+                left, right = held["sliding_window"] - 1, 0
             case "sliding_window_bidirectional_overlay":
-                pattern = pattern & window(held["sliding_window"], held["sliding_window"])
+                left = right = held["sliding_window"]
             case "chunked_overlay":
-                pattern = pattern & chunked(held["chunk_size"])
+                chunk = held["chunk_size"]
             case "packed_sequence_mask_function":
                 documents = held["packed_sequence_mask"]
             case "remap_positions_for_packed_sequence":
                 positions = held["position_ids"]
             case _:
                 raise _unknown(name)
-    return OwnMask(pattern, None if documents is None else _packed(documents, positions))
+    packed = None if documents is None else packed_of(documents, positions)
+    return OwnMask(past, left, right, chunk, packed)
 
 
 def _leaves(function: Callable[..., Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -91,7 +114,7 @@ def _unknown(name: str) -> BackendError:
     )
 
 
-def _packed(documents: Tensor, positions: Tensor | None) -> Packed:
+def packed_of(documents: Tensor, positions: Tensor | None) -> Packed:
     """From ids [B, n] of each token's sequence: numbers that rise where the next one begins."""
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -114,22 +137,20 @@ def traced_own_mask(
     is added is asserted while the graph runs, on neighbours: each token reads the one before it and
     not the one behind it.
     """
-    both_ways = "allow_is_bidirectional_skip" in given
-    size = given.get("local_size")
-    pattern: Pattern = full() if both_ways else causal()
+    past, size = "allow_is_bidirectional_skip" not in given, given.get("local_size")
+    left, right, chunk = -1, -1, 0
     if given.get("use_vmap"):
         raise _unknown("or_mask_function or and_mask_function")
-    slides = size is not None and size == getattr(config, "sliding_window", None)
     if size is not None and size == getattr(config, "attention_chunk_size", None):
-        if slides:
+        if size == getattr(config, "sliding_window", None):
             raise _unknown(f"of {size} tokens, a window or a chunk: the config says both,")
-        pattern = pattern & chunked(size)
+        chunk = size
     elif size is not None:
-        pattern = pattern & (window(size, size) if both_ways else window(size - 1))
+        left, right = (size - 1, 0) if past else (size, size)
     whole = q_length == kv_length and q_length > 1 and given.get("attention_mask") is None
-    if mask_function is not None and whole and not both_ways and (size is None or slides):
-        _check_plain(mask_function, batch_size, q_length, given["device"], previous=size != 1)
-    return OwnMask(pattern)
+    if mask_function is not None and whole and past and not chunk:
+        _check_plain(mask_function, batch_size, q_length, given["device"], previous=left != 0)
+    return OwnMask(past, left, right, chunk)
 
 
 def _check_plain(
@@ -143,7 +164,5 @@ def _check_plain(
         plain = plain & mask_function(rows, 0, tokens + 1, tokens).all()
     torch._assert_async(
         plain,
-        "patterncc: in a graph traced by torch.compile, sequences were packed behind each other "
-        "(position_ids that restart) or the model added a mask of its own; run the model without "
-        "torch.compile, or give one sequence a row with attention_mask",
+        PACKED_IN_A_TRACE,
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from patterncc.integrations.hf.cross import Seat
 from patterncc.integrations.hf.layouts import Layouts
 from patterncc.integrations.hf.modules import Part
+from patterncc.integrations.hf.own_mask import Packed
 
 STATE = "_patterncc"
 """The attribute of an attention module that says what it runs; absent where nothing was applied."""
@@ -31,6 +32,7 @@ class Record:
 
     notes: dict[str, None] = field(default_factory=dict)  # in order, each once
     dense: Counter[tuple[str, str]] = field(default_factory=Counter)
+    packed: Packed | None = None  # what position_ids say in the pass that runs
 
     def __deepcopy__(self, memo: Any) -> Self:
         return self  # a copied model reports to the same handle
