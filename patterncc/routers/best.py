@@ -35,10 +35,23 @@ def best(scores: Tensor, count: int) -> Tensor:
     if not count:
         return scores.new_empty((*scores.shape[:-1], 0), dtype=torch.int64)
     scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    least = scores.topk(count, dim=-1).values[..., -1:]
+    top = scores.topk(min(count + 1, m), dim=-1)
+    least = top.values[..., count - 1 : count]
+    if scores.device.type == "cpu" and not _tied(top.values, count):
+        found = torch.where(top.values[..., :count] > -torch.inf, top.indices[..., :count], m)
+        found = found.sort(dim=-1).values
+        return torch.where(found < m, found, -1)
     over, equal = scores > least, (scores == least) & (least > -torch.inf)
     needed = count - over.sum(-1, keepdim=True)
     chosen = over | (equal & (equal.cumsum(-1) <= needed))
     place = torch.arange(m, 0, -1, device=scores.device)
     found = torch.where(chosen, place, 0).topk(count, dim=-1).values  # falling, so ascending
     return torch.where(found > 0, m - found, -1)
+
+
+def _tied(values: Tensor, count: int) -> bool:
+    """Whether the last that is chosen equals the first that is not: topk takes any of them."""
+    if values.shape[-1] == count:
+        return False
+    last = values[..., count - 1]
+    return bool(((last == values[..., count]) & (last > -torch.inf)).any())
