@@ -194,7 +194,7 @@ def _prefill(model: Any, ids: Tensor) -> Step:
 
     def step() -> None:
         with torch.no_grad():
-            model(ids, use_cache=True, logits_to_keep=1)
+            model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
     return step
 
@@ -204,7 +204,7 @@ def _training(model: Any, ids: Tensor) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        torch.autograd.backward(model(ids, labels=ids, use_cache=False).loss)
+        torch.autograd.backward(model(input_ids=ids, labels=ids, use_cache=False).loss)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -214,12 +214,12 @@ def _training(model: Any, ids: Tensor) -> Step:
 def _decoding(model: Any, ids: Tensor) -> Step:
     """TOKENS more tokens, one a call, each at a position that was not seen before."""
     with torch.no_grad():
-        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
     def step() -> None:
         with torch.no_grad():
             for _ in range(TOKENS):
-                model(ids[:, :1], past_key_values=cache, use_cache=True)
+                model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
 
     return step
 
