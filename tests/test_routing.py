@@ -64,13 +64,22 @@ def dense(m: Any, x: Tensor, mask: Tensor) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("static", [None, NEAR, pc.heads([NEAR, pc.sink(2) & pc.causal()] * 2)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"static": NEAR},
+        {"static": pc.heads([NEAR, pc.sink(2) & pc.causal()] * 2)},
+        {"static": NEAR, "routed": 2},
+    ],
+    ids=["alone", "near", "heads", "half"],
+)
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both"])
 @pytest.mark.parametrize("router", ROUTERS, ids=str)
 def test_outputs_and_gradients_are_those_of_dense_attention(
-    router: Any, causal: bool, static: Any
+    router: Any, causal: bool, options: dict[str, Any]
 ) -> None:
-    m = layer(router, static=static, causal=causal)
+    m, static = layer(router, causal=causal, **options), options.get("static")
     x = torch.randn(2, N, 32, dtype=torch.float64, requires_grad=True)
     with trace(m) as seen:
         y = m(x)
@@ -79,6 +88,8 @@ def test_outputs_and_gradients_are_those_of_dense_attention(
         for h, p in enumerate(patterns_of(static) * (4 // len(patterns_of(static)))):
             own = torch.from_numpy(pc.lower(p, N).dense())
             assert mask[:, h][:, own].all()
+    if options.get("routed"):
+        assert (mask[:, :2] == mask[:1, :1]).all() and (mask[:, 2:] & ~mask[:, :1]).any()
     assert not causal or not mask.triu(1).any()
     expected, w = dense(m, x, mask), torch.randn(2, N, 32, dtype=torch.float64)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
@@ -123,7 +134,7 @@ def test_balanced_clusters_do_look_at_later_tokens() -> None:
 
 @pytest.mark.parametrize("router", STEPPING, ids=str)
 def test_steps_with_a_cache_are_the_rows_of_the_whole_pass(router: Any) -> None:
-    m = layer(router, static=pc.heads([NEAR, pc.causal() & pc.sink(2)] * 2)).eval()
+    m = layer(router, static=pc.heads([NEAR, pc.causal() & pc.sink(2)] * 2), routed=3).eval()
     x = torch.randn(2, N, 32, dtype=torch.float64)
     with torch.no_grad():
         whole = m(x)
@@ -297,6 +308,16 @@ def test_a_trace_is_what_analyze_takes(router: Any) -> None:
             partial(RoutedAttention, 32, 4, router=TopBlocks(2), static=pc.heads([NEAR])),
             PatternValueError,
             "4 heads, but a pattern for 1",
+        ),
+        (
+            partial(RoutedAttention, 32, 4, router=TopBlocks(2), routed=1),
+            PatternValueError,
+            r"3 of 4 heads choose nothing \(routed=1\) and read nothing; give a static pattern",
+        ),
+        (
+            partial(RoutedAttention, 32, 4, router=TopBlocks(2), routed=5),
+            PatternValueError,
+            "routed must be at most 4, not 5",
         ),
     ],
 )

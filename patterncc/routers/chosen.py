@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
+import torch
 from torch import Tensor
 
 from patterncc.kernels.routed import RoutedLayout, routed_blocks, routed_clusters
@@ -39,6 +40,32 @@ class Blocks:
 
 
 Chosen = Clusters | Blocks
+
+
+def of_last_heads(chosen: Chosen, count: int) -> Chosen:
+    """The same for the last `count` heads; the others choose nothing.
+
+    >>> import torch
+    >>> two = Blocks(torch.tensor([[[[0]], [[1]]]]), block=4, grain=1)
+    >>> of_last_heads(two, 1).chosen.flatten().tolist()
+    [-1, 1]
+    """
+
+    def kept(x: Tensor) -> Tensor:
+        head = torch.arange(x.shape[1], device=x.device).view(1, -1, *[1] * (x.dim() - 2))
+        return torch.where(head >= x.shape[1] - count, x, -1)
+
+    match chosen:
+        case Clusters(labels=labels, members=members):
+            if count == labels.shape[1]:
+                return chosen
+            return Clusters(kept(labels), kept(members))
+        case Blocks(chosen=indices, block=block, grain=grain):
+            if count == indices.shape[1]:
+                return chosen
+            return Blocks(kept(indices), block, grain)
+        case _:
+            assert_never(chosen)
 
 
 def layout_of(chosen: Chosen, n: int, static: Layout | None, causal: bool) -> RoutedLayout:

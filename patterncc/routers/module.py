@@ -19,7 +19,7 @@ from patterncc.layout.layout import Layout
 from patterncc.pattern import Pattern, check_int
 from patterncc.routers.centroids import Seen, moved, seen
 from patterncc.routers.choose import choose, normal
-from patterncc.routers.chosen import Chosen, layout_of
+from patterncc.routers.chosen import Chosen, layout_of, of_last_heads
 from patterncc.routers.kinds import Router, SphericalKMeans
 from patterncc.routers.steps import (
     RoutedCache,
@@ -42,7 +42,8 @@ class RoutedAttention(nn.Module):
     layout is built on x's device at each call; the choice has no gradient, what is read has.
 
     router: SphericalKMeans, NearestKeys or TopBlocks.  static: a Pattern, pc.heads([...]), or None.
-    causal: keys up to the query's own position only.  kv_heads: default `heads`.  head_dim: default
+    causal: keys up to the query's own position only.  routed: so many heads, the last ones, choose;
+    the others read `static` alone; default all.  kv_heads: default `heads`.  head_dim: default
     dim / heads.  layer: of `static`, where its edges differ by layer.
 
     The state dict has q.weight, k.weight, v.weight and out.weight; with k-means also `centroids`
@@ -69,6 +70,7 @@ class RoutedAttention(nn.Module):
         *,
         static: Pattern | Heads | None = None,
         causal: bool = True,
+        routed: int | None = None,
         head_dim: int | None = None,
         bias: bool = False,
         layer: int = 0,
@@ -93,6 +95,12 @@ class RoutedAttention(nn.Module):
         if isinstance(static, Heads) and len(static.patterns) != heads:
             raise PatternValueError(
                 f"RoutedAttention: {heads} heads, but a pattern for {len(static.patterns)}"
+            )
+        self.routed = self.heads if routed is None else check("routed", routed, most=self.heads)
+        if self.routed < self.heads and static is None:
+            raise PatternValueError(
+                f"RoutedAttention: {self.heads - self.routed} of {heads} heads choose nothing "
+                f"(routed={routed}) and read nothing; give a static pattern"
             )
         self.head_dim = dim // heads if head_dim is None else check("head_dim", head_dim)
         self.router, self.static, self.causal = router, static, causal
@@ -163,6 +171,7 @@ class RoutedAttention(nn.Module):
         chosen = choose(
             self.router, q, k, causal=self.causal, valid=valid, centroids=self.centroids
         )
+        chosen = of_last_heads(chosen, self.routed)
         for record in self.recorders:
             record(self, chosen, n)
         self._follow(q, k, v, valid)
@@ -205,6 +214,7 @@ class RoutedAttention(nn.Module):
         """What `print(model)` shows beside the projections."""
         return (
             f"{self.dim}, heads={self.heads}, kv_heads={self.kv_heads}, router={self.router}, "
+            f"routed={self.routed}, "
             f"static={self.static}, causal={self.causal}"
         )
 

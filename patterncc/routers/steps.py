@@ -146,6 +146,7 @@ def step(
                 keys = _blocks_of(cache, router, wide(q), wide(k), position)
             case _:
                 assert_never(router)
+        keys[:, : module.heads - module.routed] = -1
         scale = options.get("scale") or 1 / math.sqrt(q.shape[-1])
         return _read(q, cache, keys, _static_row(module.static, position, module.layer), scale)
 

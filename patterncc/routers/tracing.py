@@ -15,7 +15,7 @@ from patterncc.pattern import Pattern
 from patterncc.primitives import Topk, causal
 from patterncc.routers.chosen import Blocks, Chosen, bound, leaf_of
 from patterncc.routers.module import RoutedAttention
-from patterncc.stack import Heads, Layer, Stack, heads
+from patterncc.stack import Heads, Layer, Stack, heads, patterns_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Call:
-    """One layer of the run: its pattern, and what it chose of n tokens (None where it does not)."""
+    """One layer of the run: its pattern, and what its last `routed` heads chose of n tokens."""
 
     layer: Layer
     chosen: Chosen | None = None
     n: int = 0
+    routed: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Trace:
                     f"trace: sequence {sequence} of a batch of {batch}; they count from 0"
                 )
             name = "topk" if isinstance(leaf_of(call.chosen), Topk) else "routing"
-            for head in range(of_heads):
+            for head in range(of_heads - call.routed, of_heads):
                 chosen = bound(call.chosen, call.n, sequence, head)
                 found.setdefault(name, {})[layer, head] = chosen
         return found
@@ -104,7 +105,7 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     seen = Trace()
 
     def routed(module: RoutedAttention, chosen: Chosen, n: int) -> None:
-        seen.calls.append(Call(_layer_of(module, chosen), chosen, n))
+        seen.calls.append(Call(_layer_of(module, chosen), chosen, n, module.routed))
 
     def fixed(module: nn.Module, _: object, __: object) -> None:
         assert isinstance(module, SparseAttention)
@@ -129,10 +130,8 @@ def _layer_of(module: RoutedAttention, chosen: Chosen) -> Heads:
     """The pattern of each head: its static edges and those that it chooses."""
     leaf: Pattern = leaf_of(chosen)
     choice = causal() & leaf if module.causal else leaf
-    match module.static:
-        case None:
-            return heads([choice] * module.heads)
-        case Heads(patterns=patterns):
-            return heads([p | choice for p in patterns])
-        case Pattern() as p:
-            return heads([p | choice] * module.heads)
+    if module.static is None:
+        return heads([choice] * module.heads)
+    static = patterns_of(module.static) * (1 if isinstance(module.static, Heads) else module.heads)
+    first = module.heads - module.routed
+    return heads([*static[:first], *(p | choice for p in static[first:])])
