@@ -204,9 +204,10 @@ def _check_positions(module: Any, given: Mapping[str, Any]) -> None:
             )
         return
     pad = getattr(module.config, "pad_token_id", None)
-    special = [getattr(module.config, name, None) for name in ("bos_token_id", "eos_token_id")]
-    ends = special[1] if isinstance(special[1], list) else [special[1]]
-    if not isinstance(ids, Tensor) or pad is None or pad in (special[0], *ends):
+    first = ("bos_token_id", "decoder_start_token_id")  # T5 begins with its padding token
+    special = [getattr(module.config, name, None) for name in (*first, "eos_token_id")]
+    ends = special[-1] if isinstance(special[-1], list) else [special[-1]]
+    if not isinstance(ids, Tensor) or pad is None or pad in (*special[:-1], *ends):
         return
     if isinstance(seen, int) and not seen and ids.shape[1] > 1 and bool((ids[:, 0] == pad).any()):
         raise BackendError(
