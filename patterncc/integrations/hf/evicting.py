@@ -64,6 +64,11 @@ class EvictingCache(Cache):  # type: ignore[misc]
         return sum(layer.nbytes for layer in self.layers)
 
     @property
+    def held_nbytes(self) -> int:
+        """Bytes of the keys and values that are held now; the buffers have room for the peak."""
+        return sum(layer.held_nbytes for layer in self.layers)
+
+    @property
     def full_nbytes(self) -> int:
         """Bytes that a cache which keeps every key would hold of the tokens so far."""
         return sum(layer.full_nbytes for layer in self.layers)
@@ -110,6 +115,12 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         return sum(g.nbytes for g in self.groups)
+
+    @property
+    def held_nbytes(self) -> int:
+        """Bytes of the keys and values in slots."""
+        each = ((g.slots.held, x) for g in self.groups for x in (g.k, g.v))
+        return sum(held * x[:, :, :1].nbytes for held, x in each)
 
     @property
     def full_nbytes(self) -> int:
