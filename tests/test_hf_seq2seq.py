@@ -146,7 +146,7 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(kind: str) -> None:
 def test_the_bias_is_learned(kind: str) -> None:
     """Its embedding's gradient is that of the eager model, and is not nothing."""
     model = t5(kind)
-    inputs = training(model)
+    inputs = source(model) | {"labels": torch.randint(3, 64, (2, 20))}
     with pc.hf.apply(model, **PARTS):
         grads = results(model, **inputs)[1]
     biases = [name for name in grads if "relative_attention_bias" in name]
