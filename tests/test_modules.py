@@ -132,8 +132,11 @@ def test_a_step_of_cross_attention_takes_the_layout_of_all_its_queries() -> None
     layout = m.layout(12, 20)
     with torch.no_grad():
         whole = m(x, context=context)
-        one = m(x[:, 7:8], context=context, layout=layout, position=7)
-    torch.testing.assert_close(one, whole[:, 7:8])
+        made = m.keys_values(context)
+        for given in (context, made):
+            one = m(x[:, 7:8], context=given, layout=layout, position=7)
+            torch.testing.assert_close(one, whole[:, 7:8])
+    torch.testing.assert_close(m(x, context=made), whole)
 
 
 def test_what_does_not_go_together_is_refused() -> None:
@@ -145,6 +148,10 @@ def test_what_does_not_go_together_is_refused() -> None:
         ("a cache beside context or memory", {"cache": cache, "position": 0, "memory": y}),
         (r"memory has shape \(1, 5, 24\), x \(2, 8, 24\); the batch", {"memory": y[:1]}),
         (r"context has shape \(2, 24\); it must be \(batch, length, 24\)", {"context": y[:, 0]}),
+        (
+            "a memory of 5 tokens, the layout's queries begin at 0",
+            {"memory": y, "layout": pc.compile(WINDOW, 8, 13)},
+        ),
         ("position needs a cache", {"context": y, "position": 0}),
         ("key_lengths needs position", {"key_lengths": at}),
         (r"position is torch.float32 of shape \(2\)", {"cache": cache, "position": at.float()}),

@@ -191,18 +191,32 @@ def test_traced_with_padding_causal_contexts_memories_and_caches() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_rerouted_calls_are_traced() -> None:
+def test_rerouted_calls_are_traced_once() -> None:
     torch._dynamo.reset()
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    def model(q: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(F.scaled_dot_product_attention(q, q, q), q, q)
+
     q = torch.randn(2, 2, N, 8)
-    traced = torch.compile(
-        lambda q: F.scaled_dot_product_attention(q, q, q), fullgraph=True, backend="aot_eager"
-    )
+    traced = torch.compile(model, fullgraph=True, backend=count)
     expected = F.scaled_dot_product_attention(q, q, q, MASK)
+    expected = F.scaled_dot_product_attention(expected, q, q, MASK)
     dense = traced(q)
-    with pc.sdpa_as(WINDOW) as swapped:
-        torch.testing.assert_close(traced(q), expected)
-    assert swapped.calls == 1
-    assert torch.equal(traced(q), dense)
+    for _ in range(2):  # another block is not traced again either
+        with pc.sdpa_as(WINDOW) as rerouted:
+            for _ in range(5):
+                torch.testing.assert_close(traced(q), expected)
+        assert rerouted.calls == 10
+    assert graphs == 2 and torch.equal(traced(q), dense)
+    stack = pc.Stack([WINDOW, pc.full()])
+    with pytest.raises(Exception, match=r"within a graph of torch.compile"), pc.sdpa_as(stack):
+        traced(q)
 
 
 @pytest.mark.parametrize("train", [True, False])

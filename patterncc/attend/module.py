@@ -93,11 +93,15 @@ class SparseAttention(nn.Module):
             dtype = torch.get_autocast_dtype(device) if lower else weight.dtype
         return weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype)
 
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V [B, kv_heads, L_k, head_dim] of a context, for steps that all read it."""
+        return _split(self.k(context), self.head_dim), _split(self.v(context), self.head_dim)
+
     def forward(
         self,
         x: Tensor,
         *,
-        context: Tensor | None = None,
+        context: Tensor | tuple[Tensor, Tensor] | None = None,
         memory: Tensor | None = None,
         layout: AnyLayout | None = None,
         cache: tuple[Tensor, Tensor] | None = None,
@@ -108,7 +112,8 @@ class SparseAttention(nn.Module):
         """All of x attends to itself; or to a context, or to a memory and itself, or to a cache.
 
         context: [B, L_k, context_dim], keys and values are made of it alone: cross-attention, the
-        pattern one over two node sets, its rows x and its columns the context.
+        pattern one over two node sets, its rows x and its columns the context.  Its K and V, from
+        `keys_values`, will do as well.
         memory: [B, M, dim], stands in front of x (Transformer-XL): it has the positions 0 .. M - 1,
         is read and reads nothing; x begins at position M.  Gradients flow into it if it has any;
         give memory.detach() for states of an earlier step.
@@ -121,8 +126,8 @@ class SparseAttention(nn.Module):
 
         Raises TensorError for x of another shape, or a cache that x does not fit in.
         """
-        source = self._key_source(x, context, memory)
-        if cache is not None and source is not x:
+        self._check(x, context, memory)
+        if cache is not None and (context is not None or memory is not None):
             raise TensorError(
                 "SparseAttention: a cache beside context or memory; a memory is the first tokens "
                 "of a cache, and a context has no next token: give one of the three"
@@ -134,8 +139,18 @@ class SparseAttention(nn.Module):
             )
         if key_lengths is not None and position is None:
             raise TensorError("SparseAttention: key_lengths needs position; else use key_mask=")
+        offset = 0 if memory is None else operator.index(memory.shape[1])
+        if layout is not None and memory is not None and layout.q_offset != offset:
+            raise TensorError(
+                f"SparseAttention: a memory of {offset} tokens, the layout's queries begin at "
+                f"{layout.q_offset}; compile it with q_offset={offset}"
+            )
         q = _split(self.q(x), self.head_dim)
-        k, v = (_split(project(source), self.head_dim) for project in (self.k, self.v))
+        if isinstance(context, tuple):
+            k, v = context
+        else:
+            source = x if memory is None else torch.cat((memory, x), 1)
+            k, v = self.keys_values(source if context is None else context)
         how = How(self.block, self.layer, self.backend)
         if cache is not None:
             o = self._from_cache(q, k, v, cache, position, key_lengths, layout, how, options)
@@ -149,26 +164,28 @@ class SparseAttention(nn.Module):
                 **options,
             )
         else:
-            offset = source.shape[1] - x.shape[1] if memory is not None else 0
             over = self.pattern if layout is None else layout
-            at = operator.index(offset)
-            o = attend("SparseAttention", q, k, v, over, how, q_offset=at, **options)
+            o = attend("SparseAttention", q, k, v, over, how, q_offset=offset, **options)
         joined: Tensor = self.out(o.transpose(1, 2).flatten(2))
         return joined
 
-    def _key_source(self, x: Tensor, context: Tensor | None, memory: Tensor | None) -> Tensor:
-        """What keys and values are made of, after checks of all three."""
+    def _check(
+        self, x: Tensor, context: Tensor | tuple[Tensor, Tensor] | None, memory: Tensor | None
+    ) -> None:
+        """Refuse what is not shaped as the module's inputs are, or does not go together."""
         for name, given, width in (
             ("x", x, self.dim),
             ("context", context, self.context_dim),
             ("memory", memory, self.dim),
         ):
-            if given is not None and (given.dim() != 3 or given.shape[-1] != width):
+            if given is None or isinstance(given, tuple):  # K and V are looked at with q
+                continue
+            if given.dim() != 3 or given.shape[-1] != width:
                 raise TensorError(
                     f"SparseAttention: {name} has shape {shape(given)}; it must be "
                     f"(batch, length, {width})"
                 )
-            if given is not None and given.shape[0] != x.shape[0]:
+            if given.shape[0] != x.shape[0]:
                 raise TensorError(
                     f"SparseAttention: {name} has shape {shape(given)}, x {shape(x)}; the batch "
                     "must agree"
@@ -180,9 +197,6 @@ class SparseAttention(nn.Module):
                 f"SparseAttention: no context, and keys are made of {self.context_dim} features, x "
                 f"{shape(x)} has {self.dim}; give context="
             )
-        if context is not None:
-            return context
-        return x if memory is None else torch.cat((memory, x), 1)
 
     def _from_cache(
         self,

@@ -34,9 +34,11 @@ class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call sit
     Without it such a call is refused.
 
     The block must hold the backward pass too where activations are checkpointed: the calls are made
-    again there.  A stack of several patterns refuses that, since calls come in another order.
+    again there.  A stack of several patterns refuses that, since calls come in another order, and
+    for the same reason graphs of torch.compile, in which it would not be seen.
 
-    calls: how many were rerouted.  seen: of each (layer, n, n_k) how many.
+    calls: how many were rerouted.  seen: of each (layer, n, n_k) how many, without those of graphs
+    that torch.compile made.
 
     What cannot be told by a pattern raises, as in `scaled_dot_product_attention`, and so does
     attention that torch computes by other functions (nn.MultiheadAttention: see
@@ -77,9 +79,16 @@ class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call sit
                     f"of one, not a {type(pattern).__name__}{hint}"
                 )
         self.queries = queries
-        self.calls = 0
+        self._several = len(set(self.layers)) > 1
+        self._next = 0  # the layer of the next call
+        self._calls, self._traced = 0, torch.zeros((), dtype=torch.int64)
         self.seen: Counter[tuple[int, int, int]] = Counter()
         self._to_come = 0  # calls in reentrant checkpoints that a backward pass has yet to repeat
+
+    @property
+    def calls(self) -> int:
+        """How many calls were rerouted."""
+        return self._calls + int(self._traced)
 
     def __torch_function__(
         self,
@@ -102,12 +111,14 @@ class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call sit
         return func(*args, **(kwargs or {}))
 
     def _serve(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        layer = self.calls % len(self.layers)
-        if len(set(self.layers)) > 1 and torch._C._current_graph_task_id() != -1:
+        layer = self._next
+        tracing = torch.compiler.is_compiling()
+        if self._several and (tracing or torch._C._current_graph_task_id() != -1):
+            where = "a graph of torch.compile" if tracing else "a backward pass"
             raise PatternError(
-                "sdpa_as: a call within a backward pass (activation checkpointing), where calls "
-                "come in another order than the layers of the stack; give one pattern for all, or "
-                "pass pattern= at the call sites (pc.scaled_dot_product_attention)"
+                f"sdpa_as: a call within {where}, which may come again in a checkpoint's order and "
+                "not in that of the stack's layers; give one pattern for all, or pass pattern= at "
+                "the call sites (pc.scaled_dot_product_attention)"
             )
         n, n_k = query.shape[-2], key.shape[-2]
         over, offset = self.layers[layer], 0
@@ -120,9 +131,13 @@ class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call sit
                 )
             offset = n_k - n if self.queries == "last" else 0
         # counted first: a checkpoint that is computed again may stop within the call
-        self.calls += 1
-        self.seen[layer, n, n_k] += 1
-        self._to_come += _to_come()
+        self._next = (layer + 1) % len(self.layers)
+        if tracing:
+            self._traced += 1  # a tensor: a number would be a constant of the graph, and guarded
+        else:
+            self._calls += 1
+            self.seen[layer, n, n_k] += 1
+            self._to_come += _to_come()
         return scaled_dot_product_attention(
             *(query, key, *args), pattern=over, q_offset=offset, **kwargs
         )
@@ -162,15 +177,16 @@ class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call sit
         super().__exit__(kind, error, at)  # type: ignore[no-untyped-call]
         if kind is not None:
             return
-        if not self.calls:
+        calls = self.calls
+        if not calls:
             raise PatternError(
                 "sdpa_as: no call of F.scaled_dot_product_attention within the block, so nothing "
                 "was replaced; the model attends by code of its own "
                 '(transformers: attn_implementation="sdpa", or pc.hf.apply)'
             )
-        if self.calls % len(self.layers):
+        if self._next:
             raise PatternError(
-                f"sdpa_as: {self.calls} calls of F.scaled_dot_product_attention, the stack has "
+                f"sdpa_as: {calls} calls of F.scaled_dot_product_attention, the stack has "
                 f"{len(self.layers)} layers; a forward pass must make one call for each, in their "
                 "order"
             )
@@ -187,8 +203,6 @@ def _to_come() -> int:
 
     Such a checkpoint runs without gradients, and torch has no other sign of it than the frame.
     """
-    if torch.compiler.is_compiling():
-        return 0
     first = again = 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
