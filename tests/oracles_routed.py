@@ -12,6 +12,8 @@ from patterncc.kernels import reference
 from patterncc.kernels.routed import RoutedLayout
 from patterncc.kernels.score import Score
 
+WIDTH = 16  # of a head
+
 
 def united(mask: Tensor, causal: bool, static: pc.Layout | None) -> Tensor:
     """The pairs of a choice, causal or not, and the static ones."""
@@ -75,6 +77,7 @@ def check_attention(
     key_heads: int,
     dtype: torch.dtype,
     seed: int = 0,
+    backend: str = "auto",
     **options: Tensor,
 ) -> None:
     """Outputs, LSE and gradients of q, k and v held to dense float64 attention under the mask."""
@@ -82,14 +85,16 @@ def check_attention(
     sequences, heads, n, _ = mask.shape
 
     def drawn(count: int) -> Tensor:
-        return torch.randn(sequences, count, n, 8, generator=g, dtype=dtype).requires_grad_()
+        return torch.randn(sequences, count, n, WIDTH, generator=g, dtype=dtype).requires_grad_()
 
     q, k, v = drawn(heads), drawn(key_heads), drawn(key_heads)
-    grad = torch.randn(sequences, heads, n, 8, generator=g, dtype=dtype)
-    out, lse = pc.attention(q, k, v, layout, enable_gqa=True, return_lse=True, **options)
+    grad = torch.randn(sequences, heads, n, WIDTH, generator=g, dtype=dtype)
+    out, lse = pc.attention(
+        *(q, k, v, layout), enable_gqa=True, return_lse=True, backend=backend, **options
+    )
     grads = torch.autograd.grad(out, (q, k, v), grad)
     names = {"key_mask": "keys", "sinks": "sinks"}
-    score = Score(8**-0.5, **{names[x]: t for x, t in options.items()})  # type: ignore[arg-type]
+    score = Score(WIDTH**-0.5, **{names[x]: t for x, t in options.items()})  # type: ignore[arg-type]
     dense, dense_lse = reference.attention(q, k, v, mask, score=score)
     expected = torch.autograd.grad(dense, (q, k, v), grad.double())
     near = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 3e-5}

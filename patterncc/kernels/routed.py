@@ -6,6 +6,7 @@ edges of a static layout: a pair that both hold counts once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,16 +20,19 @@ from patterncc.errors import BackendError, PatternValueError, SizeError, TensorE
 from patterncc.kernels import runtime, upload
 from patterncc.kernels.reference import LIMIT
 from patterncc.kernels.routed_blocks import Choice, check_chosen, layout_of_blocks, sides_for
-from patterncc.kernels.routed_slots import check_members, check_once, cuts_of, slots_of
+from patterncc.kernels.routed_device import SlotTables, slot_tables
+from patterncc.kernels.routed_slots import Slots, check_members, check_once, cuts_of, slots_of
 from patterncc.kernels.routed_static import intervals_of
 from patterncc.kernels.routed_tiles import grid_of, layout_of
 from patterncc.kernels.spec import Spec
+from patterncc.kernels.tables import kernel_tables
 from patterncc.kernels.terms import Term, Terms, parsed
-from patterncc.kernels.unread import unread_keys
 from patterncc.layout.layout import Layout
 from patterncc.pattern import check_int
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 
@@ -36,19 +40,21 @@ if TYPE_CHECKING:
 class RoutedLayout:
     """A mask for `attention` of its own for each head of each sequence, as a router chose it.
 
-    tiles: of clusters those of slots, of all heads one behind the other; of blocks those of tokens,
-    a pattern for each head of each sequence, the static edges among them.
-    order, place: of clusters the row of each slot and the slot of each row (`routed_slots.Slots`).
+    tiles: of clusters those of slots, of all heads one behind the other, as a layout on the CPU and
+    as a kernel's tables elsewhere; of blocks those of tokens, a pattern for each head of each
+    sequence, the static edges among them.
+    slots: of clusters what each slot holds and reads.
     static: what clusters are united with; its edges are not in `tiles`.
     """
 
     n: int
     heads: int
     sequences: int
+    block: tuple[int, int]
+    device: torch.device
     pattern: str
-    tiles: Layout
-    order: Tensor | None = None
-    place: Tensor | None = None
+    tiles: Layout | SlotTables
+    slots: Slots | None = None
     static: Layout | None = None
     q_offset: int = 0
     k_offset: int = 0
@@ -59,55 +65,62 @@ class RoutedLayout:
         return self.n
 
     @property
-    def block(self) -> tuple[int, int]:
-        """Queries x keys of a tile."""
-        return self.tiles.block
-
-    @property
-    def device(self) -> torch.device:
-        """Where its tables are."""
-        return torch.device("cpu")
-
-    @property
     def nbytes(self) -> int:
-        """Bytes of the tables that this step made."""
-        own = [x for x in (self.order, self.place) if x is not None]
-        return self.tiles.nbytes + sum(x.numel() * x.element_size() for x in own)
+        """Bytes of what this step made."""
+        return self.tiles.nbytes + (0 if self.slots is None else self.slots.nbytes)
 
     @cached_property
     def edges(self) -> tuple[int, ...]:
-        """How many pairs each head of each sequence reads, B * H numbers; static ones count."""
-        if self.order is None:
+        """How many pairs each head of each sequence reads, B * H numbers; static ones count.
+
+        Waits for the device that holds it.
+        """
+        if self.slots is None:
+            assert isinstance(self.tiles, Layout)
             return tuple(self.tiles.edges[u] for u in self.tiles.head_pattern.tolist())
-        found = intervals_of(self.tiles)
-        by_slot = (found.high - found.low).sum(axis=(0, 1))[:-1]
-        own = by_slot.reshape(self.sequences * self.heads, -1).sum(axis=1)
+        own = self.slots.counts.view(self.sequences * self.heads, -1).sum(1).cpu().numpy()
         if self.static is not None:
-            own += np.array(self.static.edges)[_pattern_of_heads(self)]
+            which = pattern_of_heads(self.static, self.sequences, self.heads)
+            own = own + np.array(self.static.edges)[which]
         return tuple(own.tolist())
 
     def dense(self) -> Tensor:
-        """The mask, bool [B, H, n, n].
+        """The mask, bool [B, H, n, n], on its device.
 
         Raises SizeError for more than `reference.LIMIT` entries.
         """
         sides = (self.sequences, self.heads, self.n, self.n)
-        if np.prod(sides, dtype=object) > LIMIT:
+        if math.prod(sides) > LIMIT:
             raise SizeError(f"dense() of {' x '.join(map(str, sides))} passes {LIMIT} entries")
-        if self.order is None:
+        if self.slots is None:
+            assert isinstance(self.tiles, Layout)
             return torch.from_numpy(self.tiles.dense()).view(sides)
         mask = np.zeros(sides, dtype=bool)
         if self.static is not None:
             mask |= self.static.dense()
-        rows = mask.reshape(-1, self.n)
-        order = self.order.numpy()
-        found = intervals_of(self.tiles)
-        for low, high in zip(found.low[:, 0], found.high[:, 0], strict=True):
-            for slot in np.flatnonzero(low < high).tolist():
-                keys = order[low[slot] : high[slot]] % self.n
-                assert not rows[order[slot], keys].any()  # else a pair would count twice
-                rows[order[slot], keys] = True
-        return torch.from_numpy(mask)
+        rows, order = mask.reshape(-1, self.n), self.slots.order.cpu().numpy()
+        for slot, read in self._pairs():
+            keys = order[read] % self.n
+            assert not rows[order[slot], keys].any()  # else a pair would count twice
+            rows[order[slot], keys] = True
+        return torch.from_numpy(mask).to(self.device)
+
+    def _pairs(self) -> Iterator[tuple[int, slice | NDArray[np.int64]]]:
+        """Each slot and the slots that it reads: by the tiles, on a GPU by what they show."""
+        assert self.slots is not None
+        if isinstance(self.tiles, Layout):
+            found = intervals_of(self.tiles)
+            for low, high in zip(found.low[:, 0], found.high[:, 0], strict=True):
+                for slot in np.flatnonzero(low < high).tolist():
+                    yield slot, slice(low[slot], high[slot])
+            return
+        start, end = (x.tolist() for x in (self.slots.start, self.slots.end))
+        cuts = [(low.tolist(), high.tolist()) for low, high in self.slots.cuts]
+        for slot, (first, past) in enumerate(zip(start, end, strict=True)):
+            read = np.arange(first, past)
+            for low, high in cuts:
+                read = read[(read < low[slot]) | (read >= high[slot])]
+            yield slot, read
 
     def __repr__(self) -> str:
         return (
@@ -144,25 +157,26 @@ def routed_clusters(
     n = check_int("routed_clusters", "n", n, 1)
     members = check_members(members, n)
     sequences, heads, clusters, width = members.shape
-    which = _check_static("routed_clusters", static, n, sequences, heads)
+    _check_static("routed_clusters", static, n, sequences, heads)
+    slots = _slots(members, n, causal, static, by_key=False)
+    check_once(slots, members)
+    text = f"routed({clusters} clusters of {width})" + _beside(static, causal)
+    sizes = sequences * heads * clusters, width, block or _sides(width), causal
+    tiles: Layout | SlotTables
+    if members.device.type == "cpu":
+        tiles = replace(layout_of(slots, grid_of(*sizes)), pattern=text)
+    else:
+        tiles = slot_tables(slots, _slots(members, n, causal, static, by_key=True), *sizes)
+    where = sizes[2], members.device
+    return RoutedLayout(n, heads, sequences, *where, text, tiles, slots, static)
+
+
+def _slots(members: Tensor, n: int, causal: bool, static: Layout | None, *, by_key: bool) -> Slots:
+    """What each slot reads, or who reads it, without what the static layout holds."""
     cuts = None
     if static is not None:
-        cuts = cuts_of(intervals_of(static), torch.from_numpy(np.array(which)), members.device)
-    slots = slots_of(members, n, causal, cuts, by_key=False)
-    check_once(slots, members)
-    sides = block or _sides(width)
-    grid = grid_of(sequences * heads * clusters, width, sides, causal)
-    text = f"routed({clusters} clusters of {width})" + _beside(static, causal)
-    return RoutedLayout(
-        n,
-        heads,
-        sequences,
-        text,
-        replace(layout_of(slots, grid), pattern=text),
-        slots.order,
-        slots.place,
-        static,
-    )
+        cuts = cuts_of(static, (len(members), members.shape[1]), members.device, by_key=by_key)
+    return slots_of(members, n, causal, cuts, by_key=by_key)
 
 
 def routed_blocks(
@@ -196,13 +210,14 @@ def routed_blocks(
     grain = block if grain is None else check_int("routed_blocks", "grain", grain, 1)
     chosen = check_chosen(chosen, n, block, grain)
     sequences, heads, groups, count = chosen.shape
-    which = _check_static("routed_blocks", static, n, sequences, heads)
+    _check_static("routed_blocks", static, n, sequences, heads)
+    which = pattern_of_heads(static, sequences, heads)
     tile = sides_for(block, grain) if static is None else static.block
     rows = chosen.reshape(sequences * heads, groups, count).numpy()
     choice = Choice(rows, n, block, grain, causal, tile, static, which)
     text = f"routed({count} blocks of {block} for {grain} queries)" + _beside(static, causal)
     tiles = replace(layout_of_blocks(choice, sequences), pattern=text)
-    return RoutedLayout(n, heads, sequences, text, tiles)
+    return RoutedLayout(n, heads, sequences, tile, chosen.device, text, tiles)
 
 
 def _sides(width: int) -> tuple[int, int]:
@@ -216,15 +231,21 @@ def _beside(static: Layout | None, causal: bool) -> str:
     return text if static is None else f"{text} | {static.pattern}"
 
 
-def _check_static(
-    name: str, static: Layout | None, n: int, sequences: int, heads: int
-) -> NDArray[np.int32]:
-    """The pattern of a static layout for each head of each sequence; refuse one that does not fit.
+def pattern_of_heads(static: Layout | None, sequences: int, heads: int) -> NDArray[np.int32]:
+    """Which pattern of a static layout each head of each sequence has, [B * H]."""
+    listed = np.zeros((1, 1), dtype=np.int32)
+    if static is not None:
+        listed = static.head_pattern.reshape(static.sequences, -1)
+    return np.broadcast_to(listed, (sequences, heads)).reshape(-1)
+
+
+def _check_static(name: str, static: Layout | None, n: int, sequences: int, heads: int) -> None:
+    """Refuse a static layout that does not fit.
 
     Raises PatternValueError.
     """
     if static is None:
-        return np.zeros(sequences * heads, dtype=np.int32)
+        return
     if not isinstance(static, Layout):
         raise PatternValueError(
             f"{name}: static is a {type(static).__name__}; give what pc.compile(pattern, n={n}) "
@@ -246,12 +267,6 @@ def _check_static(
             f"{name}: the static layout is for {static.heads} heads and {static.sequences} "
             f"sequences, the router chose for {heads} heads and {sequences} sequences"
         )
-    listed = static.head_pattern.reshape(static.sequences, -1)
-    return np.broadcast_to(listed, (sequences, heads)).reshape(-1)
-
-
-def _pattern_of_heads(layout: RoutedLayout) -> NDArray[np.int32]:
-    return _check_static("routed", layout.static, layout.n, layout.sequences, layout.heads)
 
 
 _prepared: WeakKeyDictionary[RoutedLayout, dict[str, upload.Prepared]] = WeakKeyDictionary()
@@ -281,33 +296,45 @@ def prepared(
 
 
 def _made(layout: RoutedLayout, device: torch.device, requested: str) -> upload.Prepared:
-    if layout.order is None or layout.place is None:
-        return upload.prepared(layout.tiles, device, requested)
     if requested == "reference":
         return _dense(layout)
-    backend = runtime.pick_backend(requested, device).backend
-    tables = _tables(layout.tiles)
-    term = Term(Spec.of(layout.tiles, backend), len(tables), tokens=layout.n)
-    unread = layout.place.view(layout.sequences, layout.heads, layout.n) == layout.tiles.n - 1
-    if layout.static is None:
-        whole = Terms((term,))
-        return [*tables, layout.order, layout.place, unread], whole.text(), backend
-    (*others, _), text, _ = upload.prepared(layout.static, device, requested)
+    slots, static = layout.slots, layout.static
+    if slots is None:
+        assert isinstance(layout.tiles, Layout)
+        return upload.prepared(layout.tiles, device, requested)
+    spec, tables = _tables(layout.tiles, device, requested)
+    own = Term(spec, len(tables), tokens=layout.n)
+    unread = slots.place.view(layout.sequences, layout.heads, layout.n) == spec.n - 1
+    tensors = [*tables, slots.order, slots.place]
+    if static is None:
+        return [*tensors, unread], Terms((own,)).text(), spec.backend
+    (*others, unread_there), text, _ = upload.prepared(static, device, requested)
     made = parsed(text)
     terms = (Term(made, len(others)),) if isinstance(made, Spec) else made.terms
-    read_by_static = unread_keys(layout.static)
-    if read_by_static.size:
-        unread &= torch.from_numpy(read_by_static)
-    else:
-        unread = unread[:, :1, :0]
-    whole = Terms((*terms, term))
-    return [*others, *tables, layout.order, layout.place, unread], whole.text(), backend
+    unread = unread & unread_there if unread_there.numel() else unread_there
+    return [*others, *tensors, unread], Terms((*terms, own)).text(), spec.backend
 
 
-def _tables(tiles: Layout) -> list[Tensor]:
-    """What the CPU backend takes of a layout that names itself by a tensor."""
+def _tables(
+    tiles: Layout | SlotTables, device: torch.device, requested: str
+) -> tuple[Spec, list[Tensor]]:
+    """What the backend that is picked takes of the tiles of slots.
+
+    Raises BackendError where they are on a device and the backend is another.
+    """
+    backend = runtime.pick_backend(requested, device).backend
+    if isinstance(tiles, SlotTables):
+        if backend != "triton":
+            raise BackendError(
+                f'attention: backend="{requested}", a layout routed on {device}, which runs on the '
+                "Triton kernels; route on the CPU for others"
+            )
+        return tiles.spec, list(tiles.tables)
+    spec = Spec.of(tiles, backend)
+    if backend == "triton":
+        return spec, kernel_tables(tiles, spec, device)
     arrays = [torch.from_numpy(x) for x in tiles.arrays.values()]
-    return [*arrays, torch.tensor(list(bytes.fromhex(tiles.hash)))]
+    return spec, [*arrays, torch.tensor(list(bytes.fromhex(tiles.hash)))]
 
 
 def _dense(layout: RoutedLayout) -> upload.Prepared:

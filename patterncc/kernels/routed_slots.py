@@ -12,13 +12,19 @@ of one interval without those of a few others, whatever the order is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patterncc.errors import PatternValueError, SizeError
-from patterncc.kernels.routed_static import Intervals
+from patterncc.kernels.routed_static import intervals_of
 from patterncc.layout.limits import MAX_LENGTH
+
+if TYPE_CHECKING:
+    from patterncc.layout.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,21 @@ class Slots:
     start: Tensor
     end: Tensor
     cuts: list[tuple[Tensor, Tensor]]
+
+    @property
+    def counts(self) -> Tensor:
+        """How many slots each reads, int64 [S]."""
+        held = self.end - self.start
+        for low, high in self.cuts:
+            inside = torch.minimum(high, self.end) - torch.maximum(low, self.start)
+            held = held - inside.clamp(min=0)
+        return held
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of it all."""
+        every = [self.order, self.place, self.start, self.end, *sum(self.cuts, ())]
+        return sum(x.numel() * x.element_size() for x in every)
 
 
 def slots_of(
@@ -82,14 +103,30 @@ def _found(
     return made
 
 
-def cuts_of(found: Intervals, which: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Low and high [most, B * H, n] of a static layout's intervals; which: the pattern of each."""
-    if not len(found.low):
-        return None
-    low, high = (torch.from_numpy(x).to(device) for x in (found.low, found.high))
-    if low.shape[1] == 1:
-        return tuple(x.expand(-1, len(which), -1) for x in (low, high))  # type: ignore[return-value]
-    return low[:, which], high[:, which]
+_kept: WeakKeyDictionary[Layout, dict[tuple[object, ...], tuple[Tensor, Tensor]]] = (
+    WeakKeyDictionary()
+)
+
+
+def cuts_of(
+    static: Layout, heads: tuple[int, int], device: torch.device, *, by_key: bool
+) -> tuple[Tensor, Tensor]:
+    """Low and high [most, B * H, n] of a static layout's intervals, kept while it lives.
+
+    heads: B and H.
+    """
+    kept, key = _kept.setdefault(static, {}), (heads, device, by_key)
+    if key not in kept:
+        found = intervals_of(static, by_key=by_key)
+        listed = static.head_pattern.reshape(static.sequences, -1)
+        which = np.broadcast_to(listed, heads).reshape(-1)
+        low, high = (torch.from_numpy(x).to(device) for x in (found.low, found.high))
+        if static.patterns > 1:
+            place = torch.from_numpy(which.astype(np.int64)).to(device)
+            kept[key] = low[:, place], high[:, place]
+        else:
+            kept[key] = low.expand(-1, len(which), -1), high.expand(-1, len(which), -1)
+    return kept[key]
 
 
 def check_members(members: object, n: int) -> Tensor:

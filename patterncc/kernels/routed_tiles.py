@@ -113,7 +113,7 @@ def drawn(
 
 def layout_of(slots: Slots, grid: Grid) -> Layout:
     """The tiles on the CPU: runs of full tiles, bits where a tile is cut, nothing where empty."""
-    whole, some = _told_apart(slots, grid)
+    whole, some = told_apart(slots, grid)
     below = row_major(grid.block[1])
     bits = np.zeros((0, grid.block[0], below.shape[1]), dtype=np.int32)
     line, column = grid.line[some], grid.column[some]
@@ -130,7 +130,7 @@ def layout_of(slots: Slots, grid: Grid) -> Layout:
     return assembled(grid, full, partial, bits.view(np.uint32))
 
 
-def _told_apart(slots: Slots, grid: Grid) -> tuple[Tensor, Tensor]:
+def told_apart(slots: Slots, grid: Grid) -> tuple[Tensor, Tensor]:
     """Which tiles are surely full, and which others may hold something."""
     height, width = grid.block
     missing = grid.lines * height - len(slots.start)
