@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -255,3 +256,21 @@ def test_centroids_move_as_a_plain_loop_moves_them() -> None:
 def test_routers_that_cannot_be(make: object, message: str) -> None:
     with pytest.raises(PatternValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_value_is_read_on_the_host(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values: whoever asks for one, of a device that is not the CPU, fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
+    q, k = (x.to("meta") for x in queries(4, 2, 100))
+    centroids, valid = torch.empty(4, 5, 8).to("meta"), torch.empty(2, 100, dtype=torch.bool)
+    routers = (
+        *(SphericalKMeans(5), SphericalKMeans(5, width=8), NearestKeys(4)),
+        *(TopBlocks(3, block=8), TopBlocks(3, block=8, grain=4), TopBlocks(2, shared=True)),
+    )
+    for router in routers:
+        for real in (None, valid.to("meta")):
+            found = choose(router, q, k, causal=causal, valid=real, centroids=centroids)
+            held = found.members if isinstance(found, Clusters) else found.chosen
+            assert held.shape[:2] == (2, 4) and held.dtype == torch.int64
+    assert moved(centroids, seen(q, k, centroids, valid.to("meta")), 0.9).shape == centroids.shape
