@@ -27,9 +27,15 @@ from patterncc.fidelity import (
     sequences,
 )
 from patterncc.fidelity import pretrained as packages
-from patterncc.fidelity.foresee import kept, rank_correlation, rows_of
+from patterncc.fidelity.foresee import kept, participation, rank_correlation, rows_of
 
 WORDS = " ".join(f"the cat {k} sat on mat {k * k % 97}" for k in range(200))
+ALICE = (
+    "Alice was beginning to get very tired of sitting by her sister on the bank, and of having "
+    "nothing to do: once or twice she had peeped into the book her sister was reading, but it had "
+    'no pictures or conversations in it, "and what is the use of a book," thought Alice "without '
+    'pictures or conversations?" So she was considering in her own mind (as well as she could, for '
+)
 NEAR = pc.causal() & (pc.window(5) | pc.sink(2))
 
 
@@ -195,7 +201,7 @@ def test_dense_patterns_change_nothing_and_the_model_is_left_as_it_was(folders: 
     assert model.model.config._attn_implementation == "sdpa"
 
 
-def test_what_rollout_keeps_is_what_both_dense_products_share() -> None:
+def test_figures_of_rollout_are_those_of_dense_products() -> None:
     from patterncc.analysis.flow.rollout import rollout
 
     def phi(mask: np.ndarray, depth: int) -> np.ndarray:
@@ -206,6 +212,8 @@ def test_what_rollout_keeps_is_what_both_dense_products_share() -> None:
     slow = np.minimum(*(phi(mask, 3) for mask in masks)).sum(1).mean()
     found = kept(*(rows_of(rollout(p, 48, depth=3)) for p in (pc.causal(), NEAR)))
     assert found == pytest.approx(slow, abs=1e-12)
+    shared = 1 / (phi(masks[1], 3) ** 2).sum(1).mean()
+    assert participation(rows_of(rollout(NEAR, 48, depth=3))) == pytest.approx(shared)
 
 
 def test_rank_correlation_is_spearmans() -> None:
@@ -257,7 +265,7 @@ def test_the_command_prints_a_table_and_one_json_object(folders: dict, tmp_path:
     names = ["streaming-llm recent=8", "causal() & window(3)", "gpt-oss"]
     assert [row["name"] for row in found["patterns"]] == names
     assert set(found["patterns"][0]["measured"]) == {"kl", "top1"}
-    assert set(found["agreement"]) == {"kept", "half_within", "density", "reach"}
+    assert set(found["agreement"]) == {"participation", "kept", "density", "reach"}
     assert any("gpt-oss: reads every pair at 32 tokens" in note for note in found["notes"])
 
 
@@ -341,6 +349,15 @@ def test_glassllm_is_the_original_and_stays_close_under_a_window() -> None:
     dense = eager(model, cut.ids, pc.Stack(pc.causal())).double().log_softmax(-1)
     truth = float((dense.exp() * (dense - sparse)).sum(-1).mean())
     assert kl[1] == pytest.approx(truth, rel=1e-3)
+
+
+def test_glassllm_keeps_its_next_tokens_on_a_text_that_it_was_trained_for() -> None:
+    """128 tokens of Lewis Carroll; a window of 32 that counts the token itself, and 4 sinks."""
+    model = open_model("glassllm")
+    cut = sequences(model, [Text("Carroll", ALICE)], 128, 1)
+    stack = pc.Stack(pc.causal() & (pc.window(31) | pc.sink(4)))
+    (row,) = fidelity(model, {"32": Candidate(stack)}, cut).rows
+    assert row.measured["kl"].mean <= 0.008 and row.measured["top1"].mean >= 0.95
 
 
 def test_minilm_keeps_its_embeddings_under_a_window_and_a_global_token() -> None:

@@ -44,7 +44,7 @@ MOST = 64  # patterns of one table
 @click.option(
     "--alpha",
     type=float,
-    default=0.5,
+    default=0.9,
     show_default=True,
     metavar="A",
     help="Weight of the residual stream in rollout, from 0 to 1.",

@@ -12,7 +12,7 @@ from patterncc.fidelity.model import Kind
 from patterncc.stack import Stack
 
 SCHEMA = "patterncc.fidelity/1"
-FIGURES = ("kept", "half_within", "density", "reach")  # known before anything runs
+FIGURES = ("participation", "kept", "density", "reach")  # known before anything runs
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class Foreseen:
 
     figures: "density" (edges over the pairs that the model allows, mean over layers and heads),
     "reach" (the share of those pairs that the model's layers connect), "kept" (the part of the
-    model's own rollout that the pattern's keeps, from 0 to 1), "half_within" (the distance within
-    which half of the last token's rollout lies).  The last two are missing where rollout has no
-    rows for a layer.  depth_to_full: layers that would connect all, None for never or undecided.
+    model's own rollout that the pattern's keeps, from 0 to 1), "participation" (how many positions
+    share a state: 1 over the mean of a query's sum of p^2).  The last two are missing where rollout
+    has no rows for a layer.  depth_to_full: layers that would connect all, None for never or
+    undecided.
     """
 
     figures: Mapping[str, float]

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from patterncc.analysis.flow.rollout import ALPHA, check_alpha
+from patterncc.analysis.flow.rollout import check_alpha
 from patterncc.errors import PatternError, PatternSyntaxError, PatternValueError
-from patterncc.fidelity.foresee import agreement, foresee, reference
+from patterncc.fidelity.foresee import ALPHA, agreement, foresee, reference
 from patterncc.fidelity.measure import apart, batch_size, run
 from patterncc.fidelity.model import Pretrained
 from patterncc.fidelity.result import Candidate, Fidelity, Foreseen, Row, Spread

@@ -10,9 +10,9 @@ from patterncc.fidelity.result import Fidelity, Row, Spread
 WIDTH = 96
 WIDEST = 44  # characters of a name in the table; a longer one stands on a line of its own
 
-_CAUSAL = ("pattern", "density", "reach", "full at", "kept", "half", "KL", "top-1", "perplexity")
-_ENCODER = ("pattern", "density", "reach", "full at", "kept", "half", "cosine", "worst")
-_TITLES = {"kept": "kept", "half_within": "half", "density": "density", "reach": "reach"}
+_CAUSAL = ("pattern", "density", "reach", "full at", "shared", "kept", "KL", "top-1", "perplexity")
+_ENCODER = ("pattern", "density", "reach", "full at", "shared", "kept", "cosine", "worst")
+_TITLES = {"participation": "shared"}  # where the column is called otherwise
 
 
 def render(found: Fidelity) -> str:
@@ -36,14 +36,13 @@ def render(found: Fidelity) -> str:
 
 def _cells(row: Row, causal: bool) -> tuple[str, ...]:
     known = row.foreseen.figures
-    half = known.get("half_within")
     first = (
         row.name,
         f"{known['density']:.3f}",
         f"{known['reach']:.1%}",
         "-" if row.foreseen.depth_to_full is None else str(row.foreseen.depth_to_full),
-        "-" if "kept" not in known else f"{known['kept']:.3f}",
-        "-" if half is None else f"{half:.0f}",
+        f"{known['participation']:.2f}" if "participation" in known else "-",
+        f"{known['kept']:.3f}" if "kept" in known else "-",
     )
     if causal:
         kl, top1 = row.measured["kl"], row.measured["top1"]
@@ -88,8 +87,8 @@ def _legend(found: Fidelity) -> str:
     lines = [
         f"density: share of the {pairs} that a layer reads; reach: share that the {found.layers} "
         "layers connect; full at: layers that would connect all",
-        "kept: part of the model's own rollout that the pattern's keeps; half: distance within "
-        f"which half of the last token's rollout lies (alpha {found.alpha:g})",
+        "shared: positions that share a state, 1 / sum p^2 of its rollout; kept: part of the "
+        f"model's own rollout that the pattern's keeps (both at alpha {found.alpha:g})",
     ]
     if found.kind == "causal":
         lines.append(
@@ -108,7 +107,7 @@ def _legend(found: Fidelity) -> str:
 def _agreement(found: Fidelity) -> str:
     judge = "KL" if found.kind == "causal" else "cosine"
     told = [
-        f"{_TITLES[name]} {value:+.2f}"
+        f"{_TITLES.get(name, name)} {value:+.2f}"
         for name, value in found.agreement.items()
         if value is not None
     ]
