@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from patterncc.errors import BackendError
-from patterncc.integrations.hf import traits
 from patterncc.integrations.hf.layouts import Layouts
 from patterncc.integrations.hf.own_mask import PACKED_IN_A_TRACE, Packed, packed_of
 from patterncc.integrations.hf.state import Record
@@ -28,18 +28,19 @@ WATCH = "_patterncc_watch"
 @dataclass(frozen=True, eq=False)
 class Watch:
     """full: cache layers that must be of full length, and whose they are.  placed: some pattern
-    depends on where a sequence begins.  dense: calls that cannot be served run densely."""
+    depends on where a sequence begins.  dense: calls that cannot be served run densely.
+    arguments: names of what the model takes, in order."""
 
     full: Mapping[int, str]
     placed: bool
     dense: bool
     record: Record
+    arguments: tuple[str, ...] = ()
 
 
 def stays(layouts: Layouts, window: int) -> bool:
     """Whether a cache of the last `window` keys holds all that a pattern reads."""
-    reach = traits.reach_back(layouts.layer)
-    return layouts.relative and reach is not None and reach < window
+    return layouts.relative and layouts.fits(window - 1)
 
 
 def windows(config: Any) -> dict[int, int]:
@@ -63,8 +64,11 @@ def watch(model: Any, watched: Watch) -> None:
     from transformers import PreTrainedModel
 
     for module in model.modules():
-        if isinstance(module, PreTrainedModel) and "past_key_values" in _arguments(module):
-            setattr(module, WATCH, watched)
+        if not isinstance(module, PreTrainedModel):
+            continue
+        arguments = tuple(inspect.signature(module.forward).parameters)
+        if "past_key_values" in arguments:
+            setattr(module, WATCH, replace(watched, arguments=arguments))
             module.register_forward_pre_hook(_before, with_kwargs=True)
 
 
@@ -76,24 +80,21 @@ def unwatch(module: Any) -> None:
             module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def _arguments(module: Any) -> list[str]:
-    return list(inspect.signature(module.forward).parameters)
-
-
 def _before(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     """The arguments of a call, with a cache that holds what the patterns read."""
     watched: Watch | None = getattr(module, WATCH, None)
     if watched is None:  # a copy of a model, whose pattern was undone
         return args, given
     if args:
-        given = dict(zip(_arguments(module), args, strict=False)) | given
+        given = dict(zip(watched.arguments, args, strict=False)) | given
     if given.get("output_attentions") and not watched.dense:
         raise BackendError(
             "output_attentions asks for weights, which are never formed while a pattern is "
             "applied; leave it out"
         )
     if watched.full:
-        given = _with_full_cache(module, given, watched)
+        with suppress(BackendError) if watched.dense else nullcontext():
+            given = _with_full_cache(module, given, watched)
     cached, watched.record.packed = _cached(module, given), None
     if given.get("attention_mask") is None:
         if not cached:

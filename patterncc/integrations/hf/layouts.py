@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from patterncc.attend.call import constant
 from patterncc.errors import BackendError, PatternValueError
@@ -27,7 +28,8 @@ class Layouts:
 
     length: the graph is that of so many positions, whatever the length of a call.
     relative: edges follow from i - j alone.  only_past: no query reads a later key.
-    drawn: the part that is drawn for one length, where no length was given.
+    drawn: the part that is drawn for one length, where no length was given.  reach: how far back
+    the farthest key stands, None without a bound.
     """
 
     layer: Layer
@@ -38,14 +40,19 @@ class Layouts:
     relative: bool = field(init=False)
     only_past: bool = field(init=False)
     drawn: str | None = field(init=False)
+    reach: int | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.relative, self.only_past = traits.relative(self.layer), traits.only_past(self.layer)
-        part = traits.drawn(self.layer)
+        part, self.reach = traits.drawn(self.layer), traits.reach_back(self.layer)
         self.drawn = None if part is None or self.length is not None else str(part)
 
     def __deepcopy__(self, memo: object) -> Layouts:
         return self  # a copied model runs the same patterns
+
+    def fits(self, earlier: int | Tensor) -> bool:
+        """Whether so many earlier positions are all that a query reads."""
+        return self.reach is not None and isinstance(earlier, int) and self.reach <= earlier
 
     def of(self, n: int, n_k: int, q_offset: int = 0, k_offset: int = 0) -> Layout:
         """The layout of n queries from q_offset and n_k keys from k_offset.

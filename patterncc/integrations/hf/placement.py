@@ -68,13 +68,16 @@ class Placement(NotAMask):
         """Sequences behind each other in place of a batch."""
         return self.own.packed
 
-    def start(self) -> int | Tensor:
-        """The slot of the first query, as a number where that waits for nothing more than once a
-        pass; in a traced graph a tensor stays one."""
-        if not isinstance(self.q_offset, Tensor) or torch.compiler.is_compiling():
-            return self.q_offset
+    def start(self, *, wait: bool) -> int | Tensor:
+        """The slot of the first query, as a number where that is at hand; a GPU is waited for once
+        a pass, if at all, and never in a traced graph."""
+        first = self.q_offset
+        if not isinstance(first, Tensor) or torch.compiler.is_compiling():
+            return first
+        if not wait and first.device.type != "cpu":
+            return first
         if "start" not in self.memo:
-            self.memo["start"] = int(self.q_offset)
+            self.memo["start"] = int(first)
         start: int = self.memo["start"]
         return start
 

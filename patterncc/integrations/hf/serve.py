@@ -37,7 +37,15 @@ def serve(
     """
     if place.packed is not None:
         return _packed(layouts, place.packed, q, k, v, options)
-    start, n = place.start(), q.shape[2]
+    n = q.shape[2]
+    start = place.start(wait=n > FEW or _needs_gradient(q, k, v, options))
+    said = place.given.get("kv_length")
+    slid = place.given.get("local_size") is not None  # its cache may have been made longer since
+    if isinstance(said, int) and k.shape[2] > said and not slid:
+        raise BackendError(
+            f"layer {layouts.index}: {k.shape[2]} keys, and the model asked for a mask of {said}; "
+            "what it adds to its keys (compressed ones, say) has no position in a pattern"
+        )
     if isinstance(start, int) and not place.k_offset and k.shape[2] > start + n:
         k, v = k[:, :, : start + n], v[:, :, : start + n]  # a static cache: the rest is not written
     if isinstance(start, int) and not place.k_offset and k.shape[2] < start + n:
@@ -45,6 +53,12 @@ def serve(
             f"layer {layouts.index}: {n} queries from position {start} on, and the cache hands "
             f"over {k.shape[2]} keys without saying which; use DynamicCache() or StaticCache(), or "
             "make a pc.hf.EvictingCache(model) for this very model"
+        )
+    if strict and place.k_offset and not layouts.fits(start - place.k_offset):
+        raise BackendError(
+            f"layer {layouts.index}: the cache has dropped the first {place.k_offset} keys, and "
+            f"the pattern reads further back than that: {layouts.layer}; begin with an empty "
+            "cache while the pattern is applied, or give the model a DynamicCache()"
         )
     padding = place.padding(k.shape[2])
     if padding is None:
