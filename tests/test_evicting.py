@@ -225,6 +225,25 @@ def undone(model: Any) -> None:
     model(IDS[:, :1], past_key_values=cache)
 
 
+def test_a_pattern_that_is_put_in_again(model: Any) -> None:
+    with torch.no_grad():
+        with pc.hf.apply(model, SHORT):
+            whole = model(IDS).logits
+            cache = pc.hf.EvictingCache(model)
+            model(IDS[:, :9], past_key_values=cache)
+        with pc.hf.apply(model, SHORT):
+            last = model(IDS[:, 9:], past_key_values=cache).logits
+    torch.testing.assert_close(last, whole[:, 9:])
+
+
+def another_pattern(model: Any) -> None:
+    with pc.hf.apply(model, SHORT):
+        cache = pc.hf.EvictingCache(model)
+        model(IDS, past_key_values=cache)
+    with pc.hf.apply(model, SINKS):
+        model(IDS[:, :1], past_key_values=cache)
+
+
 def another_copy(model: Any) -> None:
     """The keys of one model handed to the attention of another, by hand."""
     with pc.hf.apply(model, SHORT):
@@ -289,6 +308,7 @@ def relative(model: Any) -> None:
 
 REFUSED: dict[Callable[[Any], object], str] = {
     lambda m: pc.hf.EvictingCache(m): "carries no pattern; make the cache while one is applied",
+    another_pattern: "another one put in its place",
     undone: "has been undone, or another one put in its place",
     another_copy: "the cache hands over 1 keys without saying which",
     too_many: "21 tokens, and the cache is planned for 20; make it with tokens=21",

@@ -7,6 +7,7 @@ it after its last reader; a key that nobody will read takes none.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -113,12 +114,13 @@ class Slots:
         """How many keys stand in slots."""
         return self.capacity - len(self._free)
 
-    def of_row(self, name: object, row: I64) -> Where:
+    def of_row(self, name: object, keys: Callable[[], I64]) -> Where:
         """Slots of the keys that a query reads, in any order; kept under a name until the next key.
 
-        row: intervals [m, 2] of keys.
+        keys: makes their intervals [m, 2].
         """
         if name not in self._found:
+            row = keys()
             everything = int((row[:, 1] - row[:, 0]).sum()) == self.held
             if everything and (not self.held or self.key[: self.held].min() >= 0):
                 self._found[name] = slice(0, self.held)
@@ -140,7 +142,7 @@ class Slots:
             keys = np.concatenate([np.arange(a, b) for a, b in wanted.tolist()])
             missing = int(np.setdiff1d(keys, self.key[found])[0])
             raise TensorError(
-                f"PlannedCache: key {missing} is not held; the plan evicted it, or it is not "
+                f"cache: key {missing} is not held; the plan evicted it, or it is not "
                 "written yet: ask for keys that the planned patterns read"
             )
         return found

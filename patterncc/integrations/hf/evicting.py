@@ -185,11 +185,13 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return key, value
 
     def _check(self, k: Tensor, v: Tensor) -> None:
-        if getattr(self.module, STATE, None) is not self.state:
+        state = getattr(self.module, STATE, None)
+        if not isinstance(state, Patterned) or not _same(state, self.state):
             raise BackendError(
                 f"layer {self.index}: the pattern that this EvictingCache was made for has been "
                 "undone, or another one put in its place; make a cache for the model as it is"
             )
+        self.state = state
         if not self.groups:
             return
         batch, heads = len(self.groups[0].k), sum(len(g.heads) for g in self.groups)
@@ -269,3 +271,14 @@ def _decoder(model: Any) -> tuple[Found, ...]:
             "which this cache does not know of; use DynamicCache(config=model.config)"
         )
     return tuple(found)
+
+
+def _same(state: Patterned, other: Patterned) -> bool:
+    """Whether a module carries the same pattern, or the same again."""
+    if state is other:
+        return True
+    a, b = state.layouts, other.layouts
+    return (a.layer, a.index, a.length) == (b.layer, b.index, b.length) and (
+        a.bindings.keys() == b.bindings.keys()
+        and all(a.bindings[name] is b.bindings[name] for name in a.bindings)
+    )

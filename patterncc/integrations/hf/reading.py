@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -81,8 +81,7 @@ class Held:
     ) -> Tensor:
         """The output of some heads."""
         group, zones = part.group, self.reads.zones[part.pattern]
-        name = id(zones), part.pattern
-        where = group.slots.of_row(name, self.reads.row(self.step, part.pattern))
+        where = group.slots.of_row(id(zones), partial(self.reads.row, self.step, part.pattern))
         k, v = group.take(where)
         if len(part.local) != k.shape[1]:
             k, v = k[:, part.local], v[:, part.local]
