@@ -37,15 +37,15 @@ class Settings:
     """What a run depends on; a checkpoint goes on only under the same ones."""
 
     context: int = 2048
-    batch: int = 2
-    steps: int = 600
+    batch: int = 1
+    steps: int = 1200
     layers: int = 4
     width: int = 128
     heads: int = 4
-    rate: float = 3e-3
+    rate: float = 2e-3
     warm_up: int = 40
     seed: int = 0
-    every: int = 50  # steps between two looks at the held-out text
+    every: int = 100  # steps between two looks at the held-out text
     held_out: int = 16  # stretches of `context` characters that it is measured on
 
 
