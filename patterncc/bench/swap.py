@@ -30,7 +30,7 @@ from patterncc.integrations.hf import run as integration
 from patterncc.kernels import op
 
 LENGTHS = (2048, 8192)
-LAYERS, WIDTH, HEADS, KV_HEADS, VOCABULARY = 4, 256, 8, 4, 512
+LAYERS, WIDTH, HEADS, KV_HEADS, VOCABULARY = 4, 512, 8, 4, 512
 TOKENS = 16  # decoded in one run
 GOAL = 0.02  # of a step
 DIRECT = "patterncc_direct"
