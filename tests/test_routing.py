@@ -257,6 +257,21 @@ def test_ranks_share_what_they_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     layer(SphericalKMeans(4, sync=False))(x)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch, where it breaks any graph
+@pytest.mark.parametrize("router", [ROUTERS[0], ROUTERS[4]], ids=str)
+def test_compiled_models_break_their_graph_at_the_choice(router: Any) -> None:
+    m = nn.Sequential(nn.Linear(32, 32), layer(router, dtype=torch.float32, static=NEAR)).float()
+    other = copy.deepcopy(m)
+    compiled: Any = torch.compile(other, backend="eager")
+    for n in (N, 20):
+        x = torch.randn(2, n, 32)
+        torch.testing.assert_close(compiled(x), m(x))
+        for a, b in zip(stepped(compiled, x), stepped(m, x), strict=True):
+            torch.testing.assert_close(a, b)
+    if m[1].centroids is not None:
+        torch.testing.assert_close(other[1].centroids, m[1].centroids)
+
+
 # --- traces
 
 

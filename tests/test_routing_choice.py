@@ -248,6 +248,7 @@ def test_centroids_move_as_a_plain_loop_moves_them() -> None:
         (lambda: SphericalKMeans(0), "SphericalKMeans: clusters must be at least 1, not 0"),
         (lambda: SphericalKMeans(4, width=0), "SphericalKMeans: width must be at least 1"),
         (lambda: SphericalKMeans(4, decay=1.5), r"decay must be from 0 to 1, not 1\.5"),
+        (lambda: SphericalKMeans(4, decay="slow"), "decay must be from 0 to 1, not 'slow'"),  # type: ignore[arg-type]
         (lambda: NearestKeys(0), "NearestKeys: count must be at least 1"),
         (lambda: TopBlocks(2, block=0), "TopBlocks: block must be at least 1"),
         (lambda: TopBlocks(2, block=8, grain=3), "block 8 is not a multiple of grain 3"),

@@ -41,7 +41,7 @@ class SphericalKMeans:
         check_int("SphericalKMeans", "clusters", self.clusters, 1)
         if self.width is not None:
             check_int("SphericalKMeans", "width", self.width, 1)
-        if not 0 <= self.decay <= 1:
+        if not isinstance(self.decay, int | float) or not 0 <= self.decay <= 1:
             raise PatternValueError(
                 f"SphericalKMeans: decay must be from 0 to 1, not {self.decay!r}"
             )

@@ -166,6 +166,7 @@ class RoutedAttention(nn.Module):
         k = _split(self.k(x), self.head_dim)
         return (normal(q), normal(k), v) if self.centroids is not None else (q, k, v)
 
+    @torch.compiler.disable(reason="the edges of a routed layer are known only while it runs")  # type: ignore[no-untyped-call, untyped-decorator]
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
         n, valid = operator.index(q.shape[2]), options.get("key_mask")
         chosen = choose(
