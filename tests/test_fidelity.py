@@ -35,6 +35,8 @@ ALICE = (
     "nothing to do: once or twice she had peeped into the book her sister was reading, but it had "
     'no pictures or conversations in it, "and what is the use of a book," thought Alice "without '
     'pictures or conversations?" So she was considering in her own mind (as well as she could, for '
+    "the hot day made her feel very sleepy and stupid), whether the pleasure of making a "
+    "daisy-chain would be worth the trouble of getting up and picking the daisies, when suddenly "
 )
 NEAR = pc.causal() & (pc.window(5) | pc.sink(2))
 
@@ -355,6 +357,7 @@ def test_glassllm_keeps_its_next_tokens_on_a_text_that_it_was_trained_for() -> N
     """128 tokens of Lewis Carroll; a window of 32 that counts the token itself, and 4 sinks."""
     model = open_model("glassllm")
     cut = sequences(model, [Text("Carroll", ALICE)], 128, 1)
+    assert cut.ids[0].tolist() == model.encode(ALICE)[:128]
     stack = pc.Stack(pc.causal() & (pc.window(31) | pc.sink(4)))
     (row,) = fidelity(model, {"32": Candidate(stack)}, cut).rows
     assert row.measured["kl"].mean <= 0.008 and row.measured["top1"].mean >= 0.95
