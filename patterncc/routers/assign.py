@@ -34,7 +34,7 @@ def balanced(scores: Tensor, valid: Tensor | None = None, rounds: int = 8) -> Te
     room = (-(-left.sum(-1) // clusters))[:, None].repeat(1, clusters)
     labels = torch.full_like(left, -1, dtype=torch.int64)
     for _ in range(min(rounds, clusters)):
-        best, wish = flat.masked_fill((room == 0)[:, None], -torch.inf).max(-1)
+        best, wish = (flat + torch.where(room == 0, -torch.inf, 0.0)[:, None]).max(-1)
         wish = torch.where(left, wish, clusters)  # who has a place asks for none
         rank = rank_within(wish, clusters + 1, best)
         taken = left & (rank < torch.nn.functional.pad(room, (0, 1)).gather(1, wish))
