@@ -11,18 +11,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 
+import torch
 from torch import Tensor
 
 from patterncc.errors import BackendError, PatternValueError
 from patterncc.integrations.hf.modules import Found
-from patterncc.stack import Stack, patterns_of
+from patterncc.integrations.hf.traits import same_for_all_queries
+from patterncc.stack import Layer, Stack, patterns_of
 
 
 @dataclass(eq=False)
 class Seat:
-    """The position of a decoder layer's first query: written by its self-attention in each pass."""
+    """Where a decoder layer's queries stand: written by its self-attention in each pass.
+
+    first: the position of the first.  shift: slots of padding before each sequence, [B], if any.
+    """
 
     first: int | Tensor | None = None
+    shift: Tensor | None = None
 
 
 def seats(found: Iterable[Found]) -> dict[str, Seat]:
@@ -43,10 +49,11 @@ def _both(one: Found, other: Found) -> list[str]:
     return [x for x, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
-def first_query(name: str, seat: Seat | None) -> int | Tensor:
+def first_query(name: str, seat: Seat | None, layer: Layer) -> int | Tensor:
     """The position of cross-attention's first query; each pass writes it anew.
 
-    Raises BackendError where the self-attention of the layer has not run.
+    Raises BackendError where the self-attention of the layer has not run, and for decoders whose
+    sequences are padded on the left, unless all queries of the pattern read the same keys.
     """
     if seat is None:
         return 0  # a layer without self-attention keeps nothing between calls
@@ -55,8 +62,22 @@ def first_query(name: str, seat: Seat | None) -> int | Tensor:
             f"{name}: cross-attention ran before the self-attention of its layer, so that the "
             "positions of its queries are not known; leave cross= out"
         )
+    if seat.shift is not None and not same_for_all_queries(layer):
+        _check_not_shifted(name, seat.shift)
     first, seat.first = seat.first, None
     return first
+
+
+def _check_not_shifted(name: str, shift: Tensor) -> None:
+    why = (
+        f"{name}: the decoder's sequences are padded on the left, so that its positions differ "
+        "from one sequence to the next, and the pattern of cross depends on them; pad the "
+        "decoder's tokens on the right, or give one sequence at a time"
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async((shift == 0).all(), why)
+        return
+    raise BackendError(why)
 
 
 def check_cross(stack: Stack) -> None:

@@ -18,6 +18,8 @@ from patterncc.errors import BackendError, PatternValueError
 Part = Literal["encoder", "decoder", "cross"]
 _CROSS = re.compile(r"cross|encoder_attn|EncDecAttention|encoder_decoder", re.IGNORECASE)
 
+_MORE_KEYS = {"DeepseekV4Attention"}  # compressed ones
+
 
 @dataclass(frozen=True, eq=False)
 class Found:
@@ -77,7 +79,15 @@ def _candidates(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_one_kind(part: Part, own: Iterable[Found]) -> None:
-    """Refuse a part that two stacks play, such as a model's tower for text and one for images."""
+    """Refuse a part that two stacks play, such as a model's tower for text and one for images, and
+    modules whose keys are not those of tokens alone."""
+    own = tuple(own)
+    for f in own:
+        if type(f.module).__name__ in _MORE_KEYS:
+            raise BackendError(
+                f"{f.name}: {type(f.module).__name__} puts keys of its own behind those of the "
+                "tokens, which have no position in a pattern, so it cannot be replaced"
+            )
     kinds = list(dict.fromkeys(f.kind for f in own))
     if len(kinds) > 1:
         raise PatternValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patterncc.errors import PatternError
+from patterncc.errors import BackendError, PatternError
 from patterncc.integrations.hf.bias import table_of
 from patterncc.integrations.hf.checks import check_call
 from patterncc.integrations.hf.cross import first_query
@@ -19,7 +19,7 @@ from patterncc.integrations.hf.own_mask import OwnMask
 from patterncc.integrations.hf.placement import Placement
 from patterncc.integrations.hf.reading import held_by
 from patterncc.integrations.hf.serve import serve, serve_across
-from patterncc.integrations.hf.state import STATE, Kept, Patterned
+from patterncc.integrations.hf.state import NAME, STATE, Kept, Patterned
 
 
 def attention(
@@ -39,7 +39,7 @@ def attention(
     """
     state = getattr(module, STATE, None)
     place = attention_mask if isinstance(attention_mask, Placement) else None
-    first = _first_query(state, place)
+    first = _first_query(state, place, query.shape[2], key.shape[2])
     call = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
     if isinstance(state, Kept):
         return _dense(module, state.before, query, key, value, attention_mask, call)
@@ -79,6 +79,7 @@ def _sparse(
     if bias is not None:
         options["relative_bias"] = table_of(name, module, bias, int(first), state is not None)
     if state is None:
+        _check_no_more_keys(name, place, k.shape[2])
         own = place.own
         layouts = of_own(own.past, own.left, own.right, own.chunk)
         # both ways: an encoder, or a decoder that reads one
@@ -88,6 +89,11 @@ def _sparse(
     elif state.part == "cross":
         out = serve_across(state.layouts, place, q, k, v, first=first, **options)
     else:
+        if state.part == "encoder" and place.own.past and not state.layouts.only_past:
+            raise BackendError(
+                f"{name}: the model masks what is ahead of a token, as decoders do, and the "
+                f"pattern reads it: {state.layouts.layer}; intersect it with pc.causal()"
+            )
         if state.part == "decoder" and state.record.packed is not None and place.packed is None:
             # the model tells its mask nothing of packed sequences, as gpt-oss does not
             place.memo["own"] = replace(place.own, packed=state.record.packed)
@@ -95,14 +101,26 @@ def _sparse(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _first_query(state: Patterned | Kept | None, place: Placement | None) -> int | Tensor:
+def _check_no_more_keys(name: str, place: Placement, n_k: int) -> None:
+    said = place.given.get("kv_length")
+    if isinstance(said, int) and n_k > said:
+        raise BackendError(
+            f"{name}: {n_k} keys, and the model asked for a mask of {said}; what it adds to its "
+            "keys (compressed ones, say) is under no mask that is known here"
+        )
+
+
+def _first_query(
+    state: Patterned | Kept | None, place: Placement | None, n: int, n_k: int
+) -> int | Tensor:
     """The position of the first query; self-attention leaves it for its layer's cross-attention."""
-    first = 0 if place is None else place.q_offset
-    if state is None or state.seat is None:
-        return first
-    if state.part == "cross":
-        return first_query(state.name, state.seat)
-    state.seat.first = first
+    if isinstance(state, Patterned) and state.part == "cross":
+        return first_query(state.name, state.seat, state.layouts.layer)
+    first = max(0, n_k - n) if place is None else place.q_offset
+    if state is not None and state.seat is not None:
+        padding = None if place is None else place.padding(n_k)
+        state.seat.first = first
+        state.seat.shift = None if padding is None else padding.shift
     return first
 
 
@@ -124,6 +142,8 @@ def _dense(
     call: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     """The attention that a module had before, with the model's own mask."""
+    if implementation == NAME:
+        return _sparse(module, None, 0, q, k, v, mask, call)
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if isinstance(mask, Placement):

@@ -98,3 +98,12 @@ def most_queries(layer: Layer) -> int | None:
     """
     parts = [x for p in patterns_of(layer) for x in leaves(p)]
     return min((x.n for x in parts if isinstance(x, leaf.Boxes) and x.n is not None), default=None)
+
+
+def same_for_all_queries(layer: Layer) -> bool:
+    """Whether all queries read the same keys, as far as the tree tells.
+
+    >>> same_for_all_queries(leaf.full() & leaf.sink(4)), same_for_all_queries(leaf.window(3))
+    (True, False)
+    """
+    return all(isinstance(x, leaf.Full | leaf.Sink) for p in patterns_of(layer) for x in leaves(p))
