@@ -164,6 +164,20 @@ def test_dense_calls_are_counted_and_others_stay_sparse() -> None:
 
 
 @torch.no_grad()
+def test_a_model_that_ran_its_own_mask_goes_on_with_it() -> None:
+    model, ids = model_of("llama", "patterncc"), text(1, 9)
+    by_hand, holes = floats([torch.ones(9, 9).tril().bool()]), torch.ones(1, 9, dtype=torch.long)
+    holes[0, 4] = 0
+    want = model(ids, attention_mask=holes).logits
+    with pc.hf.apply(model, SINKS, fallback="dense") as handle:
+        assert torch.equal(model(ids, attention_mask=holes).logits, want)
+        with pytest.raises(BackendError, match="given by hand"):
+            model(ids, attention_mask=by_hand)
+    assert {f.calls for f in handle.fallbacks if "between tokens" in f.why} == {1}
+    assert model.config._attn_implementation == "patterncc"
+
+
+@torch.no_grad()
 def test_undoing_leaves_no_trace() -> None:
     model, ids = model_of("gemma3"), text(1, 9)
     before, state = model(ids).logits, {k: dict(vars(m)) for k, m in model.named_modules()}

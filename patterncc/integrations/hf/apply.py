@@ -19,12 +19,11 @@ from patterncc.integrations.hf.modules import (
     check_one_kind,
 )
 from patterncc.integrations.hf.run import attention, mask
-from patterncc.integrations.hf.state import STATE, Dropout, Fallback, Kept, Patterned, Record
+from patterncc.integrations.hf.state import NAME, STATE, Dropout, Fallback, Kept, Patterned, Record
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Layer, Stack, check_stack, patterns_of
 from patterncc.zones.lower import keyed
 
-NAME = "patterncc"
 ABOVE = "_patterncc_above"  # on modules above attention: what their config said
 LEAST = (5, 17)  # of transformers
 _NEEDED = "transformers 5.17 or newer; install it with: pip install 'patterncc[hf]'"

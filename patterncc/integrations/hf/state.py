@@ -11,6 +11,9 @@ from patterncc.integrations.hf.layouts import Layouts
 from patterncc.integrations.hf.modules import Part
 from patterncc.integrations.hf.own_mask import Packed
 
+NAME = "patterncc"
+"""What transformers calls our attention."""
+
 STATE = "_patterncc"
 """The attribute of an attention module that says what it runs; absent where nothing was applied."""
 
