@@ -169,9 +169,7 @@ def test_options_of_scores(option: str) -> None:
 
 
 def test_padding_on_the_left(model: Any) -> None:
-    mask = torch.ones_like(IDS)
-    mask[1, :3] = 0
-    way = {"attention_mask": mask, "do_sample": False}
+    way = {"attention_mask": left_padded(), "do_sample": False}
     with pc.hf.apply(model, pc.causal() & pc.window(5)):
         whole = generated(model, IDS, DynamicCache(), **way)
         cache = pc.hf.EvictingCache(model, tokens=26, poison=True)
@@ -253,6 +251,19 @@ def another_copy(model: Any) -> None:
         model(IDS[:, :1], past_key_values=cache)
 
 
+def dense_instead(model: Any) -> None:
+    """No call is answered from keys that are not all there."""
+    with pc.hf.apply(model, SHORT, fallback="dense"):
+        cache = pc.hf.EvictingCache(model)
+        model(IDS, attention_mask=left_padded(), past_key_values=cache)
+
+
+def left_padded() -> torch.Tensor:
+    mask = torch.ones_like(IDS)
+    mask[1, :3] = 0
+    return mask
+
+
 def too_many(model: Any) -> None:
     with pc.hf.apply(model, SHORT):
         generated(model, IDS, pc.hf.EvictingCache(model, tokens=20), do_sample=False)
@@ -311,6 +322,7 @@ REFUSED: dict[Callable[[Any], object], str] = {
     another_pattern: "another one put in its place",
     undone: "has been undone, or another one put in its place",
     another_copy: "the cache hands over 1 keys without saying which",
+    dense_instead: "padding on the left, and a pattern that counts",
     too_many: "21 tokens, and the cache is planned for 20; make it with tokens=21",
     another_batch: r"keys of shape \(1, 2, 1, 8\).* holds 2 sequences of 2 heads of 8",
     unknown_length: r"which keys can go depends on .* say it: EvictingCache\(model, tokens=",

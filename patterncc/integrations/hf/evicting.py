@@ -148,11 +148,9 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         for group, written in zip(self.groups, writes, strict=True):
             group.store(k, v, written, poison=self.poison)
         self.written += count
-        if count > 1:
-            return answer
         assert self.held is not None
-        self.held.step = first
-        return tagged(k, self.held), v
+        self.held.stop = self.written
+        return tagged(answer[0], self.held), answer[1]
 
     def _make_room(self, plan: CachePlan, n: int, k: Tensor, v: Tensor) -> None:
         """Buffers for a plan; what stands in those of a shorter one keeps its slots."""

@@ -42,14 +42,14 @@ class _Part:
 class Held:
     """What an evicting cache hands to the attention of one layer in the place of keys and values.
 
-    step: the position of the token that is being answered.
+    stop: how many positions are written, those of the queries included.
     """
 
     layouts: Layouts
     reads: Reads
     groups: list[Group]
     kv_heads: int
-    step: int = 0
+    stop: int = 0
     _parts: dict[int, list[_Part]] = field(default_factory=dict)
 
     def attend(self, q: Tensor, place: Placement, options: dict[str, Any]) -> Tensor:
@@ -57,10 +57,14 @@ class Held:
 
         options: of `attention`.
 
-        Raises BackendError for what cannot be told of keys that stand in slots.
+        Raises BackendError where a gradient is asked for.
         """
-        self._check(q, place, options)
-        padding = place.padding(self.step + 1)
+        if torch.is_grad_enabled() and q.requires_grad:
+            raise BackendError(
+                f"layer {self.layouts.index}: EvictingCache has no gradient; run the model under "
+                "torch.no_grad()"
+            )
+        padding = place.padding(self.stop)
         keys = None if padding is None else padding.keys
         heads = q.shape[1]
         if heads not in self._parts:
@@ -81,7 +85,7 @@ class Held:
     ) -> Tensor:
         """The output of some heads."""
         group, zones = part.group, self.reads.zones[part.pattern]
-        where = group.slots.of_row(id(zones), partial(self.reads.row, self.step, part.pattern))
+        where = group.slots.of_row(id(zones), partial(self.reads.row, self.stop - 1, part.pattern))
         k, v = group.take(where)
         if len(part.local) != k.shape[1]:
             k, v = k[:, part.local], v[:, part.local]
@@ -102,18 +106,18 @@ class Held:
         answer: Tensor = sparse(q, k, v, _row(1 << k.shape[2].bit_length()), position=0, **given)
         return answer
 
-    def _check(self, q: Tensor, place: Placement, options: dict[str, Any]) -> None:
+    def check(self, place: Placement, options: dict[str, Any]) -> None:
+        """Refuse calls, of any number of tokens, whose later ones could not be answered.
+
+        Raises BackendError.
+        """
         layer = f"layer {self.layouts.index}"
         if options.get("relative_bias") is not None:
             raise BackendError(
                 f"{layer}: the model adds a bias by distance, which EvictingCache does not know of "
                 "keys in slots; use DynamicCache()"
             )
-        if torch.is_grad_enabled() and q.requires_grad:
-            raise BackendError(
-                f"{layer}: EvictingCache has no gradient; run the model under torch.no_grad()"
-            )
-        padding = place.padding(self.step + 1)
+        padding = place.padding(self.stop)
         if padding is None:
             return
         if padding.holes:

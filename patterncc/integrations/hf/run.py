@@ -78,13 +78,16 @@ def _sparse(
     bias = call.get("position_bias")
     if bias is not None:
         options["relative_bias"] = table_of(name, module, bias, int(first), state is not None)
+    held = held_by(k)
+    if held is not None:
+        held.check(place, options)
     if state is None:
         _check_no_more_keys(name, place, k.shape[2])
         own = place.own
         layouts = of_own(own.past, own.left, own.right, own.chunk)
         # both ways: an encoder, or a decoder that reads one
         out = (serve if own.past else serve_across)(layouts, place, q, k, v, **options)
-    elif (held := held_by(k)) is not None:
+    elif held is not None and q.shape[2] == 1:
         out = held.attend(q, place, options)
     elif state.part == "cross":
         out = serve_across(state.layouts, place, q, k, v, first=first, **options)
