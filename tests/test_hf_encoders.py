@@ -198,6 +198,60 @@ def test_two_towers_are_told_apart() -> None:
     torch.testing.assert_close(got, expected)
 
 
+def test_a_causal_tower_is_not_made_to_look_ahead() -> None:
+    """CLIP's text model says of its modules that they read both ways; its mask says otherwise."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+    )
+    model = widened(CLIPTextModel(config))
+    ids = tokens()["input_ids"]
+    with (
+        pc.hf.apply(model, NEAR),
+        pytest.raises(BackendError, match=r"masks what is ahead.*pc\.causal\(\)"),
+    ):
+        model(ids)
+    with pc.hf.apply(model, pc.causal() & NEAR):
+        got = model(ids).last_hidden_state
+    with dense(model, {r".*self_attn": pc.causal() & NEAR}):
+        expected = model(ids).last_hidden_state
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_computes_with_its_mask_is_refused() -> None:
+    from transformers import DogeConfig, DogeModel
+
+    config = DogeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = DogeModel(config)
+    model.set_attn_implementation("patterncc")
+    with pytest.raises(BackendError, match=r"computes with its attention mask \(\.dtype\)"):
+        model(tokens()["input_ids"])
+
+
+def test_padding_on_the_left() -> None:
+    """The first token stands at 0, wherever its slot is."""
+    model, padded = bert(), tokens()
+    flipped = {name: x.flip(1) for name, x in padded.items()}
+    places = (flipped["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    alone = padded["input_ids"][1:, :21].flip(1)
+    with pc.hf.apply(model, NEAR):
+        got = model(**flipped, position_ids=places).last_hidden_state[1, 9:]
+        expected = model(alone).last_hidden_state[0]
+    torch.testing.assert_close(got, expected)
+
+
 def test_dropout_in_training_is_refused_by_name() -> None:
     model = bert(attention_probs_dropout_prob=0.1)
     with pc.hf.apply(model, NEAR), torch.no_grad():

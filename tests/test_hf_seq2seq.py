@@ -272,6 +272,24 @@ def test_a_slanted_band_for_speech() -> None:
         assert torch.equal(generated(model, 12), ids)
 
 
+def test_a_decoder_padded_on_the_left() -> None:
+    """Its positions differ from one sequence to the next: only patterns that ask none are run."""
+    model = bart()
+    seen = torch.ones(2, 20, dtype=torch.long)
+    seen[1, :6] = 0
+    inputs = training(model) | {"decoder_attention_mask": seen}
+    with (
+        pc.hf.apply(model, cross=ACROSS),
+        pytest.raises(BackendError, match=r"layers\.0\.encoder_attn.* padded on the left"),
+    ):
+        model(**inputs)
+    with pc.hf.apply(model, cross=pc.sink(9)):
+        got = model(**inputs).logits
+    with dense(model, {BART_NAMES["cross"]: pc.sink(9)}):
+        expected = model(**inputs).logits
+    torch.testing.assert_close(got[seen.bool()], expected[seen.bool()])
+
+
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_activation_checkpoints(kind: str) -> None:
     model = MODELS[kind]()
@@ -281,6 +299,25 @@ def test_activation_checkpoints(kind: str) -> None:
         model.train()
         model.activation_checkpointing_enable({"use_reentrant": False})
         assert_same(results(model, **inputs), expected)
+
+
+def test_a_bias_of_places_on_a_page_is_refused() -> None:
+    from transformers import UdopConfig, UdopModel
+
+    config = UdopConfig(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, image_size=32
+    )
+    model = UdopModel(config).eval()
+    ids = torch.randint(3, 64, (1, 10))
+    inputs = {"input_ids": ids, "bbox": torch.rand(1, 10, 4), "decoder_input_ids": ids}
+    expected = model(**inputs).last_hidden_state
+    with pc.hf.apply(model, decoder=pc.causal(), cross=pc.full()):
+        torch.testing.assert_close(model(**inputs).last_hidden_state, expected)
+    with (
+        pc.hf.apply(model, encoder=NEAR),
+        pytest.raises(BackendError, match="not known to depend on the distance alone"),
+    ):
+        model(**inputs)
 
 
 def test_dropout_in_training_is_refused_by_name() -> None:
