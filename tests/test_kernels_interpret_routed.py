@@ -8,6 +8,7 @@ import torch
 import patterncc as pc
 from patterncc.kernels import runtime
 from patterncc.kernels.routed import RoutedLayout, routed_blocks, routed_clusters
+from tests import test_routed_block_tables as blocks
 from tests.oracles_routed import block_mask, check_attention, cluster_mask, members_of
 from tests.test_routed_device import on_device
 
@@ -53,6 +54,24 @@ def test_layouts_made_on_the_host() -> None:
     check_attention(made, mask, 1, torch.float32, backend="triton")
 
 
+@pytest.mark.parametrize(("block", "grain"), [(16, 16), (8, 1)])
+def test_blocks_on_the_device(block: int, grain: int) -> None:
+    static = pc.compile(pc.causal() & (pc.window(5) | pc.sink(2)), 40, block=16)
+    shape = (2, 2, -(-40 // grain), 2)
+    chosen = torch.randint(-1, 40 // block, shape, generator=torch.Generator().manual_seed(0))
+    made = blocks.on_device(chosen, 40, block, grain, static, True)
+    mask = block_mask(chosen, 40, block, grain, True, static)
+    check_attention(made, mask, 1, torch.float32, backend="triton")
+
+
+def test_one_head_of_blocks_on_the_device() -> None:
+    """A batch of one and no static layout: each of both heads has tables of its own."""
+    chosen = torch.tensor([[[[0], [0], [1]], [[0], [1], [2]]]])
+    made = blocks.on_device(chosen, 40, 16, 16, None, True, (16, 16))
+    mask = block_mask(chosen, 40, 16, 16, True)
+    check_attention(made, mask, 2, torch.float32, backend="triton")
+
+
 def test_further_steps_load_no_new_kernel() -> None:
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, 24, 16, generator=draw).requires_grad_() for _ in range(3))
@@ -66,3 +85,13 @@ def test_further_steps_load_no_new_kernel() -> None:
     for number in range(1, 4):
         step(on_device(drawn(number), 24, None, True, (16, 16)))
     assert runtime.kernel.cache_info().misses == loaded
+
+
+def test_a_score_of_positions_goes_with_blocks() -> None:
+    chosen = torch.tensor([[[[0], [0], [1]], [[0], [1], [2]]]])
+    made = blocks.on_device(chosen, 40, 16, 16, None, True, (16, 16))
+    q, k, v = torch.randn(3, 1, 2, 40, 16).unbind()
+    slopes = torch.tensor([0.2, 0.1])
+    out = pc.attention(q, k, v, made, alibi_slopes=slopes, backend="triton")
+    dense = pc.attention(q, k, v, made, alibi_slopes=slopes, backend="reference")
+    torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-5)

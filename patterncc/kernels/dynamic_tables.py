@@ -141,13 +141,13 @@ def tables(side: Side, by_rows: Spans, by_columns: Spans) -> list[Tensor]:
     head_pattern = torch.arange(sequences, dtype=torch.int32, device=zone.device)
     bits = [x.bits.flatten(0, 2) for x in (rows, columns)]
     work = [
-        *_work(row_ptr, row_run, sequences),
-        *_work(col_ptr, col_run, sequences),
+        *whole_lines(row_ptr, row_run, sequences),
+        *whole_lines(col_ptr, col_run, sequences),
     ]
     return [head_pattern, row_ptr, row_run, col_ptr, col_run, zone, *bits, *work]
 
 
-def _work(ptr: Tensor, run: Tensor, sequences: int) -> list[Tensor]:
+def whole_lines(ptr: Tensor, run: Tensor, sequences: int) -> list[Tensor]:
     """The work lists of one direction: whole lines, longest first, the same for every level."""
     count = len(ptr) - 1
     steps = run[ptr[1:].long(), 3] - run[ptr[:-1].long(), 3]

@@ -19,6 +19,7 @@ from torch import Tensor
 from patterncc.errors import BackendError, PatternValueError, SizeError, TensorError
 from patterncc.kernels import runtime, upload
 from patterncc.kernels.reference import LIMIT
+from patterncc.kernels.routed_block_tables import BlockTables, block_tables
 from patterncc.kernels.routed_blocks import Choice, check_chosen, layout_of_blocks, sides_for
 from patterncc.kernels.routed_device import SlotTables, slot_tables
 from patterncc.kernels.routed_slots import Slots, check_members, check_once, cuts_of, slots_of
@@ -53,7 +54,7 @@ class RoutedLayout:
     block: tuple[int, int]
     device: torch.device
     pattern: str
-    tiles: Layout | SlotTables
+    tiles: Layout | SlotTables | BlockTables
     slots: Slots | None = None
     static: Layout | None = None
     q_offset: int = 0
@@ -76,8 +77,7 @@ class RoutedLayout:
         Waits for the device that holds it.
         """
         if self.slots is None:
-            assert isinstance(self.tiles, Layout)
-            return tuple(self.tiles.edges[u] for u in self.tiles.head_pattern.tolist())
+            return self._of_tokens().edges
         own = self.slots.counts.view(self.sequences * self.heads, -1).sum(1).cpu().numpy()
         if self.static is not None:
             which = pattern_of_heads(self.static, self.sequences, self.heads)
@@ -93,8 +93,7 @@ class RoutedLayout:
         if math.prod(sides) > LIMIT:
             raise SizeError(f"dense() of {' x '.join(map(str, sides))} passes {LIMIT} entries")
         if self.slots is None:
-            assert isinstance(self.tiles, Layout)
-            return torch.from_numpy(self.tiles.dense()).view(sides)
+            return torch.from_numpy(self._of_tokens().dense()).view(sides).to(self.device)
         mask = np.zeros(sides, dtype=bool)
         if self.static is not None:
             mask |= self.static.dense()
@@ -104,6 +103,11 @@ class RoutedLayout:
             assert not rows[order[slot], keys].any()  # else a pair would count twice
             rows[order[slot], keys] = True
         return torch.from_numpy(mask).to(self.device)
+
+    def _of_tokens(self) -> Layout:
+        """The tiles of blocks on the CPU."""
+        assert isinstance(self.tiles, Layout | BlockTables)
+        return self.tiles if isinstance(self.tiles, Layout) else self.tiles.on_host()
 
     def _pairs(self) -> Iterator[tuple[int, slice | NDArray[np.int64]]]:
         """Each slot and the slots that it reads: by the tiles, on a GPU by what they show."""
@@ -213,10 +217,15 @@ def routed_blocks(
     _check_static("routed_blocks", static, n, sequences, heads)
     which = pattern_of_heads(static, sequences, heads)
     tile = sides_for(block, grain) if static is None else static.block
-    rows = chosen.reshape(sequences * heads, groups, count).numpy()
-    choice = Choice(rows, n, block, grain, causal, tile, static, which)
     text = f"routed({count} blocks of {block} for {grain} queries)" + _beside(static, causal)
-    tiles = replace(layout_of_blocks(choice, sequences), pattern=text)
+    rows = chosen.reshape(sequences * heads, groups, count)
+    known = rows.numpy() if chosen.device.type == "cpu" else np.zeros((0, 0, 0), dtype=np.int64)
+    choice = Choice(known, n, block, grain, causal, tile, static, which)
+    tiles: Layout | BlockTables
+    if chosen.device.type == "cpu":
+        tiles = replace(layout_of_blocks(choice, sequences), pattern=text)
+    else:
+        tiles = block_tables(rows, choice, sequences)
     return RoutedLayout(n, heads, sequences, tile, chosen.device, text, tiles)
 
 
@@ -299,10 +308,12 @@ def _made(layout: RoutedLayout, device: torch.device, requested: str) -> upload.
     if requested == "reference":
         return _dense(layout)
     slots, static = layout.slots, layout.static
-    if slots is None:
-        assert isinstance(layout.tiles, Layout)
+    if isinstance(layout.tiles, Layout) and slots is None:
         return upload.prepared(layout.tiles, device, requested)
     spec, tables = _tables(layout.tiles, device, requested)
+    if isinstance(layout.tiles, BlockTables):
+        return [*tables, layout.tiles.unread], spec.text(), spec.backend
+    assert slots is not None
     own = Term(spec, len(tables), tokens=layout.n)
     unread = slots.place.view(layout.sequences, layout.heads, layout.n) == spec.n - 1
     tensors = [*tables, slots.order, slots.place]
@@ -316,14 +327,14 @@ def _made(layout: RoutedLayout, device: torch.device, requested: str) -> upload.
 
 
 def _tables(
-    tiles: Layout | SlotTables, device: torch.device, requested: str
+    tiles: Layout | SlotTables | BlockTables, device: torch.device, requested: str
 ) -> tuple[Spec, list[Tensor]]:
-    """What the backend that is picked takes of the tiles of slots.
+    """What the backend that is picked takes of tiles.
 
     Raises BackendError where they are on a device and the backend is another.
     """
     backend = runtime.pick_backend(requested, device).backend
-    if isinstance(tiles, SlotTables):
+    if not isinstance(tiles, Layout):
         if backend != "triton":
             raise BackendError(
                 f'attention: backend="{requested}", a layout routed on {device}, which runs on the '

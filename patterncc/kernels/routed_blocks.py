@@ -51,7 +51,7 @@ class Choice:
     @property
     def grid(self) -> Grid:
         """Its tiles, a pattern for each head of each sequence."""
-        return Grid(self.n, self.n, self.tile, len(self.chosen))
+        return Grid(self.n, self.n, self.tile, len(self.which))
 
     @property
     def units(self) -> tuple[int, int]:
@@ -145,7 +145,7 @@ def _tiles(c: Choice, lines: I64, first: int) -> _Tiles:
     if c.causal:
         touched &= left <= np.minimum(top + c.tile[0], c.n)[:, None] - 1
         full &= left + c.tile[1] - 1 <= top[:, None]
-    word = _static_words(c, pattern, row)
+    word = static_words(c, pattern, row)
     cut = touched & ~full & (word != 0)
     word[touched & full] = 0
     at, column = np.nonzero(cut)
@@ -202,7 +202,7 @@ def _below(width: int) -> Bits:
     return ones
 
 
-def _static_words(c: Choice, pattern: I64, row: I64) -> I64:
+def static_words(c: Choice, pattern: I64, row: I64) -> I64:
     """The static layout's mask word of every tile of some lines, NONE where it has no tile."""
     word = np.full((len(row), c.grid.columns), NONE, dtype=np.int64)
     if c.static is None:

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterncc.kernels.fragments import fragment_order
-from patterncc.kernels.routed_tiles import Grid, assembled, drawn, grid_of, row_major, told_apart
+from patterncc.kernels.routed_tiles import Grid, assembled, drawn, grid_of, in_fragments, told_apart
 from patterncc.kernels.spec import Spec
 from patterncc.kernels.tables import kernel_tables
 
@@ -98,10 +97,5 @@ def _fixed(
     tables = kernel_tables(layout, spec, device)
     turned = torch.from_numpy(layout.cols.run[:, 2].astype(np.int64) - 1).to(device)
     grid = replace(grid, line=grid.line.to(device), column=grid.column.to(device))
-    below = (_in_fragments(side).to(device) for side in block[::-1])
+    below = (in_fragments(side, device) for side in block[::-1])
     return _Fixed(grid, spec, tables, turned, *below)
-
-
-def _in_fragments(width: int) -> Tensor:
-    """`row_major` in the order in which a thread holds a product."""
-    return torch.from_numpy(fragment_order(row_major(width).numpy().view(np.uint32)[None])[0])

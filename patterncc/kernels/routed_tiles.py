@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patterncc.kernels.fragments import fragment_order
 from patterncc.layout.layout import Layout, Runs
 from patterncc.layout.runs import lay, merged
 
@@ -80,6 +81,13 @@ def row_major(width: int) -> Tensor:
     held = (torch.arange(width + 1)[:, None] - 32 * torch.arange(words)).clamp(0, 32)
     ones = (torch.ones_like(held) << held) - 1
     return torch.where(ones >= 2**31, ones - 2**32, ones).to(torch.int32)
+
+
+@lru_cache(maxsize=16)
+def in_fragments(width: int, device: torch.device) -> Tensor:
+    """`row_major` in the order in which a thread holds a product, on a device."""
+    words = row_major(width).numpy().view(np.uint32)
+    return torch.from_numpy(fragment_order(words[None])[0]).to(device)
 
 
 def drawn(
