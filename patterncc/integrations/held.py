@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     I64 = NDArray[np.int64]
 
-    Where = slice | I64
-    """Slots: the first so many, or a list."""
-
 
 @dataclass(frozen=True, eq=False)
 class Written:
@@ -59,7 +56,7 @@ class Slots:
     _free: list[int] = field(init=False)
     _due: dict[int, list[int]] = field(default_factory=dict)
     _answered: int = 0  # steps below have read what they read
-    _found: dict[object, Where] = field(default_factory=dict)
+    _found: dict[object, slice | Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.key = np.full(self.capacity, -1, dtype=np.int64)
@@ -114,10 +111,12 @@ class Slots:
         """How many keys stand in slots."""
         return self.capacity - len(self._free)
 
-    def of_row(self, name: object, keys: Callable[[], I64]) -> Where:
+    def of_row(
+        self, name: object, keys: Callable[[], I64], device: torch.device | None = None
+    ) -> slice | Tensor:
         """Slots of the keys that a query reads, in any order; kept under a name until the next key.
 
-        keys: makes their intervals [m, 2].
+        keys: makes their intervals [m, 2].  All that are held are a slice, others are listed.
         """
         if name not in self._found:
             row = keys()
@@ -125,7 +124,7 @@ class Slots:
             if everything and (not self.held or self.key[: self.held].min() >= 0):
                 self._found[name] = slice(0, self.held)
             else:
-                self._found[name] = self.find(row)
+                self._found[name] = torch.from_numpy(self.find(row)).to(device)
         return self._found[name]
 
     def find(self, wanted: I64) -> I64:
@@ -179,11 +178,11 @@ class Group:
                 at = torch.tensor(written.offsets, device=new.device)
                 buffer[:, :, written.slots] = new.index_select(2, at).to(buffer.device)
 
-    def take(self, where: Where) -> tuple[Tensor, Tensor]:
+    def take(self, where: slice | Tensor | I64) -> tuple[Tensor, Tensor]:
         """Keys and values [B, heads, keys, D] of some slots; views of the first so many."""
         if isinstance(where, slice):
             return self.k[:, :, where], self.v[:, :, where]
-        index = torch.from_numpy(where).to(self.k.device)
+        index = where if isinstance(where, Tensor) else torch.from_numpy(where).to(self.k.device)
         return self.k.index_select(2, index), self.v.index_select(2, index)
 
     def spread(self, k: Tensor, v: Tensor, keys: I64) -> None:

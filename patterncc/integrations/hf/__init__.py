@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from patterncc.errors import BackendError
-from patterncc.integrations.hf.apply import NAME, Applied, apply, register, undo
-from patterncc.integrations.hf.state import Fallback
+from patterncc.integrations.hf.apply import Applied, apply, register, undo
+from patterncc.integrations.hf.state import NAME, Fallback
 
 if TYPE_CHECKING:
     from patterncc.integrations.hf.evicting import EvictingCache

@@ -85,7 +85,9 @@ class Held:
     ) -> Tensor:
         """The output of some heads."""
         group, zones = part.group, self.reads.zones[part.pattern]
-        where = group.slots.of_row(id(zones), partial(self.reads.row, self.stop - 1, part.pattern))
+        row = partial(self.reads.row, self.stop - 1, part.pattern)
+        device = group.k.device
+        where = group.slots.of_row((id(zones), device), row, device)
         k, v = group.take(where)
         if len(part.local) != k.shape[1]:
             k, v = k[:, part.local], v[:, part.local]
@@ -98,7 +100,7 @@ class Held:
             out: Tensor = scaled_dot_product_attention(folded, k, v, scale=options["scale"])
             return out.reshape(*q.shape[:3], -1)
         if keys is not None:
-            at = torch.from_numpy(group.slots.key[where]).to(keys.device)
+            at = torch.from_numpy(group.slots.key).to(keys.device)[where]
             keys = keys.index_select(1, at)
         if sinks is not None and not part.all:
             sinks = sinks[part.heads]
