@@ -12,7 +12,6 @@ pc.hf.register()
 
 W = 8  # sliding windows of the tiny models
 
-_ROPE = {"rope_theta": 1e4, "rope_type": "default"}
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -55,12 +54,36 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}),
 }
 
+_MOE = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+_MLA = {
+    **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8},
+    **{"v_head_dim": 6, "n_routed_experts": 4, "n_group": 2, "topk_group": 1},
+    **{"num_experts_per_tok": 1, "first_k_dense_replace": 2, "moe_intermediate_size": 16},
+    "num_key_value_heads": 4,
+}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere2": ("Cohere2", {"sliding_window": W, "layer_types": _TWO}),
+    "deepseek_v3": ("DeepseekV3", _MLA),  # values of another width than keys
+    "gemma": ("Gemma", {"head_dim": 8}),
+    "glm4": ("Glm4", {"head_dim": 8}),
+    "gpt_bigcode": ("GPTBigCode", {"attn_pdrop": 0.0}),  # one key head
+    "gpt_neox": ("GPTNeoX", {}),
+    "granite": ("Granite", {}),
+    "olmo3": ("Olmo3", {"sliding_window": W}),
+    "phi": ("Phi", {}),
+    "qwen3_moe": ("Qwen3Moe", _MOE),
+    "smollm3": ("SmolLM3", {}),
+    "stablelm": ("StableLm", {}),
+    "starcoder2": ("Starcoder2", {"sliding_window": W}),
+}
+"""Further families, held to eager attention in fewer ways."""
+
 
 def config_of(family: str, **fields: Any) -> Any:
     """The config of a tiny model."""
     import transformers
 
-    name, more = FAMILIES[family]
+    name, more = (FAMILIES | OTHERS)[family]
     kind = f"{name}TextConfig" if family == "gemma3" else f"{name}Config"
     return getattr(transformers, kind)(**{**SIZES, **more, **fields})
 
@@ -69,7 +92,7 @@ def model_of(family: str, implementation: str = "eager", **fields: Any) -> Any:
     """A tiny random model, the same at every call."""
     import transformers
 
-    name = FAMILIES[family][0]
+    name = (FAMILIES | OTHERS)[family][0]
     kind = getattr(transformers, f"{name}LMHeadModel" if family == "gpt2" else f"{name}ForCausalLM")
     config = config_of(family, **{"initializer_range": 0.3, **fields})
     with torch.random.fork_rng():

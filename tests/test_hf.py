@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles_hf import FAMILIES, dense, eager, floats, model_of, text
+from oracles_hf import FAMILIES, OTHERS, dense, eager, floats, model_of, text
 from transformers import DynamicCache, StaticCache
 
 import patterncc as pc
@@ -64,6 +64,16 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(family: str) -> None:
         if p.grad is not None:
             torch.testing.assert_close(p.grad, gradients[k], rtol=1e-3, atol=1e-4)
     assert set(handle.layers.values()) == {str(SINKS)} and not handle.fallbacks
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@torch.no_grad()
+def test_further_families(family: str) -> None:
+    model, ids = model_of(family), text(2, N)
+    want, own = eager(model, ids, SINKS), model(ids, use_cache=False).logits
+    close(model_of(family, "patterncc")(ids, use_cache=False).logits, own)
+    with pc.hf.apply(model, SINKS):
+        close(in_chunks(model, ids, DynamicCache(config=model.config)), want)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
