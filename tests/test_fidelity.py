@@ -330,6 +330,14 @@ def test_a_model_of_another_number_of_heads_is_refused(folders: dict) -> None:
         fidelity(model, {"two": Candidate(stack)}, cut)
 
 
+def test_a_model_that_answers_nan_is_refused(folders: dict) -> None:
+    model = open_model(str(folders["causal"]))
+    cut = sequences(model, [Text("w", WORDS)], 32, 1)
+    torch.nn.init.constant_(model.model.lm_head.weight, torch.nan)
+    with pytest.raises(pc.BackendError, match="its answer holds NaN"):
+        fidelity(model, {"near": Candidate(pc.Stack(NEAR))}, cut)
+
+
 def test_another_file_than_the_tested_one_is_refused() -> None:
     with pytest.raises(pc.BackendError, match=r"glassllm: weights/en.npz has digest .*==0.1.0"):
         packages.check_digest("glassllm", b"", packages.GLASSLLM_SHA256, "weights/en.npz")
