@@ -61,10 +61,16 @@ _MLA = {
     **{"num_experts_per_tok": 1, "first_k_dense_replace": 2, "moe_intermediate_size": 16},
     "num_key_value_heads": 4,
 }
+_SHARED = {
+    **{"head_dim": 8, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": _TWO * 2},
+    **{"sliding_window": W, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 61},
+    **{"laurel_rank": 4, "activation_sparsity_pattern": None, "altup_num_inputs": 2},
+}
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("Cohere2", {"sliding_window": W, "layer_types": _TWO}),
     "deepseek_v3": ("DeepseekV3", _MLA),  # values of another width than keys
     "gemma": ("Gemma", {"head_dim": 8}),
+    "gemma3n": ("Gemma3n", _SHARED),
     "glm4": ("Glm4", {"head_dim": 8}),
     "gpt_bigcode": ("GPTBigCode", {"attn_pdrop": 0.0}),  # one key head
     "gpt_neox": ("GPTNeoX", {}),
@@ -84,7 +90,7 @@ def config_of(family: str, **fields: Any) -> Any:
     import transformers
 
     name, more = (FAMILIES | OTHERS)[family]
-    kind = f"{name}TextConfig" if family == "gemma3" else f"{name}Config"
+    kind = f"{name}TextConfig" if name.startswith("Gemma3") else f"{name}Config"
     return getattr(transformers, kind)(**{**SIZES, **more, **fields})
 
 
