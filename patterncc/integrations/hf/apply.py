@@ -39,8 +39,9 @@ def register() -> None:
     try:
         from transformers import AttentionInterface, __version__
         from transformers.masking_utils import AttentionMaskInterface
-    except ImportError:
-        raise BackendError(f"patterns in transformers models need {_NEEDED}") from None
+    except ImportError as missing:
+        why = f"patterns in transformers models need {_NEEDED} ({missing})"
+        raise BackendError(why) from None
     major, minor = (int(x) for x in __version__.split(".")[:2])
     if (major, minor) < LEAST:
         raise BackendError(
