@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import patterncc as pc
 from patterncc.kernels import routed
-from patterncc.kernels.routed import RoutedLayout, prepared, routed_clusters
+from patterncc.kernels.choose import choose
+from patterncc.kernels.emit import emit
+from patterncc.kernels.offline import compile_offline
+from patterncc.kernels.plan import Kind
+from patterncc.kernels.routed import RoutedLayout, prepared, routed_blocks, routed_clusters
+from patterncc.kernels.routed_block_tables import BlockTables
 from patterncc.kernels.routed_device import SlotTables, slot_tables
 from tests.oracles_routed import cluster_mask, members_of
 from tests.test_dynamic import Recorded, tiles_of
@@ -150,3 +157,20 @@ def test_backends_on_a_device() -> None:
     torch.testing.assert_close(out, pc.attention(q, k, v, same), rtol=1e-4, atol=1e-5)
     with pytest.raises(pc.BackendError, match="runs on the Triton kernels"):
         pc.attention(q, k, v, made)
+
+
+def test_kernels_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What clusters and blocks ask for, compiled for a GPU that is not here."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    members = torch.zeros(1, 2, 8, 128, dtype=torch.int64, device="meta")
+    chosen = torch.zeros(1, 2, 8, 2, dtype=torch.int64, device="meta")
+    static = pc.compile(pc.causal() & (pc.window(200) | pc.sink(4)), 1024, block=128)
+    clusters = routed_clusters(members, n=1024, static=static, causal=True)
+    blocks = routed_blocks(chosen, n=1024, block=128, static=static, causal=True)
+    kinds: tuple[Kind, ...] = ("dkdv", "forward")
+    for kind, made in zip(kinds, (clusters, blocks), strict=True):
+        assert isinstance(made.tiles, SlotTables | BlockTables)
+        plan = choose(kind, made.tiles.spec, "sm_90", "bfloat16", 64, 64)
+        used = compile_offline(emit(plan), plan)
+        assert used.fits and used.stack == 0
+        assert used.tensor_cores.keys() == {"wgmma.mma_async"}

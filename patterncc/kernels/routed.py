@@ -7,9 +7,10 @@ edges of a static layout: a pair that both hold counts once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -35,6 +36,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _apart(make: F) -> F:
+    """`make` breaks a graph that torch traces: what is chosen is known only while it runs."""
+    disabled = torch.compiler.disable(make)  # type: ignore[no-untyped-call]
+    return cast(F, disabled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +143,7 @@ class RoutedLayout:
         )
 
 
+@_apart
 def routed_clusters(
     members: Tensor,
     *,
@@ -183,6 +194,7 @@ def _slots(members: Tensor, n: int, causal: bool, static: Layout | None, *, by_k
     return slots_of(members, n, causal, cuts, by_key=by_key)
 
 
+@_apart
 def routed_blocks(
     chosen: Tensor,
     *,
@@ -281,6 +293,7 @@ def _check_static(name: str, static: Layout | None, n: int, sequences: int, head
 _prepared: WeakKeyDictionary[RoutedLayout, dict[str, upload.Prepared]] = WeakKeyDictionary()
 
 
+@_apart
 def prepared(
     layout: RoutedLayout, device: torch.device, requested: str, *, step: bool = False
 ) -> upload.Prepared:
