@@ -248,7 +248,7 @@ def draw(runs: dict[str, Run], settings: Settings, place: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for name, run in runs.items():
-        steps, seconds, losses = zip(*run.curve, strict=True)
+        steps, seconds, losses = zip(*run.curve[1:], strict=True)  # what is untrained is far above
         read = [step * settings.batch * settings.context / 1e6 for step in steps]
         left.plot(read, losses, marker="o", markersize=3, label=name)
         right.plot(seconds, losses, marker="o", markersize=3, label=name)
