@@ -160,7 +160,7 @@ def _dense(
 def mask(
     *sizes: Any,
     q_offset: int | Tensor = 0,
-    kv_offset: int = 0,
+    kv_offset: int | Tensor = 0,
     attention_mask: Tensor | Placement | None = None,
     **given: Any,
 ) -> Placement:
@@ -170,6 +170,8 @@ def mask(
     given |= dict(zip(("batch_size", "q_length", "kv_length"), sizes, strict=False))
     given |= {"attention_mask": attention_mask, "kv_offset": kv_offset}
     given.setdefault("mask_function", None)
+    if isinstance(kv_offset, Tensor):  # as assisted decoding leaves it in transformers 5.17
+        kv_offset = int(kv_offset)
     if isinstance(q_offset, Tensor):
         q_offset = q_offset.clone()  # a static cache counts on in this tensor as layers write
     tokens = None if attention_mask is None else attention_mask.bool()
