@@ -10,7 +10,7 @@ from patterncc.errors import BackendError
 from patterncc.integrations.hf.placement import Placement
 
 _SERVED = {"softcap", "s_aux", "position_bias"}
-_HARMLESS = {
+HARMLESS = {
     *("position_ids", "cache_position", "num_items_in_batch", "labels", "input_ids"),
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
     *("token_type_ids", "mm_token_type_ids", "encoder_hidden_states", "encoder_attention_mask"),
@@ -43,7 +43,7 @@ def check_call(
             f"{name}: output_attentions asks for weights, which are never formed; leave it out"
         )
     for key, value in given.items():
-        if isinstance(value, Tensor) and key not in _SERVED and key not in _HARMLESS:
+        if isinstance(value, Tensor) and key not in _SERVED and key not in HARMLESS:
             raise BackendError(
                 f"{name}: the model gives its attention a tensor {key} of shape "
                 f"{tuple(value.shape)}, which may change the scores and is not known here; leave "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from patterncc.attend.call import constant
+from patterncc.attend.ready import Ready
 from patterncc.errors import BackendError, PatternValueError
 from patterncc.integrations.hf import traits
 from patterncc.integrations.hf.own_mask import pattern_of
@@ -37,6 +38,7 @@ class Layouts:
     bindings: Mapping[str, Any]
     length: int | None = None
     made: OrderedDict[object, Layout] = field(default_factory=OrderedDict)
+    ready: dict[object, Ready] = field(default_factory=dict)  # of `step.step`
     relative: bool = field(init=False)
     only_past: bool = field(init=False)
     drawn: str | None = field(init=False)

@@ -103,6 +103,8 @@ class Placement(NotAMask):
 
 def _padding(tokens: Tensor, k_offset: int, n_k: int) -> Padding | None:
     """One wait for the device at most; none in a traced graph."""
+    if not torch.compiler.is_compiling() and tokens.device.type == "cpu" and bool(tokens.all()):
+        return None
     slots = tokens.shape[1]
     first = tokens.int().argmax(1)
     traced = torch.compiler.is_compiling()

@@ -20,6 +20,7 @@ from patterncc.integrations.hf.placement import Placement
 from patterncc.integrations.hf.reading import held_by
 from patterncc.integrations.hf.serve import serve, serve_across
 from patterncc.integrations.hf.state import NAME, STATE, Kept, Patterned
+from patterncc.integrations.hf.step import step
 
 
 def attention(
@@ -38,6 +39,9 @@ def attention(
     query [B, H, n, D], key and value [B, Hkv, n_k, D].
     """
     state = getattr(module, STATE, None)
+    short = step(state, attention_mask, query, key, value, dropout, scaling, kwargs)
+    if short is not None:
+        return short, None
     place = attention_mask if isinstance(attention_mask, Placement) else None
     first = _first_query(state, place, query.shape[2], key.shape[2])
     call = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}

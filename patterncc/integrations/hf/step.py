@@ -1,0 +1,107 @@
+"""One more token, with nothing unusual about it: the short way of a decode step to the op.
+
+`serve` looks at all that a call may bring.  Most of what it finds is the same for all layers of a
+pass, or for all steps of a layer; here it is found once and kept with the pass or the layouts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from patterncc.attend.ready import Ready, plain_step
+from patterncc.errors import PatternError
+from patterncc.integrations.hf.checks import HARMLESS
+from patterncc.integrations.hf.placement import Placement
+from patterncc.integrations.hf.reading import held_by
+from patterncc.integrations.hf.state import Patterned
+
+_PLAIN = HARMLESS | {"softcap", "use_cache", "sliding_window", "output_router_logits"}
+_MOST = 64  # kinds of steps remembered for one pattern
+
+
+class _Place(NamedTuple):
+    """Where the token of a pass stands, and how many keys the model asked for a mask of."""
+
+    start: int
+    keys: int
+
+
+def step(
+    state: object,
+    place: object,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float,
+    scaling: float | None,
+    given: dict[str, Any],
+) -> Tensor | None:
+    """The output [B, 1, H, Dv] of a pattern's decode step; None for `serve` to look closer.
+
+    q [B, H, 1, D], k and v [B, Hkv, n_k, D].  The short way is for the self-attention of a decoder
+    over a cache in one piece, all of whose slots up to the token hold tokens.
+    """
+    if not isinstance(state, Patterned) or not isinstance(place, Placement):
+        return None
+    if q.shape[2] != 1 or dropout or not given.keys() <= _PLAIN or not plain_step():
+        return None
+    if state.part != "decoder" or state.seat is not None or state.record.packed is not None:
+        return None
+    if "step" not in place.memo:
+        place.memo["step"] = _place_of(place)
+    at: _Place | None = place.memo["step"]
+    if at is None or k.shape[2] != at.keys or held_by(k) is not None:
+        return None
+    start = at.start
+    if at.keys > start + 1:  # a static cache: the rest is not written
+        k, v = k.narrow(2, 0, start + 1), v.narrow(2, 0, start + 1)
+    ready = _ready(state, start, q, k, v, scaling, given.get("softcap"))
+    if ready is None or start >= ready.rows:
+        return None
+    of = q.device, len(q)
+    if of not in place.memo:
+        place.memo[of] = torch.full((len(q),), start, dtype=torch.int32, device=q.device)
+    return ready.run(q, k, v, place.memo[of]).transpose(1, 2)
+
+
+def _place_of(place: Placement) -> _Place | None:
+    """What the layers of a pass share; None where a token stands by more than its slot."""
+    start, keys = place.start(wait=False), place.given.get("kv_length")
+    if not isinstance(start, int) or not isinstance(keys, int) or place.k_offset:
+        return None
+    if not 0 < start < keys:
+        return None
+    try:
+        packed = place.packed
+    except PatternError:
+        return None
+    return None if packed or place.padding(start + 1) else _Place(start, keys)
+
+
+def _ready(
+    state: Patterned,
+    start: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+) -> Ready | None:
+    """What is the same for all steps of the layout that they share."""
+    kept = state.layouts.ready
+    kind = (q.shape, q.dtype, q.device, k.shape[1], k.dtype, v.shape[3], v.dtype)
+    key = (start.bit_length(), scaling, softcap, *kind)
+    if key not in kept:
+        if len(kept) >= _MOST:
+            kept.clear()
+        try:
+            layout = state.layouts.step(start + 1, start + 1)
+            kept[key] = Ready.of(
+                q, k, v, layout, backend=state.backend, scale=scaling, softcap=softcap
+            )
+        except PatternError:
+            return None
+    return kept[key]
