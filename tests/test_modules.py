@@ -171,6 +171,15 @@ def test_what_does_not_go_together_is_refused() -> None:
         pc.SparseAttention(24, 4, pattern=pc.Stack([WINDOW]))
 
 
+@pytest.mark.parametrize("sizes", [(0, 5, 24), (2, 0, 24)])
+def test_no_sequences_and_no_tokens(sizes: tuple[int, ...]) -> None:
+    m, x = pc.SparseAttention(24, 4, 2, WINDOW), torch.randn(sizes, requires_grad=True)
+    out = m(x)
+    assert out.shape == sizes
+    for grad in torch.autograd.grad(out.sum(), [x, *m.parameters()]):
+        assert not grad.any()
+
+
 def test_no_tensor_of_all_pairs_is_made() -> None:
     m, x = pc.SparseAttention(16, 2, pattern=WINDOW), torch.randn(1, 3000, 16, requires_grad=True)
     m(x).sum().backward()  # compiled and prepared

@@ -155,7 +155,7 @@ def score_of(
             f"give ({heads}, 2 R + 1), for distances -R to R of key from query"
         )
     if keys is not None:
-        _check_key_mask(keys, q, k)
+        check_key_mask(keys, q, k)
     slopes, bias, sinks = (None if x is None else _wide(x, q) for x in (slopes, bias, sinks))
     return Score(scale, softcap, slopes, bias, sinks, keys)
 
@@ -193,7 +193,7 @@ def _check_of_heads(name: str, x: Tensor, q: Tensor) -> None:
         )
 
 
-def _check_key_mask(keys: Tensor, q: Tensor, k: Tensor) -> None:
+def check_key_mask(keys: Tensor, q: Tensor, k: Tensor) -> None:
     """Refuse what is not one bool for each key of each sequence."""
     if not isinstance(keys, Tensor):
         raise TensorError(f"attention: key_mask is a {type(keys).__name__}, not a tensor")

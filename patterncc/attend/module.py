@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from patterncc.attend.call import attention, constant
 from patterncc.attend.checks import AnyLayout, Options, row, shape
 from patterncc.attend.checks_decode import Cache
-from patterncc.attend.over import Block, How, attend, check_layer, compiled, step
+from patterncc.attend.over import (
+    Block,
+    How,
+    attend,
+    check_layer,
+    compiled,
+    split_heads,
+    step,
+)
 from patterncc.errors import PatternValueError, TensorError
 from patterncc.layout.layout import Layout
 from patterncc.pattern import check_int
@@ -95,7 +103,9 @@ class SparseAttention(nn.Module):
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """K and V [B, kv_heads, L_k, head_dim] of a context, for steps that all read it."""
-        return _split(self.k(context), self.head_dim), _split(self.v(context), self.head_dim)
+        return split_heads(self.k(context), self.head_dim), split_heads(
+            self.v(context), self.head_dim
+        )
 
     def forward(
         self,
@@ -145,7 +155,7 @@ class SparseAttention(nn.Module):
                 f"SparseAttention: a memory of {offset} tokens, the layout's queries begin at "
                 f"{layout.q_offset}; compile it with q_offset={offset}"
             )
-        q = _split(self.q(x), self.head_dim)
+        q = split_heads(self.q(x), self.head_dim)
         if isinstance(context, tuple):
             k, v = context
         else:
@@ -257,11 +267,6 @@ def _is_cached(pattern: Layer, n: int) -> bool:
                 "intersect it with causal(), or run the whole sequence without a cache"
             )
     return True
-
-
-def _split(x: Tensor, head_dim: int) -> Tensor:
-    """[B, L, H * D] -> [B, H, L, D]."""
-    return x.reshape(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
 def _store(

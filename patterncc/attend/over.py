@@ -135,6 +135,11 @@ def step(
     return out
 
 
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """[B, L, H * D] -> [B, H, L, D]; B and L may be 0."""
+    return x.reshape(*x.shape[:-1], x.shape[-1] // head_dim, head_dim).transpose(1, 2)
+
+
 def keys_kept(owner: str, name: str, mask: Tensor, batch: int, n_k: int) -> Tensor:
     """bool [batch, n_k], True where a key may be read, of a mask that was told to be one of keys.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,3 +63,23 @@ def moved(centroids: Tensor, news: Seen, decay: float) -> Tensor:
     mean = (news.total / news.count[..., None].clamp(min=1)).to(centroids.dtype)
     new = functional.normalize(decay * centroids + (1 - decay) * mean, dim=-1)
     return torch.where(some & new.isfinite().all(-1, keepdim=True), new, centroids)
+
+
+def moved_at_end(reached: Tensor, move: Callable[[], None]) -> None:
+    """Call `move` when a backward pass that has given `reached` its gradient comes to its end.
+
+    A reentrant checkpoint runs a backward pass of its own inside the one that calls it; where that
+    one is already going on, its end counts.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    if torch._C._current_graph_task_id() == -1:
+        reached.register_hook(lambda _: engine.queue_callback(move))  # type: ignore[no-untyped-call]
+        return
+    came: list[bool] = []
+    reached.register_hook(lambda _: came.append(True))  # type: ignore[no-untyped-call]
+
+    def at_end() -> None:
+        for _ in came:
+            move()
+
+    engine.queue_callback(at_end)

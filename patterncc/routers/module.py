@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from patterncc.attend.call import attention
-from patterncc.attend.checks import Options, shape
+from patterncc.attend.checks import Options, check_key_mask, shape
+from patterncc.attend.over import split_heads
 from patterncc.errors import PatternError, PatternValueError, TensorError
 from patterncc.layout import compile as compile_layout
 from patterncc.layout.layout import Layout
 from patterncc.pattern import Pattern, check_int
-from patterncc.routers.centroids import Seen, moved, seen
+from patterncc.routers.centroids import Seen, moved, moved_at_end, seen
 from patterncc.routers.choose import choose, normal
 from patterncc.routers.chosen import Chosen, layout_of, of_last_heads
 from patterncc.routers.kinds import Router, SphericalKMeans
@@ -26,6 +27,7 @@ from patterncc.routers.steps import (
     check_options,
     check_steps,
     new_cache,
+    place_of,
     step,
     written,
 )
@@ -147,6 +149,7 @@ class RoutedAttention(nn.Module):
         q, k, v = self._project(x)
         if cache is not None:
             check_options(options)
+            position = place_of(position, q, v)
         if cache is None or position == 0:
             o = self._whole(q, k, v, options)
             if cache is not None:
@@ -159,16 +162,25 @@ class RoutedAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, H, L, D]; for k-means normalised, and one if tied."""
-        q, v = _split(self.q(x), self.head_dim), _split(self.v(x), self.head_dim)
+        q, v = split_heads(self.q(x), self.head_dim), split_heads(self.v(x), self.head_dim)
         if self.tied:
             q = normal(q)
             return q, q, v.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        k = _split(self.k(x), self.head_dim)
+        k = split_heads(self.k(x), self.head_dim)
         return (normal(q), normal(k), v) if self.centroids is not None else (q, k, v)
 
     @torch.compiler.disable(reason="the edges of a routed layer are known only while it runs")  # type: ignore[no-untyped-call, untyped-decorator]
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+        if not q.numel():
+            return q * k.sum() * v.sum()  # nothing to choose; gradients are 0, not absent
+        if torch.compiler.is_exporting():
+            raise TensorError(
+                "RoutedAttention: torch.export needs all edges before anything runs, and a routed "
+                "layer's are known only while it runs; export a model of SparseAttention"
+            )
         n, valid = operator.index(q.shape[2]), options.get("key_mask")
+        if valid is not None:
+            check_key_mask(valid, q, k)
         chosen = choose(
             self.router, q, k, causal=self.causal, valid=valid, centroids=self.centroids
         )
@@ -182,15 +194,18 @@ class RoutedAttention(nn.Module):
         return o
 
     def _follow(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> None:
-        """Let the centroids move when the gradient comes back: once a step, also where the forward
-        pass is recomputed for it, which must choose what it chose before."""
+        """Let the centroids move if the gradient comes back, once the backward pass has ended.
+
+        A forward pass that is recomputed within it must choose what it chose before, also where
+        the layer stands several times in the model.
+        """
         if self.centroids is None or not self.training or not torch.is_grad_enabled():
             return
         assert isinstance(self.router, SphericalKMeans)
         news = seen(q, k, self.centroids, valid, sync=self.router.sync)
         reached = next((t for t in (q, k, v) if t.requires_grad), None)
         if reached is not None:
-            reached.register_hook(lambda _: self._move(news))  # type: ignore[no-untyped-call]
+            moved_at_end(reached, partial(self._move, news))
 
     def _move(self, news: Seen) -> None:
         assert isinstance(self.router, SphericalKMeans) and self.centroids is not None
@@ -222,11 +237,6 @@ class RoutedAttention(nn.Module):
 
 def _tied(router: SphericalKMeans, causal: bool) -> bool:
     return causal if router.tied is None else router.tied
-
-
-def _split(x: Tensor, head_dim: int) -> Tensor:
-    """[B, L, H * D] -> [B, H, L, D]."""
-    return x.reshape(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
 @lru_cache(maxsize=64)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 import torch
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 class RoutedCache:
     """What steps of one layer need of the tokens before them.
 
-    k, v: [B, heads, capacity, head_dim].  kept: of TopBlocks the sum of each block's keys, fp32
-    [B, Hkv, blocks, head_dim]; of k-means with `width` the tokens of each cluster's open group,
-    int64 [B, H, clusters, width], and how many tokens each cluster has, [B, H, clusters].
+    k, v: [B, heads, capacity, head_dim].  held: int64 [], on the CPU, how many tokens they hold.
+    kept: of TopBlocks the sum of each block's keys, fp32 [B, Hkv, blocks, head_dim]; of k-means
+    with `width` the tokens of each cluster's open group, int64 [B, H, clusters, width], and how
+    many tokens each cluster has, [B, H, clusters].
     """
 
     k: Tensor
     v: Tensor
+    held: Tensor
     kept: tuple[Tensor, ...] = ()
 
 
@@ -63,16 +66,19 @@ def new_cache(module: RoutedAttention, batch: int, capacity: int) -> RoutedCache
     like, dim, heads = module.v.weight, module.head_dim, module.heads
     kv_heads = heads if module.tied else module.kv_heads
     k, v = (like.new_zeros(batch, kv_heads, capacity, dim) for _ in range(2))
+    held = torch.zeros((), dtype=torch.int64, device="cpu")
     match module.router:
         case SphericalKMeans(clusters=clusters, width=width):
             assert width is not None
             table = torch.full((batch, heads, clusters, width), -1, device=like.device)
-            return RoutedCache(k, v, (table, table.new_zeros(batch, heads, clusters)))
+            return RoutedCache(k, v, held, (table, table.new_zeros(batch, heads, clusters)))
         case TopBlocks(block=block):
             sums = torch.zeros(batch, kv_heads, -(-capacity // block), dim, device=like.device)
-            return RoutedCache(k, v, (sums if like.dtype != torch.float64 else sums.double(),))
+            return RoutedCache(
+                k, v, held, (sums if like.dtype != torch.float64 else sums.double(),)
+            )
         case NearestKeys():
-            return RoutedCache(k, v)
+            return RoutedCache(k, v, held)
         case _:
             assert_never(module.router)
 
@@ -87,12 +93,33 @@ def check_options(options: Options) -> None:
         )
 
 
+def place_of(position: Any, q: Tensor, v: Tensor) -> int:
+    """Where a call with a cache begins, one place for all sequences.
+
+    Raises TensorError for what is no integer, and for a step with a gradient.
+    """
+    try:
+        at = operator.index(position)
+    except (TypeError, RuntimeError):
+        told = shape(position) if isinstance(position, Tensor) else repr(position)
+        raise TensorError(
+            f"RoutedAttention: position is {told}; give an int, the same place for all sequences"
+        ) from None
+    if at and torch.is_grad_enabled() and (q.requires_grad or v.requires_grad):
+        raise TensorError(
+            "RoutedAttention: a step with a cache has no gradient; run it under torch.no_grad(), "
+            "or train on the whole sequence without a cache"
+        )
+    return int(at)
+
+
 @torch.no_grad()
 def written(
     cache: RoutedCache, router: Router, q: Tensor, k: Tensor, v: Tensor, centroids: Tensor | None
 ) -> None:
     """A prompt of n tokens at position 0: its keys, values, and what the router keeps of them."""
     n = k.shape[2]
+    _check_room(cache, k, 0)
     _store(cache, k, v, 0)
     match router:
         case SphericalKMeans(width=width):
@@ -133,6 +160,8 @@ def step(
             f"RoutedAttention: {q.shape[2]} tokens at position {position}; after the prompt at "
             "position 0 give one token a call"
         )
+    _check_room(cache, k, position)
+    _check_next(cache, position)
     _store(cache, k, v, position)
     router = module.router
     with torch.autocast(q.device.type, enabled=False):
@@ -233,14 +262,28 @@ def _static_row(pattern: Pattern | Heads | None, position: int, layer: int) -> n
     return np.concatenate(rows)
 
 
-def _store(cache: RoutedCache, k: Tensor, v: Tensor, position: int) -> None:
-    """Write new keys and values into the buffers."""
-    last = position + k.shape[2]
+def _check_room(cache: RoutedCache, k: Tensor, position: int) -> None:
     fits = cache.k.shape[:2] == k.shape[:2] and cache.k.shape[3] == k.shape[3]
-    if not fits or not 0 <= position <= last <= cache.k.shape[2]:
+    if not fits or not 0 <= position <= position + k.shape[2] <= cache.k.shape[2]:
         raise TensorError(
             f"RoutedAttention: keys of shape {shape(k)} at position {position} do not fit a cache "
             f"of shape {shape(cache.k)}"
         )
+
+
+def _check_next(cache: RoutedCache, position: int) -> None:
+    """Refuse gaps, and going back where what the router keeps counts every token once."""
+    held = int(cache.held)
+    if position > held or (position < held and cache.kept):
+        raise TensorError(
+            f"RoutedAttention: a token at position {position}, the cache holds {held} tokens; the "
+            f"next one stands at {held}, and a prompt at 0 begins anew"
+        )
+
+
+def _store(cache: RoutedCache, k: Tensor, v: Tensor, position: int) -> None:
+    """Write new keys and values into the buffers."""
+    last = position + k.shape[2]
     cache.k[:, :, position:last] = k.detach()
     cache.v[:, :, position:last] = v.detach()
+    cache.held.fill_(last)
