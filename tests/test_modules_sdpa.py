@@ -273,6 +273,13 @@ def test_where_queries_stand_is_asked_where_it_is_open() -> None:
     with pc.sdpa_as(pc.Stack([WINDOW], memory=N - 5)):
         ours = F.scaled_dot_product_attention(q, k, k)
     same(ours, F.scaled_dot_product_attention(q, k, k, MASK[-5:]), q, k)
+    with (
+        pytest.raises(
+            pc.TensorError, match=r"q_offset=-19, \(1, 2, 24, 8\) queries on .* give q_of"
+        ),
+        pc.sdpa_as(WINDOW, queries="last"),
+    ):
+        F.scaled_dot_product_attention(k, q, q)
     with pytest.raises(pc.TensorError, match="q_offset=3 beside is_causal=True"):
         pc.scaled_dot_product_attention(q, k, k, is_causal=True, pattern=WINDOW, q_offset=3)
     with pytest.raises(pc.PatternValueError, match='queries is "first" or "last", not'):

@@ -29,6 +29,9 @@ class sdpa_as(TorchFunctionMode):  # noqa: N801 - read as a verb at its call sit
     must make exactly as many calls as the stack has layers.  When the block ends the count must
     stand at the first layer again.
 
+    Calls in the thread that entered the block alone: what other threads call (nn.DataParallel)
+    stays dense, so enter a block in each.
+
     queries: where they stand in a call with another number of keys, "first" (query 0 with key 0,
     as is_causal has it in torch) or "last" (the last query with the last key: a cache, a memory).
     Without it such a call is refused.

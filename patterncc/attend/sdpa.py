@@ -59,6 +59,12 @@ def scaled_dot_product_attention(
             f"{_OWNER}: q_offset={q_offset} beside is_causal=True, which counts from query 0, or "
             "beside a layout, which has its own; intersect the pattern with causal() instead"
         )
+    if q_offset < 0:
+        raise TensorError(
+            f"{_OWNER}: q_offset={q_offset}, {shape(query)} queries on {shape(key)} keys; the last "
+            "queries can stand at the last keys only where there are as many keys: give "
+            'q_offset=0 (queries="first" in sdpa_as)'
+        )
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.is_nested or x.dim() < 2:
             raise TensorError(
