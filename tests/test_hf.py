@@ -201,6 +201,17 @@ def test_a_cache_that_slides_stays_where_the_pattern_fits() -> None:
 
 
 @torch.no_grad()
+def test_layers_that_slide_grow_together() -> None:
+    """One mask serves all sliding layers, so that their caches begin at one slot."""
+    model, ids = model_of("mistral"), text(2, N)
+    stack = pc.Stack([pc.causal() & pc.window(3), SINKS])
+    with pc.hf.apply(model, stack) as handle:
+        whole = model(ids, use_cache=False).logits
+        close(in_chunks(model, ids, DynamicCache(config=model.config)), whole)
+    assert len(handle.notes) == 2
+
+
+@torch.no_grad()
 def test_steps_share_one_layout_and_layers_share_layouts() -> None:
     model = model_of("llama")
     with pc.hf.apply(model, SINKS):

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import torch
 from oracles_hf import W, eager, floats, model_of, text
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    DynamicCache,
+    StaticCache,
+)
 from transformers.models.llama import modeling_llama
 
 import patterncc as pc
@@ -225,3 +232,34 @@ def test_a_saved_model_holds_nothing_of_ours(tmp_path: Path) -> None:
     made = AutoModelForCausalLM.from_config(config, attn_implementation="patterncc")
     assert made.config._attn_implementation == "patterncc"
     assert isinstance(ours(ids).past_key_values, DynamicCache)
+
+
+@torch.no_grad()
+def test_other_attention_chosen_under_a_pattern_is_not_run_densely() -> None:
+    model, ids = model_of("llama"), text(1, 9)
+    with pc.hf.apply(model, SINKS):
+        model.set_attn_implementation("sdpa")
+        with pytest.raises(BackendError, match=r"told to run attn_implementation='sdpa' .* undo"):
+            model(ids)
+    bert = bert_of()
+    with pc.hf.apply(bert, NARROW):
+        bert.set_attn_implementation("sdpa")
+        with pytest.raises(BackendError, match="told to run attn_implementation="):
+            bert(ids)
+
+
+def bert_of() -> Any:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = BertConfig(num_attention_heads=2, vocab_size=61, pad_token_id=0, **sizes)
+    return BertModel._from_config(config, attn_implementation="eager").eval()
+
+
+@torch.no_grad()
+def test_a_handle_undoes_its_own_pattern_alone() -> None:
+    model, ids = model_of("llama"), text(1, 9)
+    first = pc.hf.apply(model, SINKS)
+    first.undo()
+    with pc.hf.apply(model, NARROW):
+        want = model(ids).logits
+        first.undo()
+        assert torch.equal(model(ids).logits, want)

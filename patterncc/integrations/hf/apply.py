@@ -73,8 +73,10 @@ class Applied:
         return self._record.fallbacks
 
     def undo(self) -> None:
-        """The model as it was; a second call does nothing."""
-        undo(self.model)
+        """The model as it was; a second call does nothing, to patterns put in since neither."""
+        states = (vars(module).get(STATE) for module in self.model.modules())
+        if any(getattr(state, "record", None) is self._record for state in states):
+            undo(self.model)
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +124,7 @@ def apply(
     record, layers = Record(), {}
     made: dict[tuple[Layer, int], Layouts] = {}
     full: dict[int, str] = {}
+    slide: dict[int, str] = {}
     kinds = {id(f.module.config): windows(f.module.config) for f in found}
     for f in found:
         stack, seat = stacks.get(f.part), shared.get(f.name)
@@ -137,16 +140,20 @@ def apply(
         hand_on_tables(f.module, f.part == "cross")
         layers[f.name] = str(each)
         slides = kinds[id(f.module.config)].get(f.layer) if f.part == "decoder" else None
-        if slides is not None and not stays(layouts, slides):
-            full[f.layer] = f.name
+        if slides is not None:
+            (slide if stays(layouts, slides) else full)[f.layer] = f.name
+    for l, name in slide.items() if full else ():  # one mask is asked for them all
+        full[l] = f"{name}, which shares a mask with {next(iter(full.values()))}"
     if dropout == "ignore":
         record.notes["attention dropout is left out"] = None
     placed = not all(x.relative for x in made.values())
-    watch(model, Watch(full, placed, fallback == "dense", record))
+    configs = {id(f.module.config): f.module.config for f in found}
     for module, config in above(model, found):
         setattr(module, ABOVE, config._attn_implementation_internal)
-    for config in (*(f.module.config for f in found), *(c for _, c in above(model, found))):
+        configs[id(config)] = config
+    for config in configs.values():
         config._attn_implementation_internal = NAME
+    watch(model, Watch(full, placed, fallback == "dense", record, tuple(configs.values())))
     return Applied(model, layers, record)
 
 

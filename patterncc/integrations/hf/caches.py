@@ -19,7 +19,7 @@ from torch import Tensor
 from patterncc.errors import BackendError
 from patterncc.integrations.hf.layouts import Layouts
 from patterncc.integrations.hf.own_mask import PACKED_IN_A_TRACE, Packed, packed_of
-from patterncc.integrations.hf.state import Record
+from patterncc.integrations.hf.state import NAME, Record
 
 WATCH = "_patterncc_watch"
 """The attribute of a model that says what is looked at before it runs."""
@@ -29,12 +29,14 @@ WATCH = "_patterncc_watch"
 class Watch:
     """full: cache layers that must be of full length, and whose they are.  placed: some pattern
     depends on where a sequence begins.  dense: calls that cannot be served run densely.
-    arguments: names of what the model takes, in order."""
+    configs: those that say which attention runs.  arguments: names of what the model takes, in
+    order."""
 
     full: Mapping[int, str]
     placed: bool
     dense: bool
     record: Record
+    configs: tuple[Any, ...] = ()
     arguments: tuple[str, ...] = ()
 
 
@@ -67,9 +69,8 @@ def watch(model: Any, watched: Watch) -> None:
         if not isinstance(module, PreTrainedModel):
             continue
         arguments = tuple(inspect.signature(module.forward).parameters)
-        if "past_key_values" in arguments:
-            setattr(module, WATCH, replace(watched, arguments=arguments))
-            module.register_forward_pre_hook(_before, with_kwargs=True)
+        setattr(module, WATCH, replace(watched, arguments=arguments))
+        module.register_forward_pre_hook(_before, with_kwargs=True)
 
 
 def unwatch(module: Any) -> None:
@@ -84,6 +85,9 @@ def _before(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     """The arguments of a call, with a cache that holds what the patterns read."""
     watched: Watch | None = getattr(module, WATCH, None)
     if watched is None:  # a copy of a model, whose pattern was undone
+        return args, given
+    _check_in_place(watched.configs)
+    if "past_key_values" not in watched.arguments:
         return args, given
     if args:
         given = dict(zip(watched.arguments, args, strict=False)) | given
@@ -102,6 +106,18 @@ def _before(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         elif watched.placed and not watched.dense and not torch.compiler.is_compiling():
             _check_positions(module, given)
     return (), given
+
+
+def _check_in_place(configs: tuple[Any, ...]) -> None:
+    """Refuse a pass of a model that was told to run other attention: no pattern would run."""
+    for config in configs:
+        if config._attn_implementation_internal != NAME:
+            raise BackendError(
+                "a pattern is applied, and the model was since told to run "
+                f"attn_implementation={config._attn_implementation_internal!r} (by "
+                "set_attn_implementation, or by undoing the pattern of another model with the same "
+                "config object); undo the pattern, then choose, then apply it again"
+            )
 
 
 def _cached(module: Any, given: Mapping[str, Any]) -> bool:

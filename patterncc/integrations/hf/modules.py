@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 from patterncc.errors import BackendError, PatternValueError
@@ -90,10 +91,12 @@ def check_one_kind(part: Part, own: Iterable[Found]) -> None:
             )
     kinds = list(dict.fromkeys(f.kind for f in own))
     if len(kinds) > 1:
+        parts = [kind.split(".") for kind in kinds]
+        same = sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*parts)))
         raise PatternValueError(
             f"hf.apply: the model has {len(kinds)} stacks that are its {part}: "
             f"{', '.join(kinds)}; apply to the submodule that is meant, say "
-            f"pc.hf.apply(model.{kinds[0].split('.')[0]}, ...)"
+            f"pc.hf.apply(model.{'.'.join(parts[0][: same + 1])}, ...)"
         )
 
 
