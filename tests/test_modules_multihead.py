@@ -171,6 +171,16 @@ def test_modules_put_in_by_hand_are_not_passed_by_in_evaluation(calls: list[int]
             layer.self_attn(nested, nested, nested, key_padding_mask=PADDED)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_that_would_be_read_in_another_order_are_refused() -> None:
+    pieces = [torch.randn(3, 16), torch.randn(2, 16), torch.randn(3, 16)]
+    for batch_first, layout in ((False, torch.strided), (True, torch.jagged)):
+        nested = torch.nested.nested_tensor(pieces, layout=layout)
+        m = pc.MultiheadAttention(16, 2, batch_first=batch_first, pattern=pc.causal())
+        with pytest.raises(pc.TensorError, match=f"batch_first={batch_first}; a nested tensor is"):
+            m(nested, nested, nested)
+
+
 def test_an_encoder_built_of_our_layers_says_why_it_makes_no_nested_tensors() -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     layer.self_attn = pc.MultiheadAttention.of(layer.self_attn, WINDOW)

@@ -103,9 +103,8 @@ class SparseAttention(nn.Module):
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """K and V [B, kv_heads, L_k, head_dim] of a context, for steps that all read it."""
-        return split_heads(self.k(context), self.head_dim), split_heads(
-            self.v(context), self.head_dim
-        )
+        k, v = self.k(context), self.v(context)
+        return split_heads(k, self.head_dim), split_heads(v, self.head_dim)
 
     def forward(
         self,

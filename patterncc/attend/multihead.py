@@ -248,6 +248,12 @@ class MultiheadAttention(nn.MultiheadAttention):
                 "padded tensor (x.to_padded_tensor(0.0)) and key_padding_mask=, and build "
                 "nn.TransformerEncoder with enable_nested_tensor=False"
             )
+        if not self.batch_first or query.layout != torch.strided:
+            raise TensorError(
+                f"{_OWNER}: a nested tensor of layout {query.layout}, batch_first="
+                f"{self.batch_first}; a nested tensor is a batch of sequences, so it needs "
+                "batch_first=True and torch.strided, or give a padded tensor and key_padding_mask="
+            )
         padded = torch.nested.to_padded_tensor(query, 0.0)
         lengths = query._nested_tensor_size()[:, 0].to(padded.device)
         keep = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
