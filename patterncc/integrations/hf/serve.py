@@ -13,6 +13,8 @@ from patterncc.integrations.hf.layouts import Layouts
 from patterncc.integrations.hf.own_mask import Packed
 from patterncc.integrations.hf.placement import Padding, Placement
 from patterncc.layout import Layout
+from patterncc.stack import patterns_of
+from patterncc.zones.lower import lower
 
 FEW = 16
 """Rows up to which a call against a cache is a decode step, which needs no layout of its own."""
@@ -61,6 +63,12 @@ def serve(
             "cache while the pattern is applied, or give the model a DynamicCache()"
         )
     padding = place.padding(k.shape[2])
+    if strict and not layouts.only_past and isinstance(start, int):
+        shifts = (
+            [0] if padding is None or padding.shift is None else padding.shift.unique().tolist()
+        )
+        for shift in shifts:
+            check_read_in_time(layouts, start - shift, n)
     if padding is None:
         return _laid(layouts, start, place.k_offset, q, k, v, None, options)
     if strict and padding.holes:
@@ -79,6 +87,25 @@ def serve(
     if isinstance(start, int) and start == 0 and n == k.shape[2]:
         return _whole_shifted(layouts, padding, q, k, v, options)
     return _step_shifted(layouts, padding, start, q, k, v, options)
+
+
+def check_read_in_time(layouts: Layouts, start: int, n: int) -> None:
+    """Refuse n positions from `start` on where earlier ones, answered by now, would read them.
+
+    Raises BackendError.
+    """
+    if start <= 0:
+        return
+    for head, pattern in enumerate(patterns_of(layouts.layer)):
+        sizes = {"layer": layouts.index, "head": head, **layouts.bindings}
+        late = lower(pattern, start, n, 0, start, **sizes)
+        if late.count():
+            raise BackendError(
+                f"layer {layouts.index}: {pattern} lets positions before {start} read keys from "
+                f"{start} on, which came after those had been answered; intersect it with "
+                "pc.causal(), or give tokens that read each other in one call (no prefill in "
+                "chunks), or use_cache=False"
+            )
 
 
 def serve_across(

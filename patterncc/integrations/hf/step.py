@@ -50,6 +50,8 @@ def step(
         return None
     if state.part != "decoder" or state.seat is not None or state.record.packed is not None:
         return None
+    if not state.layouts.only_past:  # tokens that were answered may have waited for this one
+        return None
     if "step" not in place.memo:
         place.memo["step"] = _place_of(place)
     at: _Place | None = place.memo["step"]
