@@ -55,6 +55,10 @@ def check_stack(owner: str, given: object) -> None:
     """Refuse what is no stack, pattern or layer, with the remedy for a pattern file."""
     if not isinstance(given, Stack | Pattern | Heads):
         hint = "; pass its .stack" if hasattr(given, "stack") else ""
+        if isinstance(given, str | os.PathLike):
+            hint = "; a pattern file is read by pc.load(path).stack"
+        elif isinstance(given, Iterable):
+            hint = "; several layers are pc.Stack([...])"
         raise PatternError(
             f"{owner}: the first argument is a Stack, a Pattern or pc.heads([...]), "
             f"not a {type(given).__name__}{hint}"

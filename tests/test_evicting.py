@@ -128,7 +128,7 @@ def test_what_is_held(model: Any) -> None:
 
 def test_a_prompt_that_reads_both_ways(model: Any) -> None:
     prefix = pc.causal() & pc.window(3) | pc.prefix(10)
-    with pc.hf.apply(model, prefix):
+    with pc.hf.apply(model, prefix, ahead=True):
         whole = generated(model, IDS, DynamicCache(), do_sample=False)
         cache = pc.hf.EvictingCache(model, tokens=26, poison=True)
         assert torch.equal(generated(model, IDS, cache, do_sample=False), whole)

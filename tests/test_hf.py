@@ -139,7 +139,7 @@ def test_padding_on_the_right_is_not_read() -> None:
     both_ways = pc.window(3, 3) | pc.sink(1)
     mask = torch.ones_like(ids)
     mask[0, 15:] = 0
-    with pc.hf.apply(model, both_ways):
+    with pc.hf.apply(model, both_ways, ahead=True):
         got = model(ids, attention_mask=mask, use_cache=False).logits
         alone = model(ids[:1, :15], use_cache=False).logits
     close(got[:1, :15], alone)

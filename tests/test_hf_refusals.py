@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.llama import modeling_llama
 
 import patterncc as pc
-from patterncc.errors import BackendError, PatternValueError
+from patterncc.errors import BackendError, PatternError, PatternValueError
 from patterncc.integrations.hf.layouts import Layouts
 from patterncc.integrations.hf.serve import check_read_in_time
 
@@ -62,9 +62,26 @@ def test_options_of_apply() -> None:
         pc.hf.apply(torch.nn.Linear(2, 2), SINKS)
     with (
         pc.hf.apply(model, SINKS),
-        pytest.raises(BackendError, match="already carries a pattern; undo that first"),
+        pytest.raises(BackendError, match="carries a pattern; take it out with"),
     ):
         pc.hf.apply(model, SINKS)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        (pc.window(2, 2), {}, "reads later positions, .* ahead=True"),
+        (SINKS | pc.edges(torch.ones(9, 9).numpy() > 0), {}, "reads later positions"),
+        ("streaming-llm", {}, "not a str; a pattern file is read by pc.load"),
+        ([SINKS], {}, "not a list; several layers are pc.Stack"),
+        (None, {"encoders": SINKS}, "'encoders' is no argument.* did you mean 'encoder'"),
+        (SINKS, {"lenght": 9}, "'lenght' is no argument.* did you mean 'length'"),
+        (pc.Stack([SINKS] * 5), {}, "2 layers, the stack 5, .* this one cut"),
+    ],
+)
+def test_slips_of_the_pen(given: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PatternError, match=message):
+        pc.hf.apply(model_of("llama"), given, **options)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from patterncc.errors import BackendError, PatternValueError
+from patterncc.integrations.hf import traits
 from patterncc.integrations.hf.bias import check_bias, hand_on_as_before, hand_on_tables
 from patterncc.integrations.hf.caches import WATCH, Watch, stays, unwatch, watch, windows
 from patterncc.integrations.hf.cross import check_cross, seats
@@ -22,7 +23,7 @@ from patterncc.integrations.hf.run import attention, mask
 from patterncc.integrations.hf.state import NAME, STATE, Dropout, Fallback, Kept, Patterned, Record
 from patterncc.pattern import Pattern, check_int
 from patterncc.stack import Heads, Layer, Stack, check_stack, patterns_of
-from patterncc.zones.lower import keyed
+from patterncc.zones.lower import check_bindings, keyed
 
 ABOVE = "_patterncc_above"  # on modules above attention: what their config said
 LEAST = (5, 17)  # of transformers
@@ -78,6 +79,12 @@ class Applied:
         if any(getattr(state, "record", None) is self._record for state in states):
             undo(self.model)
 
+    def __repr__(self) -> str:
+        patterns = list(dict.fromkeys(self.layers.values()))
+        shown = ", ".join(patterns[:3]) + (f" and {len(patterns) - 3} more" * (len(patterns) > 3))
+        notes = f", {len(self.notes)} notes" if self.notes else ""
+        return f"<Applied to {len(self.layers)} attention modules: {shown}{notes}>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -93,6 +100,7 @@ def apply(
     decoder: Stack | Pattern | Heads | None = None,
     cross: Stack | Pattern | Heads | None = None,
     length: int | None = None,
+    ahead: bool = False,
     dropout: Dropout = "error",
     fallback: Literal["error", "dense"] = "error",
     backend: str = "auto",
@@ -103,6 +111,7 @@ def apply(
     pattern: for a model with one kind of attention; a Stack gives each layer its own.  encoder,
     decoder, cross: for encoder-decoder models; a part that is not given keeps its attention.
     length: the graph is that of so many positions, for patterns that are drawn for one length.
+    ahead: a causal model may read later positions, as a prefix language model does.
     dropout: "ignore" trains without the attention dropout that the model asks for.
     fallback: "dense" runs calls that cannot be served with the attention that the model had and
     its own mask, and counts them in `fallbacks` of what is returned.
@@ -118,8 +127,15 @@ def apply(
     register()
     found = attention_modules(model)
     if any(hasattr(f.module, STATE) for f in found):
-        raise BackendError("this model already carries a pattern; undo that first")
-    stacks = _stacks(found, pattern, {"encoder": encoder, "decoder": decoder, "cross": cross})
+        raise BackendError(
+            "this model already carries a pattern; take it out with handle.undo(), or with "
+            "pc.hf.undo(model)"
+        )
+    parts = {"encoder": encoder, "decoder": decoder, "cross": cross}
+    _check_names([pattern, *parts.values()], bindings)
+    stacks = _stacks(found, pattern, parts)
+    if not ahead and "decoder" in stacks:
+        _check_past(stacks["decoder"], [f for f in found if f.part == "decoder"], bindings)
     shared = seats(found) if "cross" in stacks else {}
     record, layers = Record(), {}
     made: dict[tuple[Layer, int], Layouts] = {}
@@ -170,6 +186,28 @@ def undo(model: Any) -> None:
             unwatch(module)
 
 
+def _check_names(given: list[Stack | Pattern | Heads | None], bindings: dict[str, Any]) -> None:
+    """Refuse slips of the pen among the keywords."""
+    stacks = []
+    for each in given:
+        if each is not None:
+            check_stack("hf.apply", each)
+            stacks.append(each if isinstance(each, Stack) else Stack(each))
+    check_bindings("hf.apply", [p for s in stacks for p in s.patterns], bindings, apply)
+
+
+def _check_past(stack: Stack, own: list[Found], bindings: dict[str, Any]) -> None:
+    """Refuse patterns that show a causal model what it is trained to foretell."""
+    for f in own:
+        for head, pattern in enumerate(stack.heads(f.layer)):
+            if traits.reads_ahead(pattern, layer=f.layer, head=head, **bindings):
+                raise PatternValueError(
+                    f"hf.apply: {f.name}: {pattern} reads later positions, which a causal model "
+                    f"must not see; write pc.causal() & ({pattern}), or pass ahead=True where it "
+                    "is meant, as in a prefix language model"
+                )
+
+
 def _check_options(length: object, dropout: object, fallback: object) -> None:
     if length is not None:
         check_int("hf.apply", "length", length, 1)
@@ -182,7 +220,7 @@ def _check_options(length: object, dropout: object, fallback: object) -> None:
 def _stacks(
     found: tuple[Found, ...],
     pattern: Stack | Pattern | Heads | None,
-    parts: Mapping[Part, Stack | Pattern | Heads | None],
+    parts: Mapping[Any, Stack | Pattern | Heads | None],
 ) -> dict[Part, Stack]:
     """The stack of each part that is given one."""
     there: list[Part] = list(dict.fromkeys(f.part for f in found))
@@ -195,7 +233,9 @@ def _stacks(
             )
         given = {there[0]: pattern}
     if not given:
-        raise PatternValueError("hf.apply: no pattern given")
+        raise PatternValueError(
+            "hf.apply: no pattern given; give one for all attention, or encoder=, decoder=, cross="
+        )
     stacks: dict[Part, Stack] = {}
     for part, each in given.items():
         check_stack("hf.apply", each)
@@ -215,9 +255,11 @@ def _stacks(
 def _check_fits(stack: Stack, part: Part, own: list[Found]) -> None:
     layers = 1 + max(f.layer for f in own)
     if layers % len(stack):
+        change = "cut" if len(stack) > layers else "repeated, the last time in part"
         raise PatternValueError(
             f"hf.apply: the {part} has {layers} layers, the stack {len(stack)}, which does not "
-            f"divide them; give a pattern for each layer, such as stack.repeated({layers})"
+            f"divide them; give a pattern for each layer: stack.repeated({layers}) is this one "
+            f"{change}"
         )
     for f in own:
         patterns, heads = len(stack.heads(f.layer)), f.heads

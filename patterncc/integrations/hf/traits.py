@@ -5,12 +5,17 @@ Each answer is read from the tree alone and errs on the safe side.
 
 from __future__ import annotations
 
+from typing import Any
+
 from patterncc import primitives as leaf
+from patterncc.errors import PatternError
 from patterncc.pattern import Difference, Intersection, Pattern, Primitive, Union
 from patterncc.stack import Layer, patterns_of
-from patterncc.zones.lower import leaves
+from patterncc.zones.lower import leaves, lower
 
 _RELATIVE = leaf.Full, leaf.Causal, leaf.Window, leaf.Dilated, leaf.Strided, leaf.LogSparse
+
+_SEEN = 256  # positions at which edges are looked at
 
 
 def relative(layer: Layer) -> bool:
@@ -30,6 +35,25 @@ def only_past(layer: Layer) -> bool:
     (True, False)
     """
     return all(map(_only_past, patterns_of(layer)))
+
+
+def reads_ahead(p: Pattern, **bindings: Any) -> bool:
+    """Whether some query reads a later key, seen in the edges of a few hundred positions.
+
+    A pattern whose edges cannot be had at that length is taken at its word.
+
+    >>> reads_ahead(leaf.window(3, 3)), reads_ahead(leaf.boxes([4, 8, 0, 4, -8, 8], 8, 8))
+    (True, False)
+    """
+    if _only_past(p):
+        return False
+    for n in (_SEEN, *(x.n for x in leaves(p) if isinstance(x, leaf.Boxes) and x.n)):
+        try:
+            table = lower(p, n, **bindings).table
+        except PatternError:
+            continue
+        return bool(len(table)) and int(table[:, 5].max()) > 1
+    return False
 
 
 def _only_past(p: Pattern) -> bool:
