@@ -303,3 +303,12 @@ def test_keys_that_come_after_their_readers_were_answered(
     check_read_in_time(layouts, 0, 9)
     if later is not None:
         check_read_in_time(layouts, later, 1)
+
+
+@torch.no_grad()
+def test_a_cache_cannot_show_later_keys_to_tokens_that_were_answered() -> None:
+    model = model_of("llama")
+    with pc.hf.apply(model, pc.window(3, 2), ahead=True):
+        model(text(1, 9), use_cache=False)
+        with pytest.raises(BackendError, match="read keys from 9 on, which came after"):
+            model.generate(text(1, 9), max_new_tokens=4, do_sample=False)
