@@ -17,7 +17,8 @@ from patterncc.layout.layout import Layout
 class Ready:
     """Steps of one row, without gradient, for tensors of given shapes, dtypes and devices.
 
-    tensors, plan: of the layout on the device.  rows: how many it has, the first at position 0.
+    tensors, plan: of the layout on the device.  rows, keys: how many it
+    has, the first of both at position 0.
     """
 
     tensors: list[Tensor]
@@ -25,6 +26,7 @@ class Ready:
     scale: float
     softcap: float
     rows: int
+    keys: int
 
     @staticmethod
     def of(
@@ -46,12 +48,13 @@ class Ready:
         score = score_of(q, k, scale, softcap)
         tensors, plan, runs_on = upload.prepared(layout, q.device, backend)
         check_backend(q, v, runs_on)
-        return Ready(tensors, plan, score.scale, score.softcap, layout.n)
+        return Ready(tensors, plan, score.scale, score.softcap, layout.n, layout.n_k)
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
         """The output [B, H, 1, Dv] of q [B, H, 1, D] at `position`, int32 [B], below `rows`.
 
-        k and v: the first keys of the layout.  The op looks at all of them once more.
+        k and v: the first keys of the layout, those that no row reads with any
+        values.  The op looks at all of them once more.
         """
         out: Tensor = op.decode(
             *(q, k, v, self.tensors, self.plan, self.scale, position, None, None, self.softcap)
@@ -59,11 +62,7 @@ class Ready:
         return out
 
 
-def plain_step() -> bool:
-    """Whether nothing is traced, differentiated or transformed: what `Ready.run` takes."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-    )
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation runs, which ask for more
+    than `Ready` looks at."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

@@ -111,7 +111,7 @@ def _before(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
 def _check_in_place(configs: tuple[Any, ...]) -> None:
     """Refuse a pass of a model that was told to run other attention: no pattern would run."""
     for config in configs:
-        if config._attn_implementation_internal != NAME:
+        if vars(config)["_attn_implementation_internal"] != NAME:  # configs look names up slowly
             raise BackendError(
                 "a pattern is applied, and the model was since told to run "
                 f"attn_implementation={config._attn_implementation_internal!r} (by "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,6 +67,18 @@ def own_mask(mask_function: Callable[..., Any] | None, **given: Any) -> OwnMask:
 
     Raises BackendError for a function that transformers did not make, by its name.
     """
+    if getattr(mask_function, "__closure__", ()) is None:
+        return _open(mask_function)
+    return _read(mask_function)
+
+
+@lru_cache(maxsize=32)
+def _open(mask_function: Callable[..., Any]) -> OwnMask:
+    """The same of a function that holds nothing, so that each pass asks with the same one."""
+    return _read(mask_function)
+
+
+def _read(mask_function: Callable[..., Any] | None) -> OwnMask:
     past, left, right, chunk = False, -1, -1, 0
     documents = positions = None
     for name, held in () if mask_function is None else _leaves(mask_function):

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch.compiler import is_compiling
 
-from patterncc.attend.ready import Ready, plain_step
+from patterncc.attend.ready import Ready, transformed
 from patterncc.errors import PatternError
 from patterncc.integrations.hf.checks import HARMLESS
 from patterncc.integrations.hf.placement import Placement
@@ -46,35 +47,40 @@ def step(
     """
     if not isinstance(state, Patterned) or not isinstance(place, Placement):
         return None
-    if q.shape[2] != 1 or dropout or not given.keys() <= _PLAIN or not plain_step():
+    sides = q.shape
+    if sides[2] != 1 or is_grad_enabled() or is_compiling():
+        return None
+    if dropout or not given.keys() <= _PLAIN:
         return None
     if state.part != "decoder" or state.seat is not None or state.record.packed is not None:
         return None
     if not state.layouts.only_past:  # tokens that were answered may have waited for this one
         return None
-    if "step" not in place.memo:
-        place.memo["step"] = _place_of(place)
-    at: _Place | None = place.memo["step"]
+    memo = place.memo
+    if "step" not in memo:
+        memo["step"] = _place_of(place)
+    at: _Place | None = memo["step"]
     if at is None or k.shape[2] != at.keys or held_by(k) is not None:
         return None
     start = at.start
-    if at.keys > start + 1:  # a static cache: the rest is not written
-        k, v = k.narrow(2, 0, start + 1), v.narrow(2, 0, start + 1)
-    ready = _ready(state, start, q, k, v, scaling, given.get("softcap"))
+    softcap, device = given.get("softcap"), q.device
+    kind = (start.bit_length(), device, q.dtype, scaling, softcap, sides, k.shape[1], v.shape[3])
+    ready = state.layouts.ready.get(kind) or _made(state, kind, start, q, k, v, scaling, softcap)
     if ready is None or start >= ready.rows:
         return None
-    of = q.device, len(q)
-    if of not in place.memo:
-        place.memo[of] = torch.full((len(q),), start, dtype=torch.int32, device=q.device)
-    return ready.run(q, k, v, place.memo[of]).transpose(1, 2)
+    if at.keys > ready.keys:  # a static cache; what nobody has written yet, no row reads
+        k, v = k.narrow(2, 0, ready.keys), v.narrow(2, 0, ready.keys)
+    if device not in memo:
+        memo[device] = torch.full(sides[:1], start, dtype=torch.int32, device=device)
+    return ready.run(q, k, v, memo[device]).transpose(1, 2)
 
 
 def _place_of(place: Placement) -> _Place | None:
     """What the layers of a pass share; None where a token stands by more than its slot."""
     start, keys = place.start(wait=False), place.given.get("kv_length")
-    if not isinstance(start, int) or not isinstance(keys, int) or place.k_offset:
+    if not isinstance(start, int) or not isinstance(keys, int) or not 0 < start < keys:
         return None
-    if not 0 < start < keys:
+    if place.k_offset or transformed():
         return None
     try:
         packed = place.packed
@@ -83,8 +89,9 @@ def _place_of(place: Placement) -> _Place | None:
     return None if packed or place.padding(start + 1) else _Place(start, keys)
 
 
-def _ready(
+def _made(
     state: Patterned,
+    kind: object,
     start: int,
     q: Tensor,
     k: Tensor,
@@ -92,18 +99,15 @@ def _ready(
     scaling: float | None,
     softcap: float | None,
 ) -> Ready | None:
-    """What is the same for all steps of the layout that they share."""
+    """What all steps of a kind share, kept from now on; None for what `attention` refuses."""
+    k, v = k.narrow(2, 0, start + 1), v.narrow(2, 0, start + 1)
+    try:
+        layout = state.layouts.step(start + 1, start + 1)
+        made = Ready.of(q, k, v, layout, backend=state.backend, scale=scaling, softcap=softcap)
+    except PatternError:
+        return None
     kept = state.layouts.ready
-    kind = (q.shape, q.dtype, q.device, k.shape[1], k.dtype, v.shape[3], v.dtype)
-    key = (start.bit_length(), scaling, softcap, *kind)
-    if key not in kept:
-        if len(kept) >= _MOST:
-            kept.clear()
-        try:
-            layout = state.layouts.step(start + 1, start + 1)
-            kept[key] = Ready.of(
-                q, k, v, layout, backend=state.backend, scale=scaling, softcap=softcap
-            )
-        except PatternError:
-            return None
-    return kept[key]
+    if len(kept) >= _MOST:
+        kept.clear()
+    kept[kind] = made
+    return made
