@@ -142,7 +142,7 @@ def test_a_models_own_window_makes_none_either() -> None:
 
 def test_the_watch_sees_what_it_is_to_see() -> None:
     """The same model with the attention that it came with makes its n x n tensor, and is seen."""
-    model, made, n = llama(), Made(), 2048
+    model, made, n = llama(), Made(), 4096  # 64 MiB: more than an allocator keeps for later
     model.set_attn_implementation("eager")
     held = forget()
     with made, torch.no_grad():
