@@ -63,8 +63,8 @@ class Clock:
         """The op, its time added to `op`; what it was called with beside q, k and v is kept."""
 
         def timed(q: Tensor, k: Tensor, v: Tensor, *given: Any, **named: Any) -> Any:
+            start = time.perf_counter()  # first, so that what is kept here is not called added
             self.calls.append((function, given, named))
-            start = time.perf_counter()
             result = function(q, k, v, *given, **named)
             self.op += time.perf_counter() - start
             return result
