@@ -171,7 +171,8 @@ def mask(
     """What AttentionMaskInterface asks for: a `Placement` in the place of a mask."""
     if isinstance(attention_mask, Placement):
         return attention_mask
-    given |= dict(zip(("batch_size", "q_length", "kv_length"), sizes, strict=False))
+    if sizes:
+        given |= dict(zip(("batch_size", "q_length", "kv_length"), sizes, strict=False))
     given |= {"attention_mask": attention_mask, "kv_offset": kv_offset}
     given.setdefault("mask_function", None)
     if isinstance(kv_offset, Tensor):  # as assisted decoding leaves it in transformers 5.17
