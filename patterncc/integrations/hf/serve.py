@@ -65,7 +65,7 @@ def serve(
     padding = place.padding(k.shape[2])
     if strict and not layouts.only_past and isinstance(start, int):
         shifts = (
-            [0] if padding is None or padding.shift is None else padding.shift.unique().tolist()
+            [0] if padding is None or padding.shift is None else sorted(set(padding.shift.tolist()))
         )
         for shift in shifts:
             check_read_in_time(layouts, start - shift, n)
