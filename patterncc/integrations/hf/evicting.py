@@ -86,9 +86,12 @@ class EvictingCache(Cache):  # type: ignore[misc]
         super().reset()
 
     def __repr__(self) -> str:
+        room = ""
+        if self.plan is not None and self.nbytes > self.full_nbytes:
+            room = f": room for {self.plan.stop:,} tokens, tokens= is for fewer"
         return (
             f"EvictingCache({len(self.layers)} layers, {self.get_seq_length():,} tokens, "
-            f"{self.nbytes:,} of {self.full_nbytes:,} bytes)"
+            f"{self.nbytes:,} of {self.full_nbytes:,} bytes{room})"
         )
 
 
