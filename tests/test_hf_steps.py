@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import patterncc as pc
 from patterncc.errors import PatternValueError
 from patterncc.integrations.hf import run as integration
-
-transformers = pytest.importorskip("transformers")
 
 PATTERN = pc.causal() & (pc.window(5) | pc.sink(2))
 LAYERS = 3

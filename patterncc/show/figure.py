@@ -59,7 +59,8 @@ def picture(panels: Sequence[Panel], title: str, path: Path) -> None:
         for axes in grid[len(shown) :]:
             axes.set_axis_off()
         more = f" ({left_out} more masks not drawn)" if left_out else ""
-        figure.suptitle(title + more, fontsize=12, fontweight="bold")
+        above = 1 + 0.2 / figure.get_figheight()  # 0.2 inches of air, whatever the height
+        figure.suptitle(title + more, fontsize=12, fontweight="bold", y=above)
         if any(not p.pairwise and not p.parts for p in shown):
             bar = figure.colorbar(_scale(), ax=grid.tolist(), shrink=0.75, aspect=30, pad=0.015)
             bar.set_label("share of a cell's pairs that are edges")
@@ -163,7 +164,10 @@ def _save(figure: Any, path: Path) -> None:
     """Write beside the target, then move."""
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
-        figure.savefig(part, metadata={"Date": None} if path.suffix == ".svg" else None)
+        # legends stand below the axes, outside what the layout has room for
+        options = {"bbox_inches": "tight", "pad_inches": 0.15}
+        dated = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(part, metadata=dated, **options)
         part.replace(path)
     except OSError as error:
         raise PatternError(f"show: cannot write {str(path)!r}: {error.strerror}") from None
