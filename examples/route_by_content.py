@@ -2,7 +2,7 @@
 
 A sequence names 48 pairs, one a token: a key and its value.  Then come 16 of the keys alone, and
 each has to be answered with its value.  Most pairs are out of a window's reach; which cluster a key
-is in, its content says.  Printed, in about 10 seconds of one core:
+is in, its content says.  Printed, in ten to thirty seconds:
 
     window: 15% of the answers can be reached, 8% were given
     window and routing: 100% of the answers can be reached, 98% were given
